@@ -1,0 +1,12 @@
+"""Latent-CLIP for ComfyUI: judge and steer images while they are still latents."""
+
+WEB_DIRECTORY = "./js"
+
+
+async def comfy_entrypoint():
+    """Called by the host; everything is imported here, so that loading the pack costs nothing before."""
+    from .host.folders import register_folders
+    from .nodes import LatentCLIPExtension
+
+    register_folders()
+    return LatentCLIPExtension()

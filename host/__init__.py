@@ -1,0 +1,1 @@
+"""The only room that touches ComfyUI: devices, memory, files, interruption, gradients inside the executor."""

@@ -1,0 +1,136 @@
+"""A Latent-CLIP inside the host: what travels on a LATENT_CLIP wire."""
+
+import logging
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import comfy.model_management as mm
+import torch
+from torch import Tensor, nn
+
+from ..methods.features import encode_latents
+from ..models.config import latent_grid
+from ..models.fit import Fit
+from ..models.latent_spaces import LatentSpace
+from .folders import LATENT_CLIP, find_file
+from .towers import TowerPatcher, device_and_dtype, tower_dtype, tower_patcher
+
+LOGGER = logging.getLogger(__name__)
+TEXT_CACHE_SIZE = 512  # prompts; at 640 floats each 1.3 MB
+
+
+class TextTower:
+    """Text features of a CLIP, encoded once per prompt and kept (the last `TEXT_CACHE_SIZE` of them).
+
+    Its own ModelPatcher, so it can leave the GPU while the image tower works.
+    """
+
+    def __init__(self, module: nn.Module, context_length: int):
+        from open_clip.tokenizer import SimpleTokenizer
+
+        device = mm.text_encoder_device()
+        self.patcher = tower_patcher(module, device, mm.text_encoder_offload_device())
+        self.tokenizer = SimpleTokenizer(context_length=context_length)
+        self._cache: OrderedDict[str, Tensor] = OrderedDict()
+
+    def encode(self, texts: list[str]) -> Tensor:
+        """Features of texts: (N, D) float32 of unit length, on the CPU.
+
+        Raises:
+            ValueError: a text is empty or only white space.
+        """
+        if any(not text.strip() for text in texts):
+            raise ValueError("Got an empty text, expected a description of what the image shows. Type one, or remove the node.")
+        missing = list(dict.fromkeys(text for text in texts if text not in self._cache))
+        for text, features in zip(missing, self._forward(missing) if missing else []):
+            self._cache[text] = features
+        for text in texts:
+            self._cache.move_to_end(text)
+        features = torch.stack([self._cache[text] for text in texts])
+        while len(self._cache) > TEXT_CACHE_SIZE:
+            self._cache.popitem(last=False)
+        return features
+
+    def _forward(self, texts: list[str]) -> Tensor:
+        for text in texts:
+            if len(self.tokenizer.encode(text)) > self.tokenizer.context_length - 2:
+                LOGGER.warning("This prompt is longer than %d tokens; its end is not read: %.60s…", self.tokenizer.context_length, text)
+        mm.load_models_gpu([self.patcher])
+        device, _ = device_and_dtype(self.patcher.model)
+        chunks = self.tokenizer(texts).split(256)
+        features = torch.cat([self.patcher.model(chunk.to(device)).float().cpu() for chunk in chunks])
+        return nn.functional.normalize(features, dim=-1)
+
+
+class LoadedLatentCLIP:
+    """The value of a LATENT_CLIP socket: two towers in the host's care, and the space that they read.
+
+    Attributes:
+        name: for reports.
+        config: open_clip model config.
+        space: the latent space of the image tower.
+        logit_scale: exp of the learned temperature; logits are logit_scale × cosine.
+        image: patcher of the image tower. text: the text tower with its cache.
+    """
+
+    def __init__(self, model: nn.Module, config: dict, space: LatentSpace, name: str, dtype: str = "auto"):
+        device = mm.get_torch_device()
+        self.name = name
+        self.config = config
+        self.space = space
+        self.grid = latent_grid(config)
+        self.logit_scale = model.logit_scale.float().exp().item()
+        self.image: TowerPatcher = tower_patcher(model.visual.to(tower_dtype(dtype, device)), device, mm.unet_offload_device())
+        text_dtype = tower_dtype(dtype, mm.text_encoder_device())
+        self.text = TextTower(model.text.to(text_dtype), config["text_cfg"]["context_length"])
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """See `TextTower.encode`."""
+        return self.text.encode(texts)
+
+    def encoder(self, fit: Fit = "tiles") -> "LatentEncoder":
+        return LatentEncoder(self, fit)
+
+
+@dataclass(frozen=True)
+class LatentEncoder:
+    """Raw latents → features of one loaded Latent-CLIP under one fit. Call it with its `patchers` loaded."""
+
+    clip: LoadedLatentCLIP
+    fit: Fit
+
+    @property
+    def space(self) -> LatentSpace:
+        return self.clip.space
+
+    @property
+    def patchers(self) -> list[TowerPatcher]:
+        return [self.clip.image]
+
+    def memory_per_item(self, shape: torch.Size) -> int:
+        """Bytes of activations that one latent of (B, C, H, W) needs on the way forward, generously."""
+        vision = self.clip.config["vision_cfg"]
+        tokens = (self.clip.grid // vision["patch_size"]) ** 2 + 1
+        tiles = 1 if self.fit != "tiles" else -(-max(shape[-2:]) // min(shape[-2:]))
+        _, dtype = device_and_dtype(self.clip.image.model)
+        return 2 * tiles * tokens * vision["width"] * 12 * dtype.itemsize
+
+    def __call__(self, raw_latents: Tensor) -> Tensor:
+        tower = self.clip.image.model
+        device, dtype = device_and_dtype(tower)
+        return encode_latents(tower, raw_latents.to(device), self.clip.grid, self.fit, dtype)
+
+
+def load_latent_clip_file(name: str, dtype: str = "auto") -> LoadedLatentCLIP:
+    """Load a file of ComfyUI/models/latent_clip.
+
+    Raises:
+        ValueError: the file is gone or is no Latent-CLIP; the message says what it is.
+    """
+    from ..models.checkpoint import read_checkpoint
+    from ..models.latent_clip import load_latent_clip
+
+    checkpoint = read_checkpoint(find_file(LATENT_CLIP, name))
+    model = load_latent_clip(checkpoint.config, checkpoint.state_dict)
+    LOGGER.info("Loaded %s: reads %s latents", checkpoint.name, checkpoint.space.name)
+    return LoadedLatentCLIP(model, checkpoint.config, checkpoint.space, checkpoint.name, dtype)

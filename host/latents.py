@@ -1,0 +1,89 @@
+"""LATENT wires: take tensors out, keep what belongs to an item with the item, draw thumbnails without a decode."""
+
+import base64
+import io
+
+import comfy.latent_formats
+from comfy_execution.graph_utils import ExecutionBlocker
+from latent_preview import Latent2RGBPreviewer
+from torch import Tensor
+
+from ..models.latent_spaces import LatentSpace, LatentSpaceError, check_raw_latents
+
+THUMBNAIL_SIDE = 96  # pixels
+
+
+def raw_latents_of(latent: dict, space: LatentSpace) -> Tensor:
+    """The checked samples of a LATENT: (B, C, H, W) float32.
+
+    Raises:
+        LatentSpaceError: not raw latents of `space`; says what came and what to do.
+    """
+    samples = latent["samples"]
+    if not isinstance(samples, Tensor) or getattr(samples, "is_nested", False):
+        raise LatentSpaceError(f"Got a latent of several parts (such as video with audio), expected plain {space.name} image latents.")
+    return check_raw_latents(samples, space).float()
+
+
+def select_items(latent: dict, indices: list[int]) -> dict:
+    """The items `indices` of a LATENT, in that order, with the metadata that belongs to each.
+
+    Tensors and lists with one entry per item follow their item; a noise_mask for fewer items is repeated over the
+    batch first, as the sampler does; `batch_index` keeps the seed's noise of every item.
+    """
+    size = len(latent["samples"])
+    picked = {key: _pick(value, indices, size) for key, value in latent.items()}
+    mask = latent.get("noise_mask")
+    if isinstance(mask, Tensor) and 1 < len(mask) != size:
+        picked["noise_mask"] = mask[[i % len(mask) for i in indices]]
+    if "batch_index" not in latent:
+        picked["batch_index"] = list(indices)
+    return picked
+
+
+def items_or_blocker(latent: dict, indices: list[int]) -> dict | ExecutionBlocker:
+    """The items, or, where there are none, the host's silent stop for what follows: an empty batch crashes most nodes."""
+    return select_items(latent, indices) if indices else ExecutionBlocker(None)
+
+
+def _pick(value, indices: list[int], size: int):
+    if isinstance(value, Tensor) and value.ndim > 0 and len(value) == size:
+        return value[indices]
+    if isinstance(value, list | tuple) and len(value) == size:
+        return type(value)(value[i] for i in indices)
+    return value
+
+
+def thumbnails(raw_latents: Tensor, space: LatentSpace) -> list[str]:
+    """A JPEG data URL per latent, from the latent format's linear latent-to-RGB map."""
+    previewer = _previewer(space)
+    return [_data_url(previewer.decode_latent_to_preview(item)) for item in to_model_space(raw_latents, space).split(1)]
+
+
+def to_model_space(raw_latents: Tensor, space: LatentSpace) -> Tensor:
+    """(raw - shift) × scale."""
+    return (raw_latents - space.shift) * space.scale
+
+
+def _previewer(space: LatentSpace) -> Latent2RGBPreviewer:
+    formats = {
+        "sdxl": comfy.latent_formats.SDXL,
+        "sd1": comfy.latent_formats.SD15,
+        "sd3": comfy.latent_formats.SD3,
+        "flux": comfy.latent_formats.Flux,
+    }
+    if space.name == "shapes-world":
+        from .shapes_world import ShapesWorldLatentFormat
+
+        formats[space.name] = ShapesWorldLatentFormat
+    by_channels = {4: comfy.latent_formats.SDXL, 16: comfy.latent_formats.Flux}
+    latent_format = formats.get(space.name, by_channels.get(space.channels))()
+    return Latent2RGBPreviewer(latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias)
+
+
+def _data_url(image) -> str:
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+

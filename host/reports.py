@@ -1,0 +1,81 @@
+"""Judge a LATENT and say it twice: as JSON for a graph, and as data for the bars on the node."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..methods.classify import classify, label_directions
+from ..methods.rewards import Reward
+from ..models.fit import Fit
+from .latent_clip import LoadedLatentCLIP
+from .latents import raw_latents_of, thumbnails
+from .scoring import encode, evaluate
+
+MAX_THUMBNAILS = 64  # a node is no place for more
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """The scores (B,) of a batch, the unweighted value of every term (B,), and what draws them."""
+
+    reward: Reward
+    scores: Tensor
+    terms: dict[str, Tensor]
+    thumbnails: list[str]
+
+    def as_dict(self) -> dict:
+        return {
+            "scores": _rounded(self.scores),
+            "terms": [
+                {"name": term.name, "weight": term.weight, "values": _rounded(self.terms[term.name])} for term in self.reward.terms
+            ],
+        }
+
+    def as_ui(self, kept: list[int] | None = None) -> dict:
+        """`kept`: indices that a selection keeps, None where nothing is selected."""
+        return {**self.as_dict(), "kind": "scores", "thumbnails": self.thumbnails, "kept": kept}
+
+
+@dataclass(frozen=True)
+class ClassifyReport:
+    """Top label and its probability per item, and the whole table (B, L)."""
+
+    names: list[str]
+    table: Tensor
+    thumbnails: list[str]
+
+    @property
+    def labels(self) -> list[str]:
+        return [self.names[i] for i in self.table.argmax(dim=1).tolist()]
+
+    @property
+    def probabilities(self) -> list[float]:
+        return self.table.amax(dim=1).tolist()
+
+    def as_dict(self) -> dict:
+        return {
+            "labels": self.labels,
+            "probabilities": [dict(zip(self.names, _rounded(row))) for row in self.table],
+        }
+
+    def as_ui(self) -> dict:
+        return {**self.as_dict(), "kind": "classes", "thumbnails": self.thumbnails}
+
+
+def score_report(latent: dict, reward: Reward) -> ScoreReport:
+    """Score every item of a LATENT."""
+    raw_latents = raw_latents_of(latent, reward.space)
+    terms = evaluate(reward, raw_latents)
+    return ScoreReport(reward, reward.weigh(terms), terms, thumbnails(raw_latents[:MAX_THUMBNAILS], reward.space))
+
+
+def classify_report(latent: dict, clip: LoadedLatentCLIP, names: list[str], templates: list[str], fit: Fit) -> ClassifyReport:
+    """Zero-shot probabilities for every item of a LATENT."""
+    raw_latents = raw_latents_of(latent, clip.space)
+    directions = label_directions(clip.encode_text, names, templates)
+    table = classify(encode(clip.encoder(fit), raw_latents), directions, clip.logit_scale)
+    return ClassifyReport(names, table, thumbnails(raw_latents[:MAX_THUMBNAILS], clip.space))
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 6) for value in values.tolist()]

@@ -1,0 +1,46 @@
+"""Run a reward over a batch: networks loaded by the host, chunks sized to free memory, cancel between chunks."""
+
+from collections.abc import Callable
+
+import comfy.model_management as mm
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ..methods.rewards import Encoder, Reward
+
+MAX_CHUNK = 64  # more gains nothing and only raises the memory peak
+
+
+def evaluate(reward: Reward, raw_latents: Tensor) -> dict[str, Tensor]:
+    """Value of every term for every latent, unweighted: name → (B,) float32 on the CPU."""
+    return _over_chunks(reward.encoders, raw_latents, reward.evaluate)
+
+
+def encode(encoder: Encoder, raw_latents: Tensor) -> Tensor:
+    """Features of every latent: (B, D) float32 on the CPU."""
+    return _over_chunks([encoder], raw_latents, lambda chunk: {"features": encoder(chunk)})["features"]
+
+
+def _over_chunks(encoders: list[Encoder], raw_latents: Tensor, function: Callable[[Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
+    per_item = max(encoder.memory_per_item(raw_latents.shape) for encoder in encoders)
+    patchers = [patcher for encoder in encoders for patcher in encoder.patchers]
+    mm.load_models_gpu(patchers, memory_required=per_item * min(len(raw_latents), MAX_CHUNK))
+    free = mm.get_free_memory(mm.get_torch_device())
+    chunk_size = max(1, min(MAX_CHUNK, int(free * 0.7 / per_item)))
+    progress = comfy.utils.ProgressBar(len(raw_latents))
+    results, done = [], 0
+    while done < len(raw_latents):
+        mm.throw_exception_if_processing_interrupted()
+        try:
+            values = function(raw_latents[done : done + chunk_size])
+        except mm.OOM_EXCEPTION:
+            if chunk_size == 1:
+                raise
+            mm.soft_empty_cache()
+            chunk_size //= 2
+            continue
+        results.append({name: value.float().cpu() for name, value in values.items()})
+        done += min(chunk_size, len(raw_latents) - done)
+        progress.update_absolute(done)
+    return {name: torch.cat([result[name] for result in results]) for name in results[0]}

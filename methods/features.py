@@ -1,0 +1,57 @@
+"""From latents to unit-length CLIP features: the shared first half of every reward."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from ..models.fit import Fit, fit_latents
+
+Tower = Callable[[Tensor], Tensor]
+
+
+def encode_latents(tower: Tower, raw_latents: Tensor, grid: int, fit: Fit, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Features of raw latents of any size.
+
+    Args:
+        tower: (N, C, grid, grid) → (N, D), a Latent-CLIP's `visual`.
+        raw_latents: (B, C, H, W).
+        grid, fit: see `models.fit.fit_latents`; the features of several tiles are averaged.
+        dtype: what the tower computes in.
+
+    Returns:
+        (B, D) float32 of unit length.
+    """
+    views = fit_latents(raw_latents.float(), grid, fit)
+    features = tower(rearrange(views, "b t c h w -> (b t) c h w").to(dtype)).float()
+    return average_unit(rearrange(features, "(b t) d -> b t d", t=views.shape[1]))
+
+
+def encode_pixels(tower: Tower, pixels: Tensor, size: int, mean: Tensor, std: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Features of pictures, prepared as open_clip does: shorter side to `size` (bicubic), centre crop, normalise.
+
+    Args:
+        tower: (B, 3, size, size) → (B, D).
+        pixels: (B, 3, H, W) in 0..1.
+        mean, std: (3,) of the tower's training.
+
+    Returns:
+        (B, D) float32 of unit length.
+    """
+    height, width = pixels.shape[-2:]
+    scale = size / min(height, width)
+    new_height, new_width = max(size, round(height * scale)), max(size, round(width * scale))
+    if (new_height, new_width) != (height, width):
+        pixels = F.interpolate(pixels, (new_height, new_width), mode="bicubic", antialias=True).clamp(0, 1)
+    top, left = (new_height - size) // 2, (new_width - size) // 2
+    pixels = pixels[..., top : top + size, left : left + size]
+    pixels = (pixels - mean.to(pixels).view(3, 1, 1)) / std.to(pixels).view(3, 1, 1)
+    return F.normalize(tower(pixels.to(dtype)).float(), dim=-1)
+
+
+def average_unit(features: Tensor) -> Tensor:
+    """Mean direction over dim 1: (B, T, D) → (B, D), every vector counted with unit length."""
+    features = F.normalize(features, dim=-1)
+    return features[:, 0] if features.shape[1] == 1 else F.normalize(features.mean(dim=1), dim=-1)

@@ -1,0 +1,94 @@
+"""What a reward is: weighted terms, each a head on the features of an encoder.
+
+Terms that share an encoder share its forward pass, so five prompts on one Latent-CLIP cost as much as one.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from torch import Tensor
+
+from ...models.latent_spaces import LatentSpace, check_raw_latents, common_space
+
+
+class Encoder(Protocol):
+    """Turns raw latents (B, C, H, W) of one space into features (B, D). Equal encoders give equal features; hashable."""
+
+    @property
+    def space(self) -> LatentSpace: ...
+
+    def __call__(self, raw_latents: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Term:
+    """One number per image.
+
+    Attributes:
+        name: what reports, traces and plots call it; unique within a reward.
+        encoder: raw latents → features (B, D).
+        head: features → (B,), higher is better.
+        weight: factor of this term in the reward's sum.
+    """
+
+    name: str
+    encoder: Encoder
+    head: Callable[[Tensor], Tensor]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A weighted sum of terms; calling it gives (B,) float32 for raw latents (B, C, H, W)."""
+
+    terms: tuple[Term, ...]
+
+    @property
+    def encoders(self) -> list[Encoder]:
+        """The distinct encoders, in order of first use."""
+        return list(dict.fromkeys(term.encoder for term in self.terms))
+
+    @property
+    def space(self) -> LatentSpace:
+        """The latent space that every term reads."""
+        return common_space([encoder.space for encoder in self.encoders])
+
+    def evaluate(self, raw_latents: Tensor) -> dict[str, Tensor]:
+        """Value of every term, unweighted: name → (B,) float32.
+
+        Raises:
+            LatentSpaceError: these latents cannot be of the space that the reward reads.
+        """
+        check_raw_latents(raw_latents, self.space)
+        features = {encoder: encoder(raw_latents) for encoder in self.encoders}
+        return {term.name: term.head(features[term.encoder]) for term in self.terms}
+
+    def weigh(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Weighted sum of the values that `evaluate` returned: (B,)."""
+        total = self.terms[0].weight * values[self.terms[0].name]
+        for term in self.terms[1:]:
+            total = total + term.weight * values[term.name]
+        return total
+
+    def __call__(self, raw_latents: Tensor) -> Tensor:
+        return self.weigh(self.evaluate(raw_latents))
+
+
+def combine(rewards: list[Reward]) -> Reward:
+    """Sum of rewards. Terms keep their names; a name that comes again gets a number.
+
+    Raises:
+        ValueError: no reward at all.
+        LatentSpaceError: they read different latent spaces.
+    """
+    if not rewards:
+        raise ValueError("Got no rewards to combine, expected at least one. Connect a Reward node.")
+    common_space([reward.space for reward in rewards])
+    terms: dict[str, Term] = {}
+    for term in (term for reward in rewards for term in reward.terms):
+        name, count = term.name, 2
+        while name in terms:
+            name, count = f"{term.name} ({count})", count + 1
+        terms[name] = replace(term, name=name)
+    return Reward(tuple(terms.values()))

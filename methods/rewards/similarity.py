@@ -1,0 +1,35 @@
+"""Cosine rewards on CLIP features: match a text, match a latent."""
+
+from torch import Tensor
+
+from .base import Encoder, Reward, Term
+
+
+def text_reward(
+    encoder: Encoder, name: str, text_features: Tensor, avoid_features: Tensor | None = None, weight: float = 1.0
+) -> Reward:
+    """cos(image, text), minus cos(image, text to avoid) where one is given.
+
+    With weight 1 this equals the CLIP term of the original ReNO (0.01 × its 100 × cosine).
+
+    Args:
+        text_features, avoid_features: (D,) of unit length.
+    """
+    direction = text_features if avoid_features is None else text_features - avoid_features
+    return _dot_product_reward(encoder, name, direction, weight)
+
+
+def latent_reward(encoder: Encoder, name: str, reference_features: Tensor, weight: float = 1.0) -> Reward:
+    """cos(image, reference).
+
+    Args:
+        reference_features: (D,) of unit length.
+    """
+    return _dot_product_reward(encoder, name, reference_features, weight)
+
+
+def _dot_product_reward(encoder: Encoder, name: str, direction: Tensor, weight: float) -> Reward:
+    def head(features: Tensor) -> Tensor:
+        return features @ direction.to(features)
+
+    return Reward((Term(name, encoder, head, weight),))

@@ -1,0 +1,1 @@
+"""What we load: Latent-CLIP, its checkpoints, latent spaces. Torch only, no ComfyUI."""

@@ -1,0 +1,251 @@
+"""Read Latent-CLIP checkpoints, the authors' pickles and our safetensors, and trust neither.
+
+Two layouts are known. The *original* (`epoch_34.pt`) is a torch pickle with the optimizer and the frozen VAE encoder
+beside the two towers, every key behind the DDP prefix `module.`. *Ours* is a safetensors file with the towers alone, in
+open_clip's custom-text layout (`visual.*`, `text.*`, `logit_scale`) and the architecture in its metadata.
+Both are memory-mapped, so what is not needed is never read.
+"""
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .config import infer_config, name_of_config
+from .latent_spaces import LATENT_SPACES, LatentSpace
+
+FORMAT_VERSION = "1"
+LOGGER = logging.getLogger(__name__)
+
+# The optimizer state of an original checkpoint holds numpy scalars; under numpy 1 and 2 their constructor has two names.
+_NUMPY_SCALAR = numpy.float64(0).__reduce__()[0]
+_SAFE_GLOBALS = [
+    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
+    (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
+    numpy.dtype,
+    type(numpy.dtype("float64")),
+]
+
+
+class CheckpointError(ValueError):
+    """A file that is no checkpoint of the expected kind; the message says what it is and what to do."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified Latent-CLIP.
+
+    Attributes:
+        name: published architecture name, or the file's stem.
+        config: open_clip model config with the latent keys.
+        space: the latent space that the image tower reads.
+        state_dict: tensors in the layout and with the shapes of `LatentCLIP(config)`, mapped from the file.
+        dropped: number of tensors of the file that were not kept (VAE, optimizer aside).
+    """
+
+    name: str
+    config: dict
+    space: LatentSpace
+    state_dict: dict[str, Tensor]
+    dropped: int
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read and verify a Latent-CLIP checkpoint of either layout.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, no checkpoint, holds more than tensors, or holds another architecture.
+    """
+    path = Path(path)
+    tensors, metadata = read_tensors(path)
+    state_dict = original_to_custom_text(tensors)
+    _refuse_other_models(path, state_dict)
+    config = _find_config(path, metadata, state_dict)
+    check_keys(path, state_dict, expected_shapes(config))
+    _check_finite(path, state_dict)
+    space_name = metadata.get("latent_space", "sdxl")
+    if space_name not in LATENT_SPACES:
+        raise CheckpointError(f"{path.name}: reads the unknown latent space {space_name!r}; known: {', '.join(LATENT_SPACES)}.")
+    space = LATENT_SPACES[space_name]
+    if config["vision_cfg"]["latent_n_channels"] != space.channels:
+        raise CheckpointError(
+            f"{path.name}: its patch convolution takes {config['vision_cfg']['latent_n_channels']} channels, "
+            f"but {space.name} latents have {space.channels}. The file's latent_space metadata is wrong."
+        )
+    return Checkpoint(name_of_config(config) or path.stem, config, space, state_dict, len(tensors) - len(state_dict))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Map the tensors of a safetensors file or torch pickle.
+
+    Returns:
+        (state_dict without the DDP prefix, safetensors metadata or {}).
+
+    Raises:
+        CheckpointError: missing, damaged, neither format, or holding anything but tensors and plain numbers.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path.name}: no such file. Put Latent-CLIP weights into ComfyUI/models/latent_clip.")
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if start.startswith(b"PK\x03\x04"):
+        tensors, metadata = _read_pickle(path), {}
+    elif len(start) == 9 and start[8:] == b"{":
+        tensors, metadata = _read_safetensors(path)
+    else:
+        raise CheckpointError(f"{path.name}: neither a safetensors file nor a torch checkpoint. Download it again.")
+    if not tensors:
+        raise CheckpointError(f"{path.name}: holds no tensors.")
+    return {key.removeprefix("module."): tensor for key, tensor in tensors.items()}, metadata
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = list(file.keys())
+            return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path.name}: damaged safetensors file ({error}). Download or convert it again.") from error
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    """The one place where a pickle is opened: tensors only, no code is run, pages are read when touched."""
+    try:
+        with torch.serialization.safe_globals(_SAFE_GLOBALS):
+            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # a damaged pickle can fail with nearly any type; every one means the same to the user
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path.name}: not a readable torch checkpoint, or it holds more than tensors, which is refused because "
+            f"pickles can run code ({reason[:200]}). Download it again from its authors."
+        ) from error
+    tensors = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(tensors, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors.items()):
+        raise CheckpointError(f"{path.name}: expected a state_dict of tensors, got {type(content).__name__} with other content.")
+    return tensors
+
+
+def original_to_custom_text(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the original layout to open_clip's custom-text layout and leave out the frozen VAE encoder.
+
+    A state_dict that already has that layout comes back unchanged.
+    """
+    text_roots = ("positional_embedding", "text_projection", "transformer", "token_embedding", "ln_final")
+    converted = {}
+    for key, tensor in state_dict.items():
+        if key.startswith(("visual.vae_encoder.", "visual.vae_quant_conv.")):
+            continue
+        if key.split(".")[0] in text_roots:
+            key = f"text.{key}"
+        converted[key.replace("visual.latent_vit.", "visual.", 1)] = tensor
+    return converted
+
+
+def _refuse_other_models(path: Path, state_dict: dict[str, Tensor]) -> None:
+    conv1 = state_dict.get("visual.conv1.weight")
+    if "vision_model.embeddings.patch_embedding.weight" in state_dict or (conv1 is not None and conv1.ndim == 4 and conv1.shape[1] == 3):
+        raise CheckpointError(f"{path.name}: a CLIP that reads pixels, expected one that reads latents. Use it with 'Reward: Pixel CLIP'.")
+    if any(key.startswith(("model.diffusion_model.", "first_stage_model.", "double_blocks.")) for key in state_dict):
+        raise CheckpointError(f"{path.name}: a diffusion checkpoint, expected a Latent-CLIP. Use it with 'Load Checkpoint'.")
+
+
+def _find_config(path: Path, metadata: dict[str, str], state_dict: dict[str, Tensor]) -> dict:
+    """The architecture from the file's metadata, else from `<stem>.json` beside it, else from the shapes."""
+    beside = path.with_suffix(".json")
+    try:
+        if "config" in metadata:
+            config = json.loads(metadata["config"])
+        elif beside.is_file():
+            config = json.loads(beside.read_text(encoding="utf-8"))
+            config = config.get("model_cfg", config)
+        else:
+            shapes = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
+            config = infer_config(shapes)
+            LOGGER.info("%s: architecture read off its shapes: %s", path.name, name_of_config(config) or config)
+        decoding_layers = config["vision_cfg"].get("latent_n_decoding_layers", 0)
+        config["vision_cfg"].pop("latent_encoder_name", None)
+        config["vision_cfg"].setdefault("latent_factor", 8)
+        config["vision_cfg"].setdefault("latent_n_channels", state_dict["visual.conv1.weight"].shape[1])
+    except (KeyError, ValueError, TypeError, AttributeError, ZeroDivisionError, IndexError) as error:
+        raise CheckpointError(
+            f"{path.name}: not a Latent-CLIP checkpoint, no architecture can be read from it ({error!r}); "
+            f"its first keys are {', '.join(list(state_dict)[:3])}."
+        ) from error
+    if decoding_layers:
+        raise CheckpointError(
+            f"{path.name}: this variant reads features of {decoding_layers} VAE decoder layers, not latents, and is not supported. "
+            "Use Latent-ViT-B-8-512 or Latent-ViT-B-4-512-plus."
+        )
+    return config
+
+
+def expected_shapes(config: dict) -> dict[str, tuple[int, ...]]:
+    """Key → shape of every tensor of `LatentCLIP(config)`.
+
+    Raises:
+        CheckpointError: open_clip cannot build such a model.
+    """
+    from .latent_clip import LatentCLIP
+
+    try:
+        with torch.device("meta"):
+            return {key: tuple(tensor.shape) for key, tensor in LatentCLIP(config).state_dict().items()}
+    except Exception as error:  # whatever open_clip stumbles over, the config is what is wrong
+        raise CheckpointError(f"No Latent-CLIP can be built from this config: {error!r}. Config: {json.dumps(config)[:400]}") from error
+
+
+def check_keys(path: Path, state_dict: dict[str, Tensor], expected: dict[str, tuple[int, ...]]) -> None:
+    """Compare names and shapes strictly.
+
+    Raises:
+        CheckpointError: names the first missing, unexpected and misshapen keys.
+    """
+    missing = [key for key in expected if key not in state_dict]
+    unexpected = [key for key in state_dict if key not in expected]
+    misshapen = [
+        f"{key} {tuple(state_dict[key].shape)} instead of {shape}"
+        for key, shape in expected.items()
+        if key in state_dict and tuple(state_dict[key].shape) != shape
+    ]
+    problems = [
+        f"{len(keys)} {what} (first: {', '.join(keys[:3])})"
+        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        if keys
+    ]
+    if problems:
+        raise CheckpointError(f"{path.name}: its tensors do not fit the architecture: {'; '.join(problems)}.")
+
+
+def _check_finite(path: Path, state_dict: dict[str, Tensor]) -> None:
+    for key, tensor in state_dict.items():
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{path.name}: {key} is {tensor.dtype}, expected floating point.")
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{path.name}: {key} holds NaN or infinite values; the file is damaged. Download it again.")
+
+
+def safetensors_metadata(checkpoint: Checkpoint, source: Path) -> dict[str, str]:
+    """Metadata of our format: version, architecture, latent space, and the sha256 of the file it was made from."""
+    return {
+        "format": "latent-clip",
+        "format_version": FORMAT_VERSION,
+        "name": checkpoint.name,
+        "config": json.dumps(checkpoint.config),
+        "latent_space": checkpoint.space.name,
+        "source_file": source.name,
+        "source_sha256": _sha256(source),
+    }
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,69 @@
+"""Architectures as data: open_clip JSON configs, and the inference of a config from the shapes of a checkpoint."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+CONFIG_DIR = Path(__file__).parent / "configs"
+HEAD_WIDTH = 64  # open_clip's default; shapes cannot tell it
+
+
+def latent_grid(config: dict) -> int:
+    """Latent cells along one side of the image tower's input, 64 for the published models."""
+    return config["vision_cfg"]["image_size"] // config["vision_cfg"]["latent_factor"]
+
+
+def published_configs() -> dict[str, dict]:
+    """The architectures that ship with the pack, by name."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(CONFIG_DIR.glob("*.json"))}
+
+
+def name_of_config(config: dict) -> str | None:
+    """The published name of an architecture, or None."""
+    return next((name for name, published in published_configs().items() if published == config), None)
+
+
+def infer_config(shapes: Mapping[str, tuple[int, ...]], latent_factor: int = 8) -> dict:
+    """Read the architecture off the shapes of a state_dict in open_clip's custom-text layout.
+
+    Args:
+        shapes: key → shape, with `visual.*` and `text.*` keys.
+        latent_factor: pixels per latent cell; shapes cannot tell it, and nothing is computed from it but `image_size`.
+
+    Raises:
+        KeyError: a key that every model of the family has is missing.
+    """
+    vision_width, channels, patch_size, _ = shapes["visual.conv1.weight"]
+    patches = shapes["visual.positional_embedding"][0] - 1
+    grid = round(patches**0.5) * patch_size
+    vocab_size, text_width = shapes["text.token_embedding.weight"]
+    config = {
+        "embed_dim": shapes["visual.proj"][1],
+        "vision_cfg": {
+            "image_size": grid * latent_factor,
+            "layers": _count_blocks(shapes, "visual."),
+            "width": vision_width,
+            "patch_size": patch_size,
+            "latent_factor": latent_factor,
+            "latent_n_channels": channels,
+        },
+        "text_cfg": {
+            "context_length": shapes["text.positional_embedding"][0],
+            "vocab_size": vocab_size,
+            "width": text_width,
+            "heads": max(1, text_width // HEAD_WIDTH),
+            "layers": _count_blocks(shapes, "text."),
+        },
+    }
+    for tower in ("vision_cfg", "text_cfg"):
+        prefix = "visual." if tower == "vision_cfg" else "text."
+        mlp_ratio = shapes[f"{prefix}transformer.resblocks.0.mlp.c_fc.weight"][0] / config[tower]["width"]
+        if mlp_ratio != 4:
+            config[tower]["mlp_ratio"] = mlp_ratio
+    return config
+
+
+def _count_blocks(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
+    pattern = re.compile(re.escape(prefix) + r"transformer\.resblocks\.(\d+)\.")
+    return len({match[1] for key in shapes if (match := pattern.match(key))})

@@ -1,0 +1,29 @@
+"""V3 schemas and thin execute methods, one file per family."""
+
+from comfy_api.latest import ComfyExtension, io
+
+
+def all_nodes() -> list[type[io.ComfyNode]]:
+    """Every node of the pack, in the order of the add-node menu."""
+    from .classify import LatentCLIPClassify
+    from .load import LatentCLIPLoader
+    from .rewards import LatentCLIPCombineRewards, LatentCLIPLatentReward, LatentCLIPPixelReward, LatentCLIPTextReward
+    from .score import LatentCLIPScore, LatentCLIPSelect
+    from .shapes_world import LatentCLIPShapesWorld
+
+    return [
+        LatentCLIPLoader,
+        LatentCLIPTextReward,
+        LatentCLIPLatentReward,
+        LatentCLIPPixelReward,
+        LatentCLIPCombineRewards,
+        LatentCLIPScore,
+        LatentCLIPSelect,
+        LatentCLIPClassify,
+        LatentCLIPShapesWorld,
+    ]
+
+
+class LatentCLIPExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return all_nodes()

@@ -1,0 +1,151 @@
+"""Reward nodes: what an image should be, as one number that other nodes rank by, climb or steer with."""
+
+from comfy_api.latest import io
+
+from ..host import folders
+from .sockets import CATEGORY, LATENT_CLIP, LATENT_REWARD, dtype_input, fit_input, weight_input
+
+REWARDS = f"{CATEGORY}/rewards"
+
+
+def reward_output() -> io.Custom:
+    return LATENT_REWARD.Output(display_name="REWARD", tooltip="For Score, Select and every other node that takes a reward.")
+
+
+def latent_clip_input() -> io.Custom:
+    return LATENT_CLIP.Input("latent_clip", tooltip="From Load Latent-CLIP. It must read the latents that will be judged.")
+
+
+class LatentCLIPTextReward(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="LatentCLIPTextReward",
+            display_name="Reward: Match Text",
+            category=REWARDS,
+            description="How well a latent matches a text: the cosine between their Latent-CLIP features. Nothing is decoded. "
+            "Good matches of natural images lie around 0.2 to 0.4; compare scores of one text, not across texts.",
+            search_aliases=["clip score", "prompt score", "text similarity"],
+            inputs=[
+                latent_clip_input(),
+                io.String.Input("text", multiline=True, tooltip="What the image should show. Up to 77 tokens are read."),
+                io.String.Input(
+                    "text_to_avoid",
+                    multiline=True,
+                    optional=True,
+                    tooltip="What it should not look like; its cosine is subtracted. Leave empty for none.",
+                ),
+                weight_input(),
+                fit_input(),
+            ],
+            outputs=[reward_output()],
+        )
+
+    @classmethod
+    def execute(cls, latent_clip, text, weight, fit, text_to_avoid=""):
+        from ..methods.rewards import text_reward
+
+        avoid = latent_clip.encode_text([text_to_avoid])[0] if text_to_avoid.strip() else None
+        features = latent_clip.encode_text([text])[0]
+        return io.NodeOutput(text_reward(latent_clip.encoder(fit), f"match: {shorten(text)}", features, avoid, weight))
+
+
+class LatentCLIPLatentReward(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="LatentCLIPLatentReward",
+            display_name="Reward: Match Latent",
+            category=REWARDS,
+            description="How much a latent looks like a reference latent: the cosine of their Latent-CLIP features. "
+            "Several references are averaged. It compares content and style, not pixels.",
+            search_aliases=["image similarity", "reference image"],
+            inputs=[
+                latent_clip_input(),
+                io.Latent.Input("reference", tooltip="What to look like: a VAE Encode of a picture, or a latent that you liked."),
+                weight_input(),
+                fit_input(),
+            ],
+            outputs=[reward_output()],
+        )
+
+    @classmethod
+    def execute(cls, latent_clip, reference, weight, fit):
+        from ..host.latents import raw_latents_of
+        from ..host.scoring import encode
+        from ..methods.features import average_unit
+        from ..methods.rewards import latent_reward
+
+        encoder = latent_clip.encoder(fit)
+        features = average_unit(encode(encoder, raw_latents_of(reference, latent_clip.space)).unsqueeze(0))[0]
+        return io.NodeOutput(latent_reward(encoder, "match: latent", features, weight))
+
+
+class LatentCLIPPixelReward(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="LatentCLIPPixelReward",
+            display_name="Reward: Pixel CLIP",
+            category=REWARDS,
+            description="The usual way, for comparison and for preference models: decode the latent with the VAE, then judge the "
+            "pixels with a CLIP in open_clip's layout (OpenCLIP, HPSv2.1, PickScore-style). Far slower than a latent reward.",
+            search_aliases=["clip score", "hps", "pickscore", "aesthetic"],
+            inputs=[
+                io.Vae.Input("vae", tooltip="The VAE that decodes these latents."),
+                io.Combo.Input(
+                    "file",
+                    options=folders.list_files(folders.OPEN_CLIP),
+                    tooltip="A CLIP checkpoint in ComfyUI/models/open_clip, with both towers, in open_clip's layout.",
+                ),
+                io.String.Input("text", multiline=True, tooltip="What the image should show. Up to 77 tokens are read."),
+                weight_input(),
+                dtype_input(),
+                io.Boolean.Input(
+                    "quick_gelu",
+                    default=False,
+                    tooltip="Switch on for OpenAI's original weights, which use another activation. The file cannot tell.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[reward_output()],
+        )
+
+    @classmethod
+    def execute(cls, vae, file, text, weight, dtype, quick_gelu):
+        from ..host.pixel_clip import load_pixel_clip_file, pixel_encoder
+        from ..methods.rewards import text_reward
+
+        clip = load_pixel_clip_file(file, dtype, quick_gelu)
+        features = clip.text.encode([text])[0]
+        return io.NodeOutput(text_reward(pixel_encoder(clip, vae), f"pixels match: {shorten(text)}", features, weight=weight))
+
+
+class LatentCLIPCombineRewards(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        template = io.Autogrow.TemplatePrefix(
+            LATENT_REWARD.Input("reward", tooltip="A reward; another slot appears when this one is connected."), prefix="reward_", min=1, max=50
+        )
+        return io.Schema(
+            node_id="LatentCLIPCombineRewards",
+            display_name="Combine Rewards",
+            category=REWARDS,
+            description="The sum of any number of rewards, each with the weight set on its own node. "
+            "Rewards on one Latent-CLIP share its forward pass, so more texts cost almost nothing.",
+            search_aliases=["sum rewards", "weighted reward", "ensemble"],
+            inputs=[io.Autogrow.Input("rewards", template=template)],
+            outputs=[reward_output()],
+        )
+
+    @classmethod
+    def execute(cls, rewards):
+        from ..methods.rewards import combine
+
+        return io.NodeOutput(combine([reward for reward in rewards.values() if reward is not None]))
+
+
+def shorten(text: str, length: int = 60) -> str:
+    """One line of at most `length` characters, for names in reports."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 1] + "…"

@@ -1,0 +1,40 @@
+"""The pack's own socket types."""
+
+from comfy_api.latest import io
+
+LATENT_CLIP = io.Custom("LATENT_CLIP")
+LATENT_REWARD = io.Custom("LATENT_REWARD")
+
+CATEGORY = "latent_clip"
+
+
+def weight_input() -> io.Float.Input:
+    return io.Float.Input(
+        "weight",
+        default=1.0,
+        min=-100.0,
+        max=100.0,
+        step=0.05,
+        tooltip="Factor of this reward in a sum. 1 is the usual choice; 0 only reports it; negative values seek the opposite.",
+    )
+
+
+def fit_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "fit",
+        options=["tiles", "crop", "squash"],
+        default="tiles",
+        tooltip="How a latent that is not square meets the square tower. tiles: overlapping windows, averaged. "
+        "crop: the centre only, fastest. squash: all of it, distorted. The same for square images.",
+        advanced=True,
+    )
+
+
+def dtype_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "dtype",
+        options=["auto", "fp16", "bf16", "fp32"],
+        default="auto",
+        tooltip="Precision of the weights. auto: what ComfyUI would choose for this device. fp32 is the most exact and costs twice the memory.",
+        advanced=True,
+    )
