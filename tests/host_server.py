@@ -47,7 +47,7 @@ class TestServer(ComfyServer):
 
 
 def text_to_image(width: int = 64, height: int = 64, batch_size: int = 1, steps: int = 2, seed: int = 0) -> dict:
-    """The stock text-to-image prompt on the tiny SDXL, as a starting point: nodes ckpt, pos, neg, empty, ks, dec, save."""
+    """The stock text-to-image prompt on the tiny SDXL: nodes ckpt, pos, neg, empty, ks, dec and save."""
 
     def node(kind: str, **inputs) -> dict:
         return {"class_type": kind, "inputs": inputs}

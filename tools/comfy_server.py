@@ -76,7 +76,12 @@ class ComfyServer:
     """
 
     def __init__(
-        self, tree: Path, base: Path, python: str = sys.executable, port: int = 0, arguments: tuple[str, ...] = ("--cpu",)
+        self,
+        tree: Path,
+        base: Path,
+        python: str = sys.executable,
+        port: int = 0,
+        arguments: tuple[str, ...] = ("--cpu",),
     ):
         self.tree, self.base, self.python = Path(tree), Path(base), python
         self.port = port or free_port()
@@ -86,6 +91,7 @@ class ComfyServer:
 
     @property
     def url(self) -> str:
+        """Where the page and the routes are."""
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> "ComfyServer":
@@ -227,10 +233,11 @@ class ComfyServer:
 
 def validation_message(answer: dict) -> str:
     """One line per problem from a refused POST /prompt."""
-    lines = []
-    for node_id, node in (answer.get("node_errors") or {}).items():
-        for error in node["errors"]:
-            lines.append(f"{node['class_type']} #{node_id}: {error['message']}: {error['details']}")
+    lines = [
+        f"{node['class_type']} #{node_id}: {error['message']}: {error['details']}"
+        for node_id, node in (answer.get("node_errors") or {}).items()
+        for error in node["errors"]
+    ]
     error = answer.get("error") or {}
     if not lines:
         lines = [f"{error.get('message', 'refused')}: {error.get('details', '')}" if isinstance(error, dict) else error]

@@ -80,7 +80,7 @@ class Graph:
 
 
 def bypass_input(node: dict, slot: int, wanted: str) -> dict | None:
-    """The input that a bypassed node passes on to an output: the one at the same position if its type fits, else any."""
+    """The input that a bypassed node passes on to an output: the one in the same place if its type fits, else any."""
     inputs, given = node.get("inputs", []), node["outputs"][slot]["type"]
 
     def fits(socket: dict) -> bool:

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from PIL import Image
+
 from latent_clip_pack.tests.host_server import text_to_image
 from latent_clip_pack.tools.comfy_server import ComfyError
-from PIL import Image
 
 
 def test_stock_text_to_image_runs_on_the_tiny_sdxl(comfy):
@@ -31,7 +32,8 @@ def test_sampling_is_repeatable_and_depends_on_the_seed(comfy):
 
 
 def test_dump_shows_the_whole_latent(comfy):
-    inputs = dict(batch_size=3, channels=4, height=8, width=12, seed=5, std=7.0, with_mask=True, with_batch_index=True)
+    size = {"batch_size": 3, "channels": 4, "height": 8, "width": 12}
+    inputs = size | {"seed": 5, "std": 7.0, "with_mask": True, "with_batch_index": True}
     comfy.run({
         "1": {"class_type": "TestMakeLatent", "inputs": inputs},
         "2": {"class_type": "TestDump", "inputs": {"value": ["1", 0], "name": "whole"}},
@@ -57,7 +59,7 @@ def test_a_latent_written_by_the_test_arrives_unchanged(comfy):
 
 def test_a_refused_prompt_names_the_node_and_the_input(comfy):
     prompt = text_to_image(steps=0)
-    with pytest.raises(ComfyError, match="KSampler #ks: .*steps"):
+    with pytest.raises(ComfyError, match=r"KSampler #ks: .*steps"):
         comfy.run(prompt)
     result = comfy.run(prompt, expect_failure=True)
     assert not result.ok

@@ -1,6 +1,7 @@
 """The workflow converter on hand-made graphs; a browser test compares it with the page itself."""
 
 import pytest
+
 from latent_clip_pack.tools.ui_to_api import ui_to_api
 
 INFO = {

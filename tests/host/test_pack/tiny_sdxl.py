@@ -24,7 +24,8 @@ class TinySDXLClip(sdxl_clip.SDXLClipModel):
 
     def __init__(self, device="cpu", dtype=None, model_options=None):
         torch.nn.Module.__init__(self)
-        shared = {"device": device, "dtype": dtype, "layer": "hidden", "layer_idx": -2, "layer_norm_hidden_state": False}
+        shared = {"layer": "hidden", "layer_idx": -2, "layer_norm_hidden_state": False}
+        shared |= {"device": device, "dtype": dtype}
         # The host writes options into the config it is given, so each tower gets its own copy.
         options = model_options or {}
         self.clip_l = sd1_clip.SDClipModel(
