@@ -49,7 +49,7 @@ class PixelEncoder:
         decoded = vae.first_stage_model.decode(raw_latents.to(device=vae.device, dtype=vae.vae_dtype)).float()
         # the host's process_output writes into its argument, which autograd may still need
         pixels = vae.process_output(decoded.clone()).to(device)
-        return encode_pixels(tower, pixels, self.clip.image_size, self.mean, self.std, dtype)
+        return encode_pixels(tower, pixels, self.clip.image_size, self.clip.mean, self.clip.std, dtype)
 
 
 def pixel_encoder(clip: LoadedPixelCLIP, vae: comfy.sd.VAE) -> PixelEncoder:

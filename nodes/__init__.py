@@ -9,7 +9,6 @@ def all_nodes() -> list[type[io.ComfyNode]]:
     from .load import LatentCLIPLoader
     from .rewards import LatentCLIPCombineRewards, LatentCLIPLatentReward, LatentCLIPPixelReward, LatentCLIPTextReward
     from .score import LatentCLIPScore, LatentCLIPSelect
-    from .shapes_world import LatentCLIPShapesWorld
 
     return [
         LatentCLIPLoader,
@@ -20,7 +19,6 @@ def all_nodes() -> list[type[io.ComfyNode]]:
         LatentCLIPScore,
         LatentCLIPSelect,
         LatentCLIPClassify,
-        LatentCLIPShapesWorld,
     ]
 
 
