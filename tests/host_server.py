@@ -24,6 +24,10 @@ class TestServer(ComfyServer):
     def __init__(self, tree: Path, base: Path):
         make_base(base, {PACK_FOLDER: PACK_ROOT, "test_pack": TEST_PACK})
         super().__init__(tree, base)
+        # On a first visit the page opens its template browser over everything, and loads a large default workflow.
+        settings = base / "user" / "default" / "comfy.settings.json"
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        settings.write_text(json.dumps({"Comfy.TutorialCompleted": True}))
         self.models_dir, self.input_dir, self.output_dir = base / "models", base / "input", base / "output"
 
     def save_input(self, name: str, latent: dict) -> None:

@@ -198,23 +198,23 @@ class ComfyServer:
         status, answer = self.post("/prompt", {"prompt": prompt, "client_id": client_id})
         if status != 200:
             return Result(False, validation_message(answer), node_errors=answer.get("node_errors") or {})
-        # The host queues a prompt when at least one output is valid; the other branches are still a failure.
-        broken = answer.get("node_errors") or {}
-        history = self._wait(answer["prompt_id"], started + timeout, poll)
-        result = Result(
-            history["status"]["status_str"] == "success" and not broken,
-            node_errors=broken,
-            outputs=history.get("outputs", {}),
-            history=history,
-            seconds=time.perf_counter() - started,
-        )
-        if broken:
-            result.error = validation_message(answer)
-        elif result.exception:
+        result = self.wait(answer["prompt_id"], timeout, poll)
+        result.seconds = time.perf_counter() - started
+        # The host runs a prompt when at least one output is valid; the refused branches are still a failure.
+        if broken := answer.get("node_errors"):
+            result.ok, result.node_errors, result.error = False, broken, validation_message(answer)
+        return result
+
+    def wait(self, prompt_id: str, timeout: float = 300, poll: Callable[[], None] | None = None) -> Result:
+        """Wait for a prompt that is in the queue, whoever put it there."""
+        history = self._wait(prompt_id, time.perf_counter() + timeout, poll)
+        status = history["status"]["status_str"]
+        result = Result(status == "success", outputs=history.get("outputs", {}), history=history)
+        if result.exception:
             bad = result.exception
             result.error = "{node_type} #{node_id}: {exception_type}: {exception_message}".format(**bad).strip()
         elif not result.ok:
-            result.error = f"ended as {history['status']['status_str']}, perhaps interrupted"
+            result.error = f"ended as {status}, perhaps interrupted"
         return result
 
     def _wait(self, prompt_id: str, deadline: float, poll) -> dict:

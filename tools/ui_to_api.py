@@ -57,7 +57,7 @@ class Graph:
                 self.links[link["id"]] = (link["origin_id"], link["origin_slot"])
             else:  # [id, origin id, origin slot, target id, target slot, type]
                 self.links[link[0]] = (link[1], link[2])
-        if workflow.get("definitions", {}).get("subgraphs"):
+        if (workflow.get("definitions") or {}).get("subgraphs"):
             raise ValueError("the workflow has subgraphs, which this converter does not know: unpack them in the page")
 
     def source(self, link_id: int | None, wanted: str) -> list | Constant | None:

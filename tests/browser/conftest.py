@@ -1,0 +1,42 @@
+"""The real page in headless Chromium, in both of its renderers."""
+
+import os
+import shutil
+
+import pytest
+from latent_clip_pack.tests.browser_page import ComfyPage
+
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --disable-background-networking --disable-component-update "
+    "--disable-sync --no-first-run"
+).split()
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A browser process; ./dev test says where it is in $CHROMIUM."""
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if not path:
+        pytest.skip("no Chromium on this machine: install chromium, or set CHROMIUM to a browser")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session", params=["classic", "nodes2"])
+def opened_page(request, chromium, comfy):
+    """The page, opened once for each renderer: the canvas, and Nodes 2.0 in Vue."""
+    page = ComfyPage(chromium, comfy, renderer=request.param)
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def page(opened_page):
+    """The page with an empty graph and a clean list of console errors; the test fails when it left any."""
+    opened_page.reset()
+    yield opened_page
+    assert not opened_page.errors, "errors in the browser's console:\n" + "\n".join(opened_page.errors)
