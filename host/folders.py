@@ -1,6 +1,6 @@
 """Where weights live in a ComfyUI installation."""
 
-import os
+from pathlib import Path
 
 import folder_paths
 
@@ -12,7 +12,7 @@ EXTENSIONS = {".safetensors", ".pt", ".pth", ".bin"}
 def register_folders() -> None:
     """Make ComfyUI/models/latent_clip and models/open_clip known; extra_model_paths.yaml may add to them."""
     for name in (LATENT_CLIP, OPEN_CLIP):
-        folder_paths.add_model_folder_path(name, os.path.join(folder_paths.models_dir, name))
+        folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir) / name))
         paths, extensions = folder_paths.folder_names_and_paths[name]
         folder_paths.folder_names_and_paths[name] = (paths, set(extensions) | EXTENSIONS)
 
@@ -30,5 +30,7 @@ def find_file(folder: str, name: str) -> str:
     """
     path = folder_paths.get_full_path(folder, name)
     if path is None:
-        raise ValueError(f"{name!r} is not in ComfyUI/models/{folder} any more. Put the file back or choose another one.")
+        raise ValueError(
+            f"{name!r} is not in ComfyUI/models/{folder} any more. Put the file back or choose another one."
+        )
     return path

@@ -40,7 +40,9 @@ class TextTower:
             ValueError: a text is empty or only white space.
         """
         if any(not text.strip() for text in texts):
-            raise ValueError("Got an empty text, expected a description of what the image shows. Type one, or remove the node.")
+            raise ValueError(
+                "Got an empty text, expected a description of what the image shows. Type one, or remove the node."
+            )
         missing = list(dict.fromkeys(text for text in texts if text not in self._cache))
         for text, features in zip(missing, self._forward(missing) if missing else []):
             self._cache[text] = features
@@ -54,7 +56,11 @@ class TextTower:
     def _forward(self, texts: list[str]) -> Tensor:
         for text in texts:
             if len(self.tokenizer.encode(text)) > self.tokenizer.context_length - 2:
-                LOGGER.warning("This prompt is longer than %d tokens; its end is not read: %.60s…", self.tokenizer.context_length, text)
+                LOGGER.warning(
+                    "This prompt is longer than %d tokens; its end is not read: %.60s…",
+                    self.tokenizer.context_length,
+                    text,
+                )
         mm.load_models_gpu([self.patcher])
         device, _ = device_and_dtype(self.patcher.model)
         chunks = self.tokenizer(texts).split(256)
@@ -80,7 +86,9 @@ class LoadedLatentCLIP:
         self.space = space
         self.grid = latent_grid(config)
         self.logit_scale = model.logit_scale.float().exp().item()
-        self.image: TowerPatcher = tower_patcher(model.visual.to(tower_dtype(dtype, device)), device, mm.unet_offload_device())
+        self.image: TowerPatcher = tower_patcher(
+            model.visual.to(tower_dtype(dtype, device)), device, mm.unet_offload_device()
+        )
         text_dtype = tower_dtype(dtype, mm.text_encoder_device())
         self.text = TextTower(model.text.to(text_dtype), config["text_cfg"]["context_length"])
 

@@ -21,7 +21,9 @@ def raw_latents_of(latent: dict, space: LatentSpace) -> Tensor:
     """
     samples = latent["samples"]
     if not isinstance(samples, Tensor) or getattr(samples, "is_nested", False):
-        raise LatentSpaceError(f"Got a latent of several parts (such as video with audio), expected plain {space.name} image latents.")
+        raise LatentSpaceError(
+            f"Got a latent of several parts (such as video with audio), expected plain {space.name} image latents."
+        )
     return check_raw_latents(samples, space).float()
 
 
@@ -86,4 +88,3 @@ def _data_url(image) -> str:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-

@@ -27,7 +27,8 @@ class ScoreReport:
         return {
             "scores": _rounded(self.scores),
             "terms": [
-                {"name": term.name, "weight": term.weight, "values": _rounded(self.terms[term.name])} for term in self.reward.terms
+                {"name": term.name, "weight": term.weight, "values": _rounded(self.terms[term.name])}
+                for term in self.reward.terms
             ],
         }
 
@@ -69,7 +70,9 @@ def score_report(latent: dict, reward: Reward) -> ScoreReport:
     return ScoreReport(reward, reward.weigh(terms), terms, thumbnails(raw_latents[:MAX_THUMBNAILS], reward.space))
 
 
-def classify_report(latent: dict, clip: LoadedLatentCLIP, names: list[str], templates: list[str], fit: Fit) -> ClassifyReport:
+def classify_report(
+    latent: dict, clip: LoadedLatentCLIP, names: list[str], templates: list[str], fit: Fit
+) -> ClassifyReport:
     """Zero-shot probabilities for every item of a LATENT."""
     raw_latents = raw_latents_of(latent, clip.space)
     directions = label_directions(clip.encode_text, names, templates)

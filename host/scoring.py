@@ -22,7 +22,9 @@ def encode(encoder: Encoder, raw_latents: Tensor) -> Tensor:
     return _over_chunks([encoder], raw_latents, lambda chunk: {"features": encoder(chunk)})["features"]
 
 
-def _over_chunks(encoders: list[Encoder], raw_latents: Tensor, function: Callable[[Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
+def _over_chunks(
+    encoders: list[Encoder], raw_latents: Tensor, function: Callable[[Tensor], dict[str, Tensor]]
+) -> dict[str, Tensor]:
     per_item = max(encoder.memory_per_item(raw_latents.shape) for encoder in encoders)
     patchers = [patcher for encoder in encoders for patcher in encoder.patchers]
     mm.load_models_gpu(patchers, memory_required=per_item * min(len(raw_latents), MAX_CHUNK))

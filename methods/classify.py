@@ -22,11 +22,17 @@ def label_directions(encode_text: Callable[[list[str]], Tensor], labels: list[st
         ValueError: no labels, a label twice, or a template without `{}`.
     """
     if len(labels) < 2:
-        raise ValueError(f"Got {len(labels)} label(s), expected at least two: a probability needs an alternative. Write one label per line.")
+        raise ValueError(
+            f"Got {len(labels)} label(s), expected at least two: a probability needs an alternative. Write one label per line."
+        )
     if repeated := {label for label in labels if labels.count(label) > 1}:
-        raise ValueError(f"Got a label more than once: {', '.join(sorted(repeated))}. Every label must be its own line.")
+        raise ValueError(
+            f"Got a label more than once: {', '.join(sorted(repeated))}. Every label must be its own line."
+        )
     if wrong := [template for template in templates if "{}" not in template]:
-        raise ValueError(f"Got the template {wrong[0]!r}, expected {{}} where the label goes, such as 'a photo of {{}}'.")
+        raise ValueError(
+            f"Got the template {wrong[0]!r}, expected {{}} where the label goes, such as 'a photo of {{}}'."
+        )
     templates = templates or ["{}"]
     features = encode_text([template.replace("{}", label) for label in labels for template in templates])
     return average_unit(features.view(len(labels), len(templates), -1))

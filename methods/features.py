@@ -12,7 +12,9 @@ from ..models.fit import Fit, fit_latents
 Tower = Callable[[Tensor], Tensor]
 
 
-def encode_latents(tower: Tower, raw_latents: Tensor, grid: int, fit: Fit, dtype: torch.dtype = torch.float32) -> Tensor:
+def encode_latents(
+    tower: Tower, raw_latents: Tensor, grid: int, fit: Fit, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Features of raw latents of any size.
 
     Args:
@@ -29,7 +31,9 @@ def encode_latents(tower: Tower, raw_latents: Tensor, grid: int, fit: Fit, dtype
     return average_unit(rearrange(features, "(b t) d -> b t d", t=views.shape[1]))
 
 
-def encode_pixels(tower: Tower, pixels: Tensor, size: int, mean: Tensor, std: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def encode_pixels(
+    tower: Tower, pixels: Tensor, size: int, mean: Tensor, std: Tensor, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Features of pictures, prepared as open_clip does: shorter side to `size` (bicubic), centre crop, normalise.
 
     Args:

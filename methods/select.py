@@ -10,7 +10,9 @@ def rank(scores: Tensor) -> list[int]:
         ValueError: a score is NaN, so that no order exists.
     """
     if scores.isnan().any():
-        raise ValueError(f"Got scores {[round(s, 4) for s in scores.tolist()]}, expected numbers. A reward returned NaN for these latents.")
+        raise ValueError(
+            f"Got scores {[round(s, 4) for s in scores.tolist()]}, expected numbers. A reward returned NaN for these latents."
+        )
     return sorted(range(len(scores)), key=lambda i: -scores[i].item())
 
 

@@ -71,7 +71,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     _check_finite(path, state_dict)
     space_name = metadata.get("latent_space", "sdxl")
     if space_name not in LATENT_SPACES:
-        raise CheckpointError(f"{path.name}: reads the unknown latent space {space_name!r}; known: {', '.join(LATENT_SPACES)}.")
+        raise CheckpointError(
+            f"{path.name}: reads the unknown latent space {space_name!r}; known: {', '.join(LATENT_SPACES)}."
+        )
     space = LATENT_SPACES[space_name]
     if config["vision_cfg"]["latent_n_channels"] != space.channels:
         raise CheckpointError(
@@ -92,7 +94,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path.name}: no such file. Put Latent-CLIP weights into ComfyUI/models/latent_clip.")
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         start = file.read(9)
     if start.startswith(b"PK\x03\x04"):
         tensors, metadata = _read_pickle(path), {}
@@ -111,7 +113,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             keys = list(file.keys())
             return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
     except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path.name}: damaged safetensors file ({error}). Download or convert it again.") from error
+        raise CheckpointError(
+            f"{path.name}: damaged safetensors file ({error}). Download or convert it again."
+        ) from error
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
@@ -126,8 +130,12 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             f"pickles can run code ({reason[:200]}). Download it again from its authors."
         ) from error
     tensors = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(tensors, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors.items()):
-        raise CheckpointError(f"{path.name}: expected a state_dict of tensors, got {type(content).__name__} with other content.")
+    if not isinstance(tensors, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors.items()
+    ):
+        raise CheckpointError(
+            f"{path.name}: expected a state_dict of tensors, got {type(content).__name__} with other content."
+        )
     return tensors
 
 
@@ -149,10 +157,16 @@ def original_to_custom_text(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _refuse_other_models(path: Path, state_dict: dict[str, Tensor]) -> None:
     conv1 = state_dict.get("visual.conv1.weight")
-    if "vision_model.embeddings.patch_embedding.weight" in state_dict or (conv1 is not None and conv1.ndim == 4 and conv1.shape[1] == 3):
-        raise CheckpointError(f"{path.name}: a CLIP that reads pixels, expected one that reads latents. Use it with 'Reward: Pixel CLIP'.")
+    if "vision_model.embeddings.patch_embedding.weight" in state_dict or (
+        conv1 is not None and conv1.ndim == 4 and conv1.shape[1] == 3
+    ):
+        raise CheckpointError(
+            f"{path.name}: a CLIP that reads pixels, expected one that reads latents. Use it with 'Reward: Pixel CLIP'."
+        )
     if any(key.startswith(("model.diffusion_model.", "first_stage_model.", "double_blocks.")) for key in state_dict):
-        raise CheckpointError(f"{path.name}: a diffusion checkpoint, expected a Latent-CLIP. Use it with 'Load Checkpoint'.")
+        raise CheckpointError(
+            f"{path.name}: a diffusion checkpoint, expected a Latent-CLIP. Use it with 'Load Checkpoint'."
+        )
 
 
 def _find_config(path: Path, metadata: dict[str, str], state_dict: dict[str, Tensor]) -> dict:
@@ -197,7 +211,9 @@ def expected_shapes(config: dict) -> dict[str, tuple[int, ...]]:
         with torch.device("meta"):
             return {key: tuple(tensor.shape) for key, tensor in LatentCLIP(config).state_dict().items()}
     except Exception as error:  # whatever open_clip stumbles over, the config is what is wrong
-        raise CheckpointError(f"No Latent-CLIP can be built from this config: {error!r}. Config: {json.dumps(config)[:400]}") from error
+        raise CheckpointError(
+            f"No Latent-CLIP can be built from this config: {error!r}. Config: {json.dumps(config)[:400]}"
+        ) from error
 
 
 def check_keys(path: Path, state_dict: dict[str, Tensor], expected: dict[str, tuple[int, ...]]) -> None:
@@ -227,7 +243,9 @@ def _check_finite(path: Path, state_dict: dict[str, Tensor]) -> None:
         if not tensor.is_floating_point():
             raise CheckpointError(f"{path.name}: {key} is {tensor.dtype}, expected floating point.")
         if not tensor.isfinite().all():
-            raise CheckpointError(f"{path.name}: {key} holds NaN or infinite values; the file is damaged. Download it again.")
+            raise CheckpointError(
+                f"{path.name}: {key} holds NaN or infinite values; the file is damaged. Download it again."
+            )
 
 
 def safetensors_metadata(checkpoint: Checkpoint, source: Path) -> dict[str, str]:
@@ -245,7 +263,7 @@ def safetensors_metadata(checkpoint: Checkpoint, source: Path) -> dict[str, str]
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -49,7 +49,9 @@ LATENT_SPACES = {
 
 def space_of_channels(channels: int, downscale: int) -> LatentSpace:
     """The unnamed space of a VAE of which no more is known."""
-    return LatentSpace(f"{channels}-channel", channels, downscale, 1.0, 0.0, "those that the connected VAE decodes", named=False)
+    return LatentSpace(
+        f"{channels}-channel", channels, downscale, 1.0, 0.0, "those that the connected VAE decodes", named=False
+    )
 
 
 def common_space(spaces: list[LatentSpace]) -> LatentSpace:
@@ -81,7 +83,9 @@ def check_raw_latents(raw_latents: Tensor, space: LatentSpace) -> Tensor:
         LatentSpaceError: says what came, what was expected and what to do.
     """
     shape = tuple(raw_latents.shape)
-    expected = f"expected (batch, {space.channels}, height, width) latents of the {space.name} space ({space.description})"
+    expected = (
+        f"expected (batch, {space.channels}, height, width) latents of the {space.name} space ({space.description})"
+    )
     if raw_latents.ndim != 4:
         kind = "a video latent" if raw_latents.ndim == 5 else f"{raw_latents.ndim} dimensions"
         raise LatentSpaceError(f"Got {kind}, shape {shape}; {expected}. Pick single frames or use an image model.")
@@ -103,5 +107,9 @@ def check_raw_latents(raw_latents: Tensor, space: LatentSpace) -> Tensor:
 def _spaces_with_channels(channels: int) -> str:
     if channels == 3:
         return "pixel space (3 channels)"
-    names = [space.name for space in LATENT_SPACES.values() if space.channels == channels and space.name != "shapes-world"]
-    return f"the {' or '.join(names)} space ({channels} channels)" if names else f"an unknown space ({channels} channels)"
+    names = [
+        space.name for space in LATENT_SPACES.values() if space.channels == channels and space.name != "shapes-world"
+    ]
+    return (
+        f"the {' or '.join(names)} space ({channels} channels)" if names else f"an unknown space ({channels} channels)"
+    )

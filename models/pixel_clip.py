@@ -61,7 +61,9 @@ def read_pixel_clip(path: str | Path, quick_gelu: bool = False) -> PixelCLIP:
             f"got keys such as {', '.join(list(state_dict)[:3])}. Download the open_clip version of the weights."
         )
     if conv1.shape[1] != 3:
-        raise CheckpointError(f"{path.name}: reads {conv1.shape[1]} channels, so it is a Latent-CLIP. Use 'Load Latent-CLIP' for it.")
+        raise CheckpointError(
+            f"{path.name}: reads {conv1.shape[1]} channels, so it is a Latent-CLIP. Use 'Load Latent-CLIP' for it."
+        )
     shapes = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
     name, config = _find_config(path, metadata, shapes)
     config = {**config, "quick_gelu": quick_gelu or config.get("quick_gelu", False)}
@@ -84,7 +86,9 @@ def _find_config(path: Path, metadata: Mapping[str, str], shapes: Mapping[str, t
             config = json.loads(beside.read_text(encoding="utf-8"))
             return path.stem, config.get("model_cfg", config)
     except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path.name}: its open_clip config cannot be read ({error}). Repair or remove {beside.name}.") from error
+        raise CheckpointError(
+            f"{path.name}: its open_clip config cannot be read ({error}). Repair or remove {beside.name}."
+        ) from error
     for name, config in _candidates(_fingerprint(shapes)):
         with torch.device("meta"):
             expected = _build(config).state_dict()
@@ -108,7 +112,12 @@ def _candidates(fingerprint: tuple[int, ...]) -> list[tuple[str, dict]]:
     for name in open_clip.list_models():
         config = open_clip.get_model_config(name)
         vision, text = config["vision_cfg"], config["text_cfg"]
-        if not isinstance(vision, dict) or not isinstance(text, dict) or "patch_size" not in vision or text.get("hf_model_name"):
+        if (
+            not isinstance(vision, dict)
+            or not isinstance(text, dict)
+            or "patch_size" not in vision
+            or text.get("hf_model_name")
+        ):
             continue
         if (vision["width"], vision["patch_size"], text["width"], config["embed_dim"]) == fingerprint:
             found.append((name, config))
@@ -118,4 +127,3 @@ def _candidates(fingerprint: tuple[int, ...]) -> list[tuple[str, dict]]:
 def _build(config: dict) -> CustomTextCLIP:
     known = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
     return CustomTextCLIP(**{key: config[key] for key in known if key in config})
-

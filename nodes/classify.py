@@ -21,7 +21,10 @@ class LatentCLIPClassify(io.ComfyNode):
                 io.Latent.Input("latent", tooltip="The latents to classify."),
                 latent_clip_input(),
                 io.String.Input(
-                    "labels", multiline=True, default="a photo\na drawing", tooltip="One label per line, at least two. The label that fits best wins."
+                    "labels",
+                    multiline=True,
+                    default="a photo\na drawing",
+                    tooltip="One label per line, at least two. The label that fits best wins.",
                 ),
                 io.String.Input(
                     "templates",
@@ -37,11 +40,26 @@ class LatentCLIPClassify(io.ComfyNode):
                 fit_input(),
             ],
             outputs=[
-                io.String.Output(display_name="labels", is_output_list=True, tooltip="The best label of every latent, in batch order."),
-                io.Float.Output(display_name="probabilities", is_output_list=True, tooltip="The probability of that label among those given."),
-                io.String.Output(display_name="report", tooltip="JSON: the probability of every label for every latent."),
-                io.Latent.Output(display_name="matched", tooltip="Latents whose best label is the routed one. What follows does not run if there are none."),
-                io.Latent.Output(display_name="rest", tooltip="All other latents. What follows does not run if there are none."),
+                io.String.Output(
+                    display_name="labels",
+                    is_output_list=True,
+                    tooltip="The best label of every latent, in batch order.",
+                ),
+                io.Float.Output(
+                    display_name="probabilities",
+                    is_output_list=True,
+                    tooltip="The probability of that label among those given.",
+                ),
+                io.String.Output(
+                    display_name="report", tooltip="JSON: the probability of every label for every latent."
+                ),
+                io.Latent.Output(
+                    display_name="matched",
+                    tooltip="Latents whose best label is the routed one. What follows does not run if there are none.",
+                ),
+                io.Latent.Output(
+                    display_name="rest", tooltip="All other latents. What follows does not run if there are none."
+                ),
             ],
             is_output_node=True,
         )

@@ -9,11 +9,17 @@ REWARDS = f"{CATEGORY}/rewards"
 
 
 def reward_output() -> io.Custom:
-    return LATENT_REWARD.Output(display_name="REWARD", tooltip="For Score, Select and every other node that takes a reward.")
+    """The socket that all reward nodes end in."""
+    return LATENT_REWARD.Output(
+        display_name="REWARD", tooltip="For Score, Select and every other node that takes a reward."
+    )
 
 
 def latent_clip_input() -> io.Custom:
-    return LATENT_CLIP.Input("latent_clip", tooltip="From Load Latent-CLIP. It must read the latents that will be judged.")
+    """The model that judges."""
+    return LATENT_CLIP.Input(
+        "latent_clip", tooltip="From Load Latent-CLIP. It must read the latents that will be judged."
+    )
 
 
 class LatentCLIPTextReward(io.ComfyNode):
@@ -28,7 +34,9 @@ class LatentCLIPTextReward(io.ComfyNode):
             search_aliases=["clip score", "prompt score", "text similarity"],
             inputs=[
                 latent_clip_input(),
-                io.String.Input("text", multiline=True, tooltip="What the image should show. Up to 77 tokens are read."),
+                io.String.Input(
+                    "text", multiline=True, tooltip="What the image should show. Up to 77 tokens are read."
+                ),
                 io.String.Input(
                     "text_to_avoid",
                     multiline=True,
@@ -62,7 +70,9 @@ class LatentCLIPLatentReward(io.ComfyNode):
             search_aliases=["image similarity", "reference image"],
             inputs=[
                 latent_clip_input(),
-                io.Latent.Input("reference", tooltip="What to look like: a VAE Encode of a picture, or a latent that you liked."),
+                io.Latent.Input(
+                    "reference", tooltip="What to look like: a VAE Encode of a picture, or a latent that you liked."
+                ),
                 weight_input(),
                 fit_input(),
             ],
@@ -98,7 +108,9 @@ class LatentCLIPPixelReward(io.ComfyNode):
                     options=folders.list_files(folders.OPEN_CLIP),
                     tooltip="A CLIP checkpoint in ComfyUI/models/open_clip, with both towers, in open_clip's layout.",
                 ),
-                io.String.Input("text", multiline=True, tooltip="What the image should show. Up to 77 tokens are read."),
+                io.String.Input(
+                    "text", multiline=True, tooltip="What the image should show. Up to 77 tokens are read."
+                ),
                 weight_input(),
                 dtype_input(),
                 io.Boolean.Input(
@@ -118,14 +130,19 @@ class LatentCLIPPixelReward(io.ComfyNode):
 
         clip = load_pixel_clip_file(file, dtype, quick_gelu)
         features = clip.text.encode([text])[0]
-        return io.NodeOutput(text_reward(pixel_encoder(clip, vae), f"pixels match: {shorten(text)}", features, weight=weight))
+        return io.NodeOutput(
+            text_reward(pixel_encoder(clip, vae), f"pixels match: {shorten(text)}", features, weight=weight)
+        )
 
 
 class LatentCLIPCombineRewards(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         template = io.Autogrow.TemplatePrefix(
-            LATENT_REWARD.Input("reward", tooltip="A reward; another slot appears when this one is connected."), prefix="reward_", min=1, max=50
+            LATENT_REWARD.Input("reward", tooltip="A reward; another slot appears when this one is connected."),
+            prefix="reward_",
+            min=1,
+            max=50,
         )
         return io.Schema(
             node_id="LatentCLIPCombineRewards",

@@ -8,7 +8,10 @@ from .sockets import CATEGORY, LATENT_REWARD
 
 
 def reward_input() -> io.Custom:
-    return LATENT_REWARD.Input("reward", tooltip="What to judge by: any Reward node, or several through Combine Rewards.")
+    """What a consumer judges by."""
+    return LATENT_REWARD.Input(
+        "reward", tooltip="What to judge by: any Reward node, or several through Combine Rewards."
+    )
 
 
 class LatentCLIPScore(io.ComfyNode):
@@ -26,7 +29,9 @@ class LatentCLIPScore(io.ComfyNode):
             ],
             outputs=[
                 io.Latent.Output(display_name="LATENT", tooltip="The same latents, unchanged."),
-                io.Float.Output(display_name="scores", is_output_list=True, tooltip="One number per latent, in batch order."),
+                io.Float.Output(
+                    display_name="scores", is_output_list=True, tooltip="One number per latent, in batch order."
+                ),
                 io.String.Output(display_name="report", tooltip="JSON: every term's value for every latent."),
             ],
             is_output_node=True,
@@ -37,7 +42,9 @@ class LatentCLIPScore(io.ComfyNode):
         from ..host.reports import score_report
 
         report = score_report(latent, reward)
-        return io.NodeOutput(latent, report.scores.tolist(), json.dumps(report.as_dict()), ui={"latent_clip": [report.as_ui()]})
+        return io.NodeOutput(
+            latent, report.scores.tolist(), json.dumps(report.as_dict()), ui={"latent_clip": [report.as_ui()]}
+        )
 
 
 class LatentCLIPSelect(io.ComfyNode):
@@ -55,7 +62,9 @@ class LatentCLIPSelect(io.ComfyNode):
                 reward_input(),
                 io.Int.Input("keep", default=1, min=1, max=4096, tooltip="How many to keep at most, the best first."),
                 io.Boolean.Input(
-                    "use_threshold", default=False, tooltip="Also demand a minimum score; then there may be fewer, or none."
+                    "use_threshold",
+                    default=False,
+                    tooltip="Also demand a minimum score; then there may be fewer, or none.",
                 ),
                 io.Float.Input(
                     "threshold",
@@ -69,7 +78,11 @@ class LatentCLIPSelect(io.ComfyNode):
             outputs=[
                 io.Latent.Output(display_name="best", tooltip="The kept latents, from best to worst."),
                 io.Latent.Output(display_name="rest", tooltip="The others, from best to worst."),
-                io.Int.Output(display_name="indices", is_output_list=True, tooltip="Where the kept ones were in the batch, from 0."),
+                io.Int.Output(
+                    display_name="indices",
+                    is_output_list=True,
+                    tooltip="Where the kept ones were in the batch, from 0.",
+                ),
                 io.Float.Output(display_name="scores", is_output_list=True, tooltip="The scores of the kept ones."),
             ],
             is_output_node=True,

@@ -9,6 +9,7 @@ CATEGORY = "latent_clip"
 
 
 def weight_input() -> io.Float.Input:
+    """Weight of a reward's term."""
     return io.Float.Input(
         "weight",
         default=1.0,
@@ -20,6 +21,7 @@ def weight_input() -> io.Float.Input:
 
 
 def fit_input() -> io.Combo.Input:
+    """How latents that are not square are read."""
     return io.Combo.Input(
         "fit",
         options=["tiles", "crop", "squash"],
@@ -31,6 +33,7 @@ def fit_input() -> io.Combo.Input:
 
 
 def dtype_input() -> io.Combo.Input:
+    """Precision of a loaded network."""
     return io.Combo.Input(
         "dtype",
         options=["auto", "fp16", "bf16", "fp32"],

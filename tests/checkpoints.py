@@ -13,7 +13,14 @@ from ..models.latent_clip import LatentCLIP
 # the published input (512 px, so 4 x 64 x 64 latents), everything else small
 TINY_CONFIG = {
     "embed_dim": 32,
-    "vision_cfg": {"image_size": 512, "layers": 2, "width": 64, "patch_size": 8, "latent_factor": 8, "latent_n_channels": 4},
+    "vision_cfg": {
+        "image_size": 512,
+        "layers": 2,
+        "width": 64,
+        "patch_size": 8,
+        "latent_factor": 8,
+        "latent_n_channels": 4,
+    },
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2},
 }
 TINY_PIXEL_CONFIG = {

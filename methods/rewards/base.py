@@ -61,6 +61,10 @@ class Reward:
             LatentSpaceError: these latents cannot be of the space that the reward reads.
         """
         check_raw_latents(raw_latents, self.space)
+        return self.values(raw_latents)
+
+    def values(self, raw_latents: Tensor) -> dict[str, Tensor]:
+        """`evaluate` without its check, for loops that must not wait for the device."""
         features = {encoder: encoder(raw_latents) for encoder in self.encoders}
         return {term.name: term.head(features[term.encoder]) for term in self.terms}
 

@@ -49,7 +49,9 @@ def run(comfy, prompt: dict, **wires) -> tuple:
     for name in wires:
         (comfy.output_dir / f"nodes_{name}.pt").unlink(missing_ok=True)
     result = comfy.run(prompt | dumps)
-    return result, {name: comfy.dump(f"nodes_{name}") for name in wires if (comfy.output_dir / f"nodes_{name}.pt").exists()}
+    return result, {
+        name: comfy.dump(f"nodes_{name}") for name in wires if (comfy.output_dir / f"nodes_{name}.pt").exists()
+    }
 
 
 def test_score_gives_the_cosine_of_the_towers(comfy, checkpoints):
@@ -70,7 +72,14 @@ def test_score_gives_the_cosine_of_the_towers(comfy, checkpoints):
 
 
 def test_text_to_avoid_is_subtracted(comfy):
-    with_avoid = node("LatentCLIPTextReward", latent_clip=["clip", 0], text="a red circle", text_to_avoid="a blue star", weight=1.0, fit="tiles")
+    with_avoid = node(
+        "LatentCLIPTextReward",
+        latent_clip=["clip", 0],
+        text="a red circle",
+        text_to_avoid="a blue star",
+        weight=1.0,
+        fit="tiles",
+    )
     only_avoid = node("LatentCLIPTextReward", latent_clip=["clip", 0], text="a blue star", weight=1.0, fit="tiles")
     prompt = graph(r2=with_avoid, r3=only_avoid)
     for i, reward in enumerate(("reward", "r2", "r3")):
@@ -83,8 +92,13 @@ def test_combine_weighs_and_names_its_terms(comfy):
     prompt = graph(
         again=node("LatentCLIPTextReward", latent_clip=["clip", 0], text="a red circle", weight=-2.0, fit="tiles"),
         reference=latents(batch_size=2, seed=9),
-        like=node("LatentCLIPLatentReward", latent_clip=["clip", 0], reference=["reference", 0], weight=0.5, fit="tiles"),
-        sum=node("LatentCLIPCombineRewards", **{"rewards.reward_0": ["reward", 0], "rewards.reward_1": ["again", 0], "rewards.reward_2": ["like", 0]}),
+        like=node(
+            "LatentCLIPLatentReward", latent_clip=["clip", 0], reference=["reference", 0], weight=0.5, fit="tiles"
+        ),
+        sum=node(
+            "LatentCLIPCombineRewards",
+            **{"rewards.reward_0": ["reward", 0], "rewards.reward_1": ["again", 0], "rewards.reward_2": ["like", 0]},
+        ),
         score=node("LatentCLIPScore", latent=["latents", 0], reward=["sum", 0]),
     )
     _, wires = run(comfy, prompt, scores=("score", 1), report=("score", 2))
@@ -108,11 +122,20 @@ def test_a_latent_matches_itself_best(comfy):
 def test_select_keeps_the_best_with_its_mask_and_index(comfy):
     prompt = graph(
         score=node("LatentCLIPScore", latent=["latents", 0], reward=["reward", 0]),
-        select=node("LatentCLIPSelect", latent=["latents", 0], reward=["reward", 0], keep=2, use_threshold=False, threshold=0.0),
+        select=node(
+            "LatentCLIPSelect", latent=["latents", 0], reward=["reward", 0], keep=2, use_threshold=False, threshold=0.0
+        ),
     )
     prompt["latents"] = latents(batch_size=5, with_mask=True, with_batch_index=True)
     result, wires = run(
-        comfy, prompt, given=("latents", 0), scores=("score", 1), best=("select", 0), rest=("select", 1), indices=("select", 2), kept=("select", 3)
+        comfy,
+        prompt,
+        given=("latents", 0),
+        scores=("score", 1),
+        best=("select", 0),
+        rest=("select", 1),
+        indices=("select", 2),
+        kept=("select", 3),
     )
     order = sorted(range(5), key=lambda i: -wires["scores"][i])
     given, best, rest = wires["given"][0], wires["best"][0], wires["rest"][0]
@@ -125,7 +148,11 @@ def test_select_keeps_the_best_with_its_mask_and_index(comfy):
 
 
 def test_an_output_without_items_stops_only_what_follows(comfy):
-    prompt = graph(select=node("LatentCLIPSelect", latent=["latents", 0], reward=["reward", 0], keep=4, use_threshold=True, threshold=2.0))
+    prompt = graph(
+        select=node(
+            "LatentCLIPSelect", latent=["latents", 0], reward=["reward", 0], keep=4, use_threshold=True, threshold=2.0
+        )
+    )
     result, wires = run(comfy, prompt, best=("select", 0), rest=("select", 1))
     assert result.ok and "best" not in wires
     assert len(wires["rest"][0]["samples"]) == 4
@@ -134,23 +161,51 @@ def test_an_output_without_items_stops_only_what_follows(comfy):
 def test_classify_gives_probabilities_and_routes(comfy):
     labels = "a red circle\na blue star\na green square"
     prompt = graph(
-        classify=node("LatentCLIPClassify", latent=["latents", 0], latent_clip=["clip", 0], labels=labels, templates="{}\na picture of {}", route="", fit="tiles")
+        classify=node(
+            "LatentCLIPClassify",
+            latent=["latents", 0],
+            latent_clip=["clip", 0],
+            labels=labels,
+            templates="{}\na picture of {}",
+            route="",
+            fit="tiles",
+        )
     )
     prompt["latents"] = latents(batch_size=8)
-    _, wires = run(comfy, prompt, labels=("classify", 0), top=("classify", 1), report=("classify", 2), matched=("classify", 3), rest=("classify", 4))
+    _, wires = run(
+        comfy,
+        prompt,
+        labels=("classify", 0),
+        top=("classify", 1),
+        report=("classify", 2),
+        matched=("classify", 3),
+        rest=("classify", 4),
+    )
     table = json.loads(wires["report"][0])["probabilities"]
     for row, label, top in zip(table, wires["labels"], wires["top"]):
         assert sum(row.values()) == pytest.approx(1.0, abs=1e-4)
         assert max(row, key=row.get) == label and row[label] == pytest.approx(top, abs=1e-5)
     routed = sum(len(wires[name][0]["samples"]) for name in ("matched", "rest") if name in wires)
     assert routed == 8
-    assert len(wires["matched"][0]["samples"]) == wires["labels"].count("a red circle") if "matched" in wires else "a red circle" not in wires["labels"]
+    assert (
+        len(wires["matched"][0]["samples"]) == wires["labels"].count("a red circle")
+        if "matched" in wires
+        else "a red circle" not in wires["labels"]
+    )
 
 
 def test_pixel_reward_decodes_and_judges(comfy, checkpoints):
     prompt = graph(
         ckpt=node("CheckpointLoaderSimple", ckpt_name=TINY_SDXL),
-        pixels=node("LatentCLIPPixelReward", vae=["ckpt", 2], file="tiny_pixels.safetensors", text="a red circle", weight=1.0, dtype="auto", quick_gelu=False),
+        pixels=node(
+            "LatentCLIPPixelReward",
+            vae=["ckpt", 2],
+            file="tiny_pixels.safetensors",
+            text="a red circle",
+            weight=1.0,
+            dtype="auto",
+            quick_gelu=False,
+        ),
         score=node("LatentCLIPScore", latent=["latents", 0], reward=["pixels", 0]),
         decode=node("VAEDecode", samples=["latents", 0], vae=["ckpt", 2]),
     )
@@ -168,18 +223,32 @@ def test_pixel_reward_decodes_and_judges(comfy, checkpoints):
 def test_pixel_and_latent_rewards_add_up(comfy):
     prompt = graph(
         ckpt=node("CheckpointLoaderSimple", ckpt_name=TINY_SDXL),
-        pixels=node("LatentCLIPPixelReward", vae=["ckpt", 2], file="tiny_pixels.safetensors", text="a star", weight=1.0, dtype="auto", quick_gelu=False),
+        pixels=node(
+            "LatentCLIPPixelReward",
+            vae=["ckpt", 2],
+            file="tiny_pixels.safetensors",
+            text="a star",
+            weight=1.0,
+            dtype="auto",
+            quick_gelu=False,
+        ),
         sum=node("LatentCLIPCombineRewards", **{"rewards.reward_0": ["reward", 0], "rewards.reward_1": ["pixels", 0]}),
         score=node("LatentCLIPScore", latent=["latents", 0], reward=["sum", 0]),
     )
     _, wires = run(comfy, prompt, report=("score", 2))
-    assert [term["name"] for term in json.loads(wires["report"][0])["terms"]] == ["match: a red circle", "pixels match: a star"]
+    assert [term["name"] for term in json.loads(wires["report"][0])["terms"]] == [
+        "match: a red circle",
+        "pixels match: a star",
+    ]
 
 
 BAD = {
     "channels": ({"latents": latents(channels=16)}, "sd3 or flux space.*sdxl"),
     "pixels": ({"latents": latents(channels=3)}, "pixel space"),
-    "empty text": ({"reward": node("LatentCLIPTextReward", latent_clip=["clip", 0], text="  ", weight=1.0, fit="tiles")}, "empty text"),
+    "empty text": (
+        {"reward": node("LatentCLIPTextReward", latent_clip=["clip", 0], text="  ", weight=1.0, fit="tiles")},
+        "empty text",
+    ),
     "wrong kind": ({"clip": node("LatentCLIPLoader", file="wrong_kind.safetensors", dtype="auto")}, "reads pixels"),
     "text file": ({"clip": node("LatentCLIPLoader", file="text.safetensors", dtype="auto")}, "neither a safetensors"),
 }
@@ -195,11 +264,12 @@ def test_bad_input_says_what_to_do_and_the_queue_goes_on(comfy, name):
     assert comfy.run(graph(score=node("LatentCLIPScore", latent=["latents", 0], reward=["reward", 0]))).ok
 
 
-@pytest.mark.parametrize("samples", [torch.ones(1, 4, 3, 8, 8), torch.full((2, 4, 64, 64), float("nan")), torch.ones(0, 4, 64, 64)])
+@pytest.mark.parametrize(
+    "samples", [torch.ones(1, 4, 3, 8, 8), torch.full((2, 4, 64, 64), float("nan")), torch.ones(0, 4, 64, 64)]
+)
 def test_latents_that_cannot_be_judged(comfy, samples):
     comfy.save_input("bad", {"samples": samples})
     prompt = graph(score=node("LatentCLIPScore", latent=["latents", 0], reward=["reward", 0]))
     prompt["latents"] = node("TestLoadLatent", name="bad")
     result = comfy.run(prompt, expect_failure=True)
     assert "expected" in result.error
-
