@@ -4,12 +4,11 @@ import os
 import shutil
 
 import pytest
+
 from latent_clip_pack.tests.browser_page import ComfyPage
 
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --disable-background-networking --disable-component-update "
-    "--disable-sync --no-first-run"
-).split()
+QUIET = ("quic", "background-networking", "component-update", "sync")
+FLAGS = ["--no-sandbox", "--no-first-run", "--disable-gpu", *(f"--disable-{feature}" for feature in QUIET)]
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,12 @@
 """The page loads with the pack in it, and runs a graph as a user does."""
 
 import pytest
+from PIL import Image
+
 from latent_clip_pack.tests.browser_page import ComfyPage
 from latent_clip_pack.tests.host_server import text_to_image
 from latent_clip_pack.tools.comfy_server import PACK_ROOT
 from latent_clip_pack.tools.ui_to_api import ui_to_api
-from PIL import Image
 
 WORKFLOWS = sorted((PACK_ROOT / "workflows").glob("*.json"))
 

@@ -59,6 +59,7 @@ def host_env(comfy_tree, tmp_path_factory) -> HostEnv:
         pytest.fail(f"{sorted(loaded)} imported before host_env could choose the CPU and a base directory")
     base = make_base(tmp_path_factory.mktemp("in-process"), {PACK_FOLDER: PACK_ROOT, "test_pack": TEST_PACK})
     sys.path.insert(0, str(comfy_tree))
+    import utils  # noqa: F401 - before `nodes`, which puts comfy/, with a utils.py in it, in front on sys.path
     from comfy.cli_args import args
 
     args.cpu, args.base_directory, args.disable_api_nodes = True, str(base), True
