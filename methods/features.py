@@ -45,11 +45,11 @@ def encode_pixels(
         (B, D) float32 of unit length.
     """
     height, width = pixels.shape[-2:]
-    scale = size / min(height, width)
-    new_height, new_width = max(size, round(height * scale)), max(size, round(width * scale))
+    short = min(height, width)
+    new_height, new_width = size * height // short, size * width // short
     if (new_height, new_width) != (height, width):
         pixels = F.interpolate(pixels, (new_height, new_width), mode="bicubic", antialias=True).clamp(0, 1)
-    top, left = (new_height - size) // 2, (new_width - size) // 2
+    top, left = round((new_height - size) / 2), round((new_width - size) / 2)  # torchvision's CenterCrop
     pixels = pixels[..., top : top + size, left : left + size]
     pixels = (pixels - mean.to(pixels).view(3, 1, 1)) / std.to(pixels).view(3, 1, 1)
     return F.normalize(tower(pixels.to(dtype)).float(), dim=-1)

@@ -9,7 +9,9 @@ Both are memory-mapped, so what is not needed is never read.
 import hashlib
 import json
 import logging
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy
@@ -17,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .config import infer_config, name_of_config
+from .config import check_config, infer_config, name_of_config
 from .latent_spaces import LATENT_SPACES, LatentSpace
 
 FORMAT_VERSION = "1"
@@ -31,6 +33,7 @@ _SAFE_GLOBALS = [
     numpy.dtype,
     type(numpy.dtype("float64")),
 ]
+_WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class CheckpointError(ValueError):
@@ -68,7 +71,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     _refuse_other_models(path, state_dict)
     config = _find_config(path, metadata, state_dict)
     check_keys(path, state_dict, expected_shapes(config))
-    _check_finite(path, state_dict)
+    check_weights(path, state_dict)
     space_name = metadata.get("latent_space", "sdxl")
     if space_name not in LATENT_SPACES:
         raise CheckpointError(
@@ -78,7 +81,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if config["vision_cfg"]["latent_n_channels"] != space.channels:
         raise CheckpointError(
             f"{path.name}: its patch convolution takes {config['vision_cfg']['latent_n_channels']} channels, "
-            f"but {space.name} latents have {space.channels}. The file's latent_space metadata is wrong."
+            f"but {space.name} latents have {space.channels}. Either the file's latent_space is wrong, or it is a variant that reads decoded features."
         )
     return Checkpoint(name_of_config(config) or path.stem, config, space, state_dict, len(tensors) - len(state_dict))
 
@@ -92,10 +95,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         CheckpointError: missing, damaged, neither format, or holding anything but tensors and plain numbers.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path.name}: no such file. Put Latent-CLIP weights into ComfyUI/models/latent_clip.")
-    with path.open("rb") as file:
-        start = file.read(9)
+    start = _read_start(path)
     if start.startswith(b"PK\x03\x04"):
         tensors, metadata = _read_pickle(path), {}
     elif len(start) == 9 and start[8:] == b"{":
@@ -104,7 +104,50 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path.name}: neither a safetensors file nor a torch checkpoint. Download it again.")
     if not tensors:
         raise CheckpointError(f"{path.name}: holds no tensors.")
-    return {key.removeprefix("module."): tensor for key, tensor in tensors.items()}, metadata
+    for key, tensor in tensors.items():
+        if not _is_plain(tensor):
+            raise CheckpointError(
+                f"{path.name}: {_names([key])} is not a plain dense tensor with all its values in the file."
+            )
+    return _renamed(tensors, lambda key: key.removeprefix("module.")), metadata
+
+
+def _read_start(path: Path) -> bytes:
+    if path.is_dir():
+        raise CheckpointError(f"{path.name}: a folder, expected a file. Choose a file in it.")
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path.name}: no such file. Put Latent-CLIP weights into ComfyUI/models/latent_clip."
+        ) from error
+    except OSError as error:
+        raise CheckpointError(f"{path.name}: cannot be read ({error}). Check its permissions and the disk.") from error
+    if not start:
+        raise CheckpointError(f"{path.name}: an empty file. Download it again.")
+    return start
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """No sparse, quantised, nested or meta tensor, and none whose strides claim more numbers than the file holds."""
+    return (
+        tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and not (tensor.is_nested or tensor.is_quantized)
+        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )
+
+
+def _renamed(tensors: dict[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
+    renamed: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        if rename(key) in renamed:
+            raise CheckpointError(
+                f"Two tensors of the file are both {_names([rename(key)])}, expected one. It mixes two layouts."
+            )
+        renamed[rename(key)] = tensor
+    return renamed
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -143,16 +186,19 @@ def original_to_custom_text(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename the original layout to open_clip's custom-text layout and leave out the frozen VAE encoder.
 
     A state_dict that already has that layout comes back unchanged.
+
+    Raises:
+        CheckpointError: a tensor is there under both names.
     """
     text_roots = ("positional_embedding", "text_projection", "transformer", "token_embedding", "ln_final")
-    converted = {}
-    for key, tensor in state_dict.items():
-        if key.startswith(("visual.vae_encoder.", "visual.vae_quant_conv.")):
-            continue
+
+    def rename(key: str) -> str:
         if key.split(".")[0] in text_roots:
-            key = f"text.{key}"
-        converted[key.replace("visual.latent_vit.", "visual.", 1)] = tensor
-    return converted
+            return f"text.{key}"
+        return key.replace("visual.latent_vit.", "visual.", 1)
+
+    vae = ("visual.vae_encoder.", "visual.vae_quant_conv.")
+    return _renamed({key: tensor for key, tensor in state_dict.items() if not key.startswith(vae)}, rename)
 
 
 def _refuse_other_models(path: Path, state_dict: dict[str, Tensor]) -> None:
@@ -186,16 +232,29 @@ def _find_config(path: Path, metadata: dict[str, str], state_dict: dict[str, Ten
         config["vision_cfg"].pop("latent_encoder_name", None)
         config["vision_cfg"].setdefault("latent_factor", 8)
         config["vision_cfg"].setdefault("latent_n_channels", state_dict["visual.conv1.weight"].shape[1])
-    except (KeyError, ValueError, TypeError, AttributeError, ZeroDivisionError, IndexError) as error:
+    except (
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        ZeroDivisionError,
+        OSError,
+        RecursionError,
+    ) as error:
         raise CheckpointError(
             f"{path.name}: not a Latent-CLIP checkpoint, no architecture can be read from it ({error!r}); "
-            f"its first keys are {', '.join(list(state_dict)[:3])}."
+            f"its first keys are {_names(state_dict)}."
         ) from error
     if decoding_layers:
         raise CheckpointError(
             f"{path.name}: this variant reads features of {decoding_layers} VAE decoder layers, not latents, and is not supported. "
             "Use Latent-ViT-B-8-512 or Latent-ViT-B-4-512-plus."
         )
+    try:
+        check_config(config)
+    except ValueError as error:
+        raise CheckpointError(f"{path.name}: its architecture cannot be a Latent-CLIP. {error}") from error
     return config
 
 
@@ -230,7 +289,7 @@ def check_keys(path: Path, state_dict: dict[str, Tensor], expected: dict[str, tu
         if key in state_dict and tuple(state_dict[key].shape) != shape
     ]
     problems = [
-        f"{len(keys)} {what} (first: {', '.join(keys[:3])})"
+        f"{len(keys)} {what} (first: {_names(keys)})"
         for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
         if keys
     ]
@@ -238,14 +297,24 @@ def check_keys(path: Path, state_dict: dict[str, Tensor], expected: dict[str, tu
         raise CheckpointError(f"{path.name}: its tensors do not fit the architecture: {'; '.join(problems)}.")
 
 
-def _check_finite(path: Path, state_dict: dict[str, Tensor]) -> None:
+def check_weights(path: Path, state_dict: dict[str, Tensor]) -> None:
+    """Every tensor must hold finite floating-point numbers.
+
+    Raises:
+        CheckpointError: names the first that does not.
+    """
     for key, tensor in state_dict.items():
-        if not tensor.is_floating_point():
-            raise CheckpointError(f"{path.name}: {key} is {tensor.dtype}, expected floating point.")
+        if tensor.dtype not in _WEIGHT_DTYPES:
+            raise CheckpointError(f"{path.name}: {key} is {tensor.dtype}, expected float32, float16 or bfloat16.")
         if not tensor.isfinite().all():
             raise CheckpointError(
                 f"{path.name}: {key} holds NaN or infinite values; the file is damaged. Download it again."
             )
+
+
+def _names(keys: Iterable[str]) -> str:
+    """The first three, as one line however odd they are."""
+    return ", ".join(" ".join(key.split())[:100] for key in islice(keys, 3))
 
 
 def safetensors_metadata(checkpoint: Checkpoint, source: Path) -> dict[str, str]:

@@ -7,6 +7,20 @@ from pathlib import Path
 
 CONFIG_DIR = Path(__file__).parent / "configs"
 HEAD_WIDTH = 64  # open_clip's default; shapes cannot tell it
+MAX_LAYERS = 1000
+_KNOWN = {
+    "vision_cfg": {
+        "image_size",
+        "layers",
+        "width",
+        "head_width",
+        "mlp_ratio",
+        "patch_size",
+        "latent_factor",
+        "latent_n_channels",
+    },
+    "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"},
+}
 
 
 def latent_grid(config: dict) -> int:
@@ -22,6 +36,29 @@ def published_configs() -> dict[str, dict]:
 def name_of_config(config: dict) -> str | None:
     """The published name of an architecture, or None."""
     return next((name for name, published in published_configs().items() if published == config), None)
+
+
+def check_config(config: dict) -> None:
+    """Refuse what is no config of this family; open_clip knows more keys, and would fetch some of them from the network.
+
+    Raises:
+        ValueError: a part is missing, unknown, or not a positive number.
+    """
+    for tower, known in _KNOWN.items():
+        part = config.get(tower)
+        if not isinstance(part, dict) or (unknown := part.keys() - known):
+            odd = f"the unknown {', '.join(sorted(unknown))}" if isinstance(part, dict) else f"{part!r:.100}"
+            raise ValueError(f"Got {odd} in its {tower}, expected some of {', '.join(sorted(known))}.")
+    for key, value in [
+        ("embed_dim", config.get("embed_dim")),
+        *config["vision_cfg"].items(),
+        *config["text_cfg"].items(),
+    ]:
+        kinds = (int, float) if key == "mlp_ratio" else int
+        if not isinstance(value, kinds) or not 0 < value < float("inf"):
+            raise ValueError(f"Got {key} = {value!r:.100}, expected a positive number.")
+    if max(config["vision_cfg"].get("layers", 1), config["text_cfg"].get("layers", 1)) > MAX_LAYERS:
+        raise ValueError(f"Got more than {MAX_LAYERS} layers.")
 
 
 def infer_config(shapes: Mapping[str, tuple[int, ...]], latent_factor: int = 8) -> dict:

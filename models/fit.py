@@ -49,6 +49,10 @@ def fit_latents(latents: Tensor, grid: int, fit: Fit = "tiles") -> Tensor:
 def _resize(latents: Tensor, height: int, width: int) -> Tensor:
     if latents.shape[-2:] == (height, width):
         return latents
-    if latents.shape[-2] >= height and latents.shape[-1] >= width:
-        return F.adaptive_avg_pool2d(latents, (height, width))
-    return F.interpolate(latents, (height, width), mode="bilinear", align_corners=False)
+    # each side by its own method, should one shrink and the other grow
+    reduced = (min(height, latents.shape[-2]), min(width, latents.shape[-1]))
+    if latents.shape[-2:] != reduced:
+        latents = F.adaptive_avg_pool2d(latents, reduced)
+    if reduced != (height, width):
+        latents = F.interpolate(latents, (height, width), mode="bilinear", align_corners=False)
+    return latents

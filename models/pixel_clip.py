@@ -14,7 +14,8 @@ import open_clip
 import torch
 from open_clip.model import CustomTextCLIP
 
-from .checkpoint import CheckpointError, check_keys, original_to_custom_text, read_tensors
+from .checkpoint import CheckpointError, check_keys, check_weights, original_to_custom_text, read_tensors
+from .config import MAX_LAYERS
 
 OPENAI_MEAN = open_clip.OPENAI_DATASET_MEAN
 OPENAI_STD = open_clip.OPENAI_DATASET_STD
@@ -54,8 +55,8 @@ def read_pixel_clip(path: str | Path, quick_gelu: bool = False) -> PixelCLIP:
     tensors, metadata = read_tensors(path)
     state_dict = original_to_custom_text(tensors)
     state_dict.pop("logit_bias", None)
-    conv1 = state_dict.get("visual.conv1.weight")
-    if conv1 is None or conv1.ndim != 4 or "text.token_embedding.weight" not in state_dict:
+    conv1, tokens = state_dict.get("visual.conv1.weight"), state_dict.get("text.token_embedding.weight")
+    if conv1 is None or conv1.ndim != 4 or tokens is None or tokens.ndim != 2:
         raise CheckpointError(
             f"{path.name}: expected a CLIP in open_clip's layout with both towers (visual.conv1.weight, token_embedding.weight), "
             f"got keys such as {', '.join(list(state_dict)[:3])}. Download the open_clip version of the weights."
@@ -67,9 +68,9 @@ def read_pixel_clip(path: str | Path, quick_gelu: bool = False) -> PixelCLIP:
     shapes = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
     name, config = _find_config(path, metadata, shapes)
     config = {**config, "quick_gelu": quick_gelu or config.get("quick_gelu", False)}
-    with torch.device("meta"):
-        model = _build(config)
+    model = _build_from_file(path, config)
     check_keys(path, state_dict, {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()})
+    check_weights(path, state_dict)
     model.load_state_dict(state_dict, strict=True, assign=True)
     with torch.device("cpu"):
         model.text.attn_mask = model.text.build_causal_mask()
@@ -80,12 +81,10 @@ def _find_config(path: Path, metadata: Mapping[str, str], shapes: Mapping[str, t
     """From the file's metadata, `<stem>.json` beside it, or the open_clip architecture with exactly these shapes."""
     beside = path.with_suffix(".json")
     try:
-        if "config" in metadata:
-            return path.stem, json.loads(metadata["config"])
-        if beside.is_file():
-            config = json.loads(beside.read_text(encoding="utf-8"))
-            return path.stem, config.get("model_cfg", config)
-    except (ValueError, AttributeError) as error:
+        if "config" in metadata or beside.is_file():
+            config = json.loads(metadata["config"] if "config" in metadata else beside.read_text(encoding="utf-8"))
+            return path.stem, dict(config.get("model_cfg", config))
+    except (ValueError, AttributeError, TypeError, OSError, RecursionError) as error:
         raise CheckpointError(
             f"{path.name}: its open_clip config cannot be read ({error}). Repair or remove {beside.name}."
         ) from error
@@ -122,6 +121,24 @@ def _candidates(fingerprint: tuple[int, ...]) -> list[tuple[str, dict]]:
         if (vision["width"], vision["patch_size"], text["width"], config["embed_dim"]) == fingerprint:
             found.append((name, config))
     return sorted(found, key=lambda item: (item[1].get("quick_gelu", False), item[0]))
+
+
+def _build_from_file(path: Path, config: dict) -> CustomTextCLIP:
+    """Build from a config that came with a file, which must not make open_clip fetch anything from the network."""
+    for tower in (config.get("vision_cfg"), config.get("text_cfg")):
+        if not isinstance(tower, dict) or any(key.startswith(("hf_", "timm_")) for key in tower):
+            raise CheckpointError(
+                f"{path.name}: its config asks for a timm or Hugging Face tower, expected open_clip's own ViT."
+            )
+        if not isinstance(tower.get("layers", 1), int) or tower.get("layers", 1) > MAX_LAYERS:
+            raise CheckpointError(
+                f"{path.name}: its config asks for {tower['layers']} layers, expected a ViT's number."
+            )
+    try:
+        with torch.device("meta"):
+            return _build(config)
+    except Exception as error:  # whatever open_clip stumbles over, the config is what is wrong
+        raise CheckpointError(f"{path.name}: no CLIP can be built from its config: {error!r}.") from error
 
 
 def _build(config: dict) -> CustomTextCLIP:
