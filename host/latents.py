@@ -12,6 +12,15 @@ from ..models.latent_spaces import LatentSpace, LatentSpaceError, check_raw_late
 
 THUMBNAIL_SIDE = 96  # pixels
 
+# latent space → the host's latent formats that share its VAE; the first one draws thumbnails
+FORMATS = {
+    "sdxl": ("SDXL", "SDXL_Playground_2_5"),
+    "sd1": ("SD15",),
+    "sd3": ("SD3",),
+    "flux": ("Flux",),
+    "shapes-world": ("ShapesWorldLatentFormat",),
+}
+
 
 def raw_latents_of(latent: dict, space: LatentSpace) -> Tensor:
     """The checked samples of a LATENT: (B, C, H, W) float32.
@@ -25,6 +34,22 @@ def raw_latents_of(latent: dict, space: LatentSpace) -> Tensor:
             f"Got a latent of several parts (such as video with audio), expected plain {space.name} image latents."
         )
     return check_raw_latents(samples, space).float()
+
+
+def check_model_space(patcher, space: LatentSpace) -> None:
+    """Refuse a MODEL whose latents a reward cannot read.
+
+    Raises:
+        LatentSpaceError: names both spaces and what to do.
+    """
+    latent_format = patcher.get_model_object("latent_format")
+    name = type(latent_format).__name__
+    fits = name in FORMATS[space.name] if space.named else latent_format.latent_channels == space.channels
+    if not fits:
+        raise LatentSpaceError(
+            f"Got a model that makes {name} latents, but the reward reads those of the {space.name} space "
+            f"({space.description}). Use a model and a Latent-CLIP of the same VAE."
+        )
 
 
 def select_items(latent: dict, indices: list[int]) -> dict:
@@ -68,18 +93,12 @@ def to_model_space(raw_latents: Tensor, space: LatentSpace) -> Tensor:
 
 
 def _previewer(space: LatentSpace) -> Latent2RGBPreviewer:
-    formats = {
-        "sdxl": comfy.latent_formats.SDXL,
-        "sd1": comfy.latent_formats.SD15,
-        "sd3": comfy.latent_formats.SD3,
-        "flux": comfy.latent_formats.Flux,
-    }
     if space.name == "shapes-world":
-        from .shapes_world import ShapesWorldLatentFormat
-
-        formats[space.name] = ShapesWorldLatentFormat
-    by_channels = {4: comfy.latent_formats.SDXL, 16: comfy.latent_formats.Flux}
-    latent_format = formats.get(space.name, by_channels.get(space.channels))()
+        from .shapes_world import ShapesWorldLatentFormat as Format
+    else:
+        name = FORMATS[space.name][0] if space.named else {4: "SDXL", 16: "Flux"}[space.channels]
+        Format = getattr(comfy.latent_formats, name)
+    latent_format = Format()
     return Latent2RGBPreviewer(latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias)
 
 

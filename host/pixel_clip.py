@@ -21,7 +21,8 @@ class LoadedPixelCLIP:
         device = mm.get_torch_device()
         self.name = clip.name
         self.image_size = clip.image_size
-        self.mean, self.std = torch.tensor(clip.mean), torch.tensor(clip.std)
+        with torch.inference_mode(False):  # constants of a computation that gradients go through
+            self.mean, self.std = torch.tensor(clip.mean), torch.tensor(clip.std)
         self.image = tower_patcher(clip.model.visual.to(tower_dtype(dtype, device)), device, mm.unet_offload_device())
         text_dtype = tower_dtype(dtype, mm.text_encoder_device())
         self.text = TextTower(clip.model.text.to(text_dtype), clip.model.context_length)

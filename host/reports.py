@@ -1,10 +1,11 @@
 """Judge a LATENT and say it twice: as JSON for a graph, and as data for the bars on the node."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
 from ..methods.classify import classify, label_directions
+from ..methods.reno import RenoSettings, RenoState
 from ..methods.rewards import Reward
 from ..models.fit import Fit
 from .latent_clip import LoadedLatentCLIP
@@ -82,3 +83,17 @@ def classify_report(
 
 def _rounded(values: Tensor) -> list[float]:
     return [round(value, 6) for value in values.tolist()]
+
+
+def reno_trace(state: RenoState, reward: Reward, settings: RenoSettings, checkpointed_blocks: int) -> dict:
+    """A ReNO run as data: settings, every iteration, and how each item ended."""
+    return {
+        "kind": "reno",
+        "settings": asdict(settings),
+        "terms": [{"name": term.name, "weight": term.weight} for term in reward.terms],
+        "checkpointed_blocks": checkpointed_blocks,
+        "iterations": [asdict(iteration) for iteration in state.iterations],
+        "best": _rounded(state.rewards),
+        "best_iteration": state.best_iteration,
+        "stop_reasons": state.stop_reasons,
+    }

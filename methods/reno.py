@@ -138,6 +138,7 @@ class _Climber:
     def __init__(self, noise: Tensor, settings: RenoSettings):
         self.noise, self.settings = noise, settings
         self.optimizer = _optimizer(noise, settings)
+        self.best = [-math.inf] * len(noise)  # the floats that the state's reward tensor holds, read back once
         self.stale = [0] * len(noise)
         self.overflows = [0] * len(noise)
 
@@ -182,7 +183,10 @@ class _Climber:
         iteration = state.iterations[-1]
         going_on = []
         for k, item in enumerate(active):
-            self.stale[item] = 0 if state.best_iteration[item] == index else self.stale[item] + 1
+            if iteration.rewards[k] > self.best[item]:
+                self.best[item], state.best_iteration[item], self.stale[item] = iteration.rewards[k], index, 0
+            else:
+                self.stale[item] += 1
             finite_gradient = not iteration.gradient_norms or math.isfinite(iteration.gradient_norms[k])
             self.overflows[item] = 0 if finite_gradient else self.overflows[item] + 1
             reason = self._stop_reason(iteration.rewards[k], item)

@@ -7,6 +7,7 @@ def all_nodes() -> list[type[io.ComfyNode]]:
     """Every node of the pack, in the order of the add-node menu."""
     from .classify import LatentCLIPClassify
     from .load import LatentCLIPLoader
+    from .optimize import LatentCLIPOptimizeNoise
     from .rewards import LatentCLIPCombineRewards, LatentCLIPLatentReward, LatentCLIPPixelReward, LatentCLIPTextReward
     from .score import LatentCLIPScore, LatentCLIPSelect
 
@@ -19,6 +20,7 @@ def all_nodes() -> list[type[io.ComfyNode]]:
         LatentCLIPScore,
         LatentCLIPSelect,
         LatentCLIPClassify,
+        LatentCLIPOptimizeNoise,
     ]
 
 

@@ -1,5 +1,6 @@
 """Cosine rewards on CLIP features: match a text, match a latent."""
 
+import torch
 from torch import Tensor
 
 from .base import Encoder, Reward, Term
@@ -29,6 +30,10 @@ def latent_reward(encoder: Encoder, name: str, reference_features: Tensor, weigh
 
 
 def _dot_product_reward(encoder: Encoder, name: str, direction: Tensor, weight: float) -> Reward:
+    # built inside a caller's inference mode it would be a tensor that autograd refuses to save
+    with torch.inference_mode(False):
+        direction = direction.clone()
+
     def head(features: Tensor) -> Tensor:
         return features @ direction.to(features)
 
