@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -109,7 +110,7 @@ class ComfyServer:
         command = [self.python, "main.py", "--port", str(self.port), "--base-directory", str(self.base.resolve())]
         # API nodes would call outside services; the database would be written into the tree.
         command += ["--disable-auto-launch", "--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
-        environment = os.environ | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+        environment = os.environ | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 [*command, *self.arguments], cwd=self.tree, env=environment, stdout=log, stderr=subprocess.STDOUT
@@ -138,7 +139,8 @@ class ComfyServer:
 
     def log(self) -> str:
         """Everything the server has printed so far."""
-        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+        text = self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+        return re.sub(r"\x1b\[[0-9;]*m", "", text)  # the host colours its levels whatever NO_COLOR says
 
     def tail(self, lines: int = 15) -> str:
         """The last lines of the log."""

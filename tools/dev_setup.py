@@ -129,7 +129,8 @@ def install(environment: Path, stamp: str, what: str, arguments: list[str]) -> N
     if record.exists() and record.read_text() == stamp:
         return
     with step(f"installing {what}"):
-        pip(python_in(environment), "install", *arguments)
+        # Python compiles what it imports; compiling all of it here would take half a minute
+        pip(python_in(environment), "install", "--no-compile", *arguments)
     record.write_text(stamp)
 
 
