@@ -1,0 +1,140 @@
+"""Imports run one way, nodes → host → methods → models, and loading the pack costs nothing. Read off the syntax trees."""
+
+import ast
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+# a room → the rooms that it may import; demo holds the weights that the host builds Shapes World from
+MAY_IMPORT = {
+    "nodes": {"nodes", "host", "methods", "models"},
+    "host": {"host", "methods", "models", "demo"},
+    "methods": {"methods", "models"},
+    "models": {"models"},
+}
+LIBRARIES = {"torch", "numpy", "einops", "open_clip", "safetensors"}  # all that the mathematics needs
+LIGHT = {"comfy_api", "folder_paths"}  # the host has loaded these before it meets a pack
+
+
+class Import(NamedTuple):
+    """`level` dots before `module` (0: absolute); `top`: at module scope."""
+
+    level: int
+    module: str
+    top: bool
+
+
+def imports(source: str) -> list[Import]:
+    """Every import of a module. `from ..host import folders` counts as ..host.folders."""
+    tree = ast.parse(source)
+    lazy = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for inner in ast.walk(node)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [Import(0, alias.name, id(node) not in lazy) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [".".join(filter(None, [node.module, alias.name])) for alias in node.names]
+            found += [Import(node.level, name, id(node) not in lazy) for name in names]
+    return found
+
+
+def imports_of(path: Path) -> list[Import]:
+    return imports(path.read_text(encoding="utf-8"))
+
+
+def target(path: Path, item: Import) -> tuple[str, ...]:
+    """Where a relative import leads, from the root of the pack: models/config.py → ('models', 'config', 'name')."""
+    package = path.relative_to(ROOT).parts[:-1]
+    return (*package[: len(package) - item.level + 1], *item.module.split("."))
+
+
+def files(room: str) -> list[Path]:
+    found = sorted((ROOT / room).rglob("*.py"))
+    assert found
+    return found
+
+
+EVERY_FILE = [(room, path) for room in MAY_IMPORT for path in files(room)]
+every_file = pytest.mark.parametrize(
+    ("room", "path"), EVERY_FILE, ids=[str(path.relative_to(ROOT)) for _, path in EVERY_FILE]
+)
+
+
+@every_file
+def test_a_room_imports_only_what_is_below_it(room, path):
+    rooms = {target(path, item)[0] for item in imports_of(path) if item.level}
+    assert rooms <= MAY_IMPORT[room]
+
+
+@every_file
+def test_rooms_are_imported_relatively(room, path):
+    """ComfyUI owns a top-level `nodes`, and gives the pack whatever name its folder has."""
+    tops = {item.module.split(".")[0] for item in imports_of(path) if not item.level}
+    own = {"latent_clip_pack", *(child.name for child in ROOT.iterdir() if any(child.glob("*.py")))}
+    assert not tops & (own - {"nodes"} if room == "host" else own)
+
+
+@every_file
+def test_the_mathematics_knows_nothing_of_the_host(room, path):
+    if room in ("methods", "models"):
+        tops = {item.module.split(".")[0] for item in imports_of(path) if not item.level}
+        assert tops <= LIBRARIES | set(sys.stdlib_module_names)
+
+
+def loaded_with(path: Path, seen: set[Path]) -> set[str]:
+    """Top-level names that importing `path` imports, through every file of the pack that it pulls in."""
+    if path in seen or not path.is_file():
+        return set()
+    seen.add(path)
+    tops = set()
+    for item in imports_of(path):
+        if not item.top:
+            continue
+        if not item.level:
+            tops.add(item.module.split(".")[0])
+            continue
+        parts = target(path, item)
+        for end in range(1, len(parts) + 1):
+            module = ROOT.joinpath(*parts[:end])
+            for file in (module.with_suffix(".py"), module / "__init__.py"):
+                tops |= loaded_with(file, seen)
+    return tops
+
+
+@pytest.mark.parametrize("path", [ROOT / "__init__.py", *files("nodes")], ids=lambda path: str(path.relative_to(ROOT)))
+def test_loading_the_pack_loads_no_torch(path):
+    assert loaded_with(path, set()) <= LIGHT | set(sys.stdlib_module_names)
+
+
+def test_the_entrypoint_imports_nothing_before_it_is_called():
+    assert not [item for item in imports_of(ROOT / "__init__.py") if item.top]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import torch.nn as nn", Import(0, "torch.nn", True)),
+        ("from ..host import folders", Import(2, "host.folders", True)),
+        ("from . import base", Import(1, "base", True)),
+        ("def f():\n    from ..host.reports import score", Import(2, "host.reports.score", False)),
+        ("class A:\n    import comfy", Import(0, "comfy", True)),
+        ("if True:\n    import comfy", Import(0, "comfy", True)),
+    ],
+)
+def test_imports_are_found(source, expected):
+    assert imports(source) == [expected]
+
+
+def test_heavy_imports_are_found_through_other_files():
+    assert "torch" in loaded_with(ROOT / "host" / "reports.py", set())
+    assert "open_clip" in loaded_with(ROOT / "methods" / "features.py", set()) | loaded_with(
+        ROOT / "models" / "latent_clip.py", set()
+    )
