@@ -1,0 +1,1 @@
+"""Shapes World: a tiny trained world, its makers and its independent judge."""

@@ -1,0 +1,115 @@
+"""Train a Latent-CLIP and a pixel CLIP of the same size, on the same scenes and captions, for equal steps.
+
+Both have 64 patches (one latent cell, or 8×8 px), the same transformer and the same text tower. The loss is CLIP's
+symmetric cross entropy, where captions that are also true of another picture of the batch are left out, plus a term
+of its own for hard negatives: each picture must prefer its caption to three near misses of it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import open_clip
+import torch
+from open_clip.model import CustomTextCLIP
+from torch import Tensor, nn
+
+from ..models.latent_clip import LatentCLIP
+from .captions import COLOURS, KINDS, Caption, Thing
+from .corpus import CONTEXT, Corpus, pick_caption, tokenize
+from .scenes import Scene, render
+from .training import Draw, Recipe, fit
+
+_VISION = {"image_size": 64, "layers": 4, "width": 128, "head_width": 32}
+_TEXT = {"context_length": CONTEXT, "vocab_size": 49408, "width": 96, "heads": 3, "layers": 3}
+LATENT_CONFIG = {
+    "embed_dim": 96, "vision_cfg": {**_VISION, "patch_size": 1, "latent_factor": 8, "latent_n_channels": 4}, "text_cfg": _TEXT,
+}  # fmt: skip
+PIXEL_CONFIG = {"embed_dim": 96, "vision_cfg": {**_VISION, "patch_size": 8}, "text_cfg": _TEXT}
+
+STEPS, BATCH, LR = 700, 96, 1.5e-3
+LATENT_NOISE, PIXEL_NOISE = 1.0, 0.05  # largest std of the augmentation: raw latents have std 7.7, pixels span 1
+
+
+def near_misses(rng: random.Random, caption: Caption) -> list[Caption]:
+    """Three false captions that differ little: a wrong colour, a wrong kind, and a swap, a reversal or another wrong colour."""
+    def altered(colour: bool) -> Caption:
+        things, at = list(caption.things), rng.randrange(len(caption.things))
+        old = things[at]
+        if colour:
+            things[at] = Thing(rng.choice([c for c in COLOURS if c != old.colour]), old.kind)
+        else:
+            things[at] = Thing(old.colour, rng.choice([k for k in KINDS if k != old.kind]))
+        return Caption(tuple(things), caption.relation)
+
+    third = {"single": lambda: altered(True), "and": caption.swapped, "relation": rng.choice([caption.swapped, lambda: caption.reversed()])}
+    return [altered(True), altered(False), third[caption.category]()]
+
+
+def true_captions(scene: Scene) -> set[str]:
+    return {str(caption) for group in scene.captions().values() for caption in group}
+
+
+def contrastive_loss(image: Tensor, text: Tensor, near: Tensor, also_true: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """CLIP's loss and the hard-negative loss.
+
+    Args:
+        image, text: unit features (B, D). near: unit features of false captions (B, 3, D).
+        also_true: (B, B) boolean, whether caption j is true of picture i; the diagonal is.
+        scale: exp of the log temperature.
+    """
+    logits = scale * image @ text.T
+    target = torch.arange(len(image))
+    others = also_true & ~torch.eye(len(image), dtype=torch.bool)
+    logits = logits.masked_fill(others, -torch.inf)
+    symmetric = (nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)) / 2
+    candidates = torch.cat([text[:, None], near], 1)
+    hard = nn.functional.cross_entropy(scale * (candidates @ image[:, :, None])[..., 0], torch.zeros_like(target))
+    return symmetric, hard
+
+
+def train_clip(name: str, model: CustomTextCLIP, corpus: Corpus, images: Callable[[Draw, Tensor], Tensor]) -> CustomTextCLIP:
+    """Train either CLIP; `images` gives what its image tower reads for rows of the corpus."""
+    truths = [true_captions(scene) for scene in corpus.scenes]
+
+    def loss_of(draw: Draw) -> tuple[Tensor, dict[str, float]]:
+        rows = draw.rows(len(corpus.scenes), BATCH)
+        captions = [pick_caption(draw.python, corpus.scenes[row], 0.5, reading_order=False) for row in rows.tolist()]
+        misses = [miss for caption in captions for miss in near_misses(draw.python, caption)]
+        texts = [str(caption) for caption in captions]
+        also_true = torch.tensor([[text in truths[row] for text in texts] for row in rows.tolist()])
+        features = model.encode_text(tokenize(texts + [str(miss) for miss in misses]), normalize=True)
+        image = model.encode_image(images(draw, rows), normalize=True)
+        near = features[BATCH:].unflatten(0, (BATCH, 3))
+        symmetric, hard = contrastive_loss(image, features[:BATCH], near, also_true, model.logit_scale.exp().clamp(max=100))
+        return symmetric + hard, {"contrastive": symmetric.item(), "hard": hard.item()}
+
+    fit(model, Recipe(name, STEPS, LR, seed=6, warmup=100, weight_decay=0.05), loss_of)
+    return model
+
+
+def train_latent_clip(corpus: Corpus) -> LatentCLIP:
+    """Reads raw latents with a little noise, as a generator's latents have."""
+    def images(draw: Draw, rows: Tensor) -> Tensor:
+        latents = corpus.latents[rows]
+        return latents + draw.normal(*latents.shape) * draw.uniform(len(rows), 1, 1, 1) * LATENT_NOISE
+
+    torch.manual_seed(6)
+    model = LatentCLIP(LATENT_CONFIG)
+    with torch.no_grad():  # raw latents have std 7.7: start as if they had 1
+        model.visual.conv1.weight.mul_(0.13025)
+    return train_clip("latent_clip", model, corpus, images)
+
+
+def train_pixel_clip(corpus: Corpus) -> CustomTextCLIP:
+    """Reads rendered pixels, normalised as open_clip does, with a little noise."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+
+    def images(draw: Draw, rows: Tensor) -> Tensor:
+        pixels = render([corpus.scenes[row] for row in rows.tolist()])
+        noise = draw.normal(*pixels.shape) * draw.uniform(len(rows), 1, 1, 1) * PIXEL_NOISE
+        return (pixels + noise - mean) / std
+
+    torch.manual_seed(6)
+    return train_clip("pixel_clip", CustomTextCLIP(**PIXEL_CONFIG), corpus, images)

@@ -1,0 +1,90 @@
+"""The shipped weights: half-precision safetensors, with only those vocabulary rows that the captions use.
+
+An embedding table of 49,408 rows would be larger than everything else here. A file therefore stores the rows in use and
+their token ids; loading expands them, and the rows of all other words are zero. The tokenizer stays the field's own.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from open_clip.model import CustomTextCLIP
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..models import latent_clip
+from ..models.latent_clip import LatentCLIP
+from ..models.pixel_clip import PixelCLIP
+
+FOLDER = Path(__file__).resolve().parent / "weights"
+VOCABULARY = 49408
+ROWS, IDS = ".vocabulary_rows", ".vocabulary_ids"
+
+
+def compact_vocabulary(state_dict: dict[str, Tensor], used_ids: Tensor) -> dict[str, Tensor]:
+    """Replace every (49408, width) table by the rows of `used_ids`, which must include start and end of text."""
+    compact = {}
+    for key, tensor in state_dict.items():
+        if tensor.ndim == 2 and tensor.shape[0] == VOCABULARY:
+            compact |= {key + ROWS: tensor[used_ids].contiguous(), key + IDS: used_ids.int()}
+        else:
+            compact[key] = tensor
+    return compact
+
+
+def expand_vocabulary(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Undo `compact_vocabulary`; rows that were not stored are zero."""
+    full = {key: tensor for key, tensor in state_dict.items() if not key.endswith((ROWS, IDS))}
+    for key, rows in state_dict.items():
+        if key.endswith(ROWS):
+            table = rows.new_zeros(VOCABULARY, rows.shape[1])
+            table[state_dict[key.removesuffix(ROWS) + IDS].long()] = rows
+            full[key.removesuffix(ROWS)] = table
+    return full
+
+
+def save_weights(name: str, state_dict: dict[str, Tensor], used_ids: Tensor, config: dict | None = None) -> Path:
+    """Write demo/weights/`name`.safetensors in float16, with `config` as JSON in its metadata."""
+    halves = {key: tensor.detach().half().contiguous() for key, tensor in state_dict.items()}
+    FOLDER.mkdir(exist_ok=True)
+    path = FOLDER / f"{name}.safetensors"
+    save_file(compact_vocabulary(halves, used_ids), path, {"config": json.dumps(config)} if config else None)
+    return path
+
+
+def load_weights(name: str) -> tuple[dict[str, Tensor], dict]:
+    """Tensors (float32, vocabulary expanded) and config of demo/weights/`name`.safetensors.
+
+    Raises:
+        ValueError: when the file is missing.
+    """
+    path = FOLDER / f"{name}.safetensors"
+    if not path.is_file():
+        raise ValueError(
+            f"Expected the Shapes World weights {path.name} in demo/weights, got no such file. "
+            "Reinstall the pack, or make it with: python tools/pack.py demo.train"
+        )
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+        config = json.loads((file.metadata() or {}).get("config", "{}"))
+    tensors = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
+    return expand_vocabulary(tensors), config
+
+
+def load_latent_clip() -> tuple[LatentCLIP, dict]:
+    """The frozen Latent-CLIP and its open_clip config."""
+    weights, config = load_weights("latent_clip")
+    return latent_clip.load_latent_clip(config, weights), config
+
+
+def load_pixel_clip() -> PixelCLIP:
+    """The frozen pixel CLIP, with open_clip's pixel mean and std; its text tower reads open_clip's tokens."""
+    weights, config = load_weights("pixel_clip")
+    with torch.device("meta"):
+        model = CustomTextCLIP(**config)
+    model.load_state_dict(weights, strict=True, assign=True)
+    model.text.attn_mask = model.text.build_causal_mask()
+    return PixelCLIP("Shapes World pixel CLIP", model.train(False).requires_grad_(False), config)
