@@ -1,0 +1,64 @@
+/**
+ * The card beside a row that is pointed at: its picture, and what its value is made of. There is one for the page.
+ */
+
+import { element, thumbnail } from "./dom.js";
+import { decimalsFor, formatNumber, formatPercent, formatWeight } from "./rows.js";
+
+const GAP = 8;
+const MOST_LINES = 12;
+
+let card = null;
+
+/**
+ * Show the card beside an element.
+ *
+ * @param {HTMLElement} anchor
+ * @param {import("./rows.js").Row} row
+ * @param {"scores"|"classes"} kind
+ * @param {(key: string, values?: object) => string} text
+ */
+export function showCard(anchor, row, kind, text) {
+    hideCard();
+    const lines = row.details.slice(0, MOST_LINES).map((detail) => line(detail, row, kind));
+    if (row.details.length > MOST_LINES) {
+        lines.push(element("tr", "", element("td", "", text("more", { count: row.details.length - MOST_LINES }))));
+    }
+    const facts = [
+        text("item", { index: row.index }),
+        row.best && text("bestOne"),
+        row.kept === true && text("kept"),
+        row.kept === false && text("notKept"),
+        row.value === null && text("noNumber"),
+    ];
+    card = element(
+        "div",
+        "latent-clip-card",
+        thumbnail(row.thumbnail),
+        element("div", "", element("p", "", facts.filter(Boolean).join(" · ")), element("table", "", ...lines)),
+    );
+    card.setAttribute("role", "tooltip");
+    document.body.append(card);
+    place(card, anchor.getBoundingClientRect());
+}
+
+/** Take the card away. */
+export function hideCard() {
+    card?.remove();
+    card = null;
+}
+
+function line({ name, value, weight }, row, kind) {
+    const decimals = Math.max(4, decimalsFor(row.details.map((detail) => detail.value)));
+    const cells = [name, kind === "classes" ? formatPercent(value) : formatNumber(value, decimals)];
+    if (weight !== null && (weight !== 1 || row.details.length > 1)) cells.push(`× ${formatWeight(weight)}`);
+    return element("tr", "", ...cells.map((cell) => element("td", "", cell)));
+}
+
+function place(box, anchor) {
+    const { width, height } = box.getBoundingClientRect();
+    const right = anchor.right + GAP;
+    const left = right + width <= window.innerWidth ? right : anchor.left - GAP - width;
+    box.style.left = `${Math.max(GAP, left)}px`;
+    box.style.top = `${Math.max(GAP, Math.min(anchor.top, window.innerHeight - height - GAP))}px`;
+}

@@ -1,0 +1,29 @@
+/**
+ * Make an element.
+ *
+ * @param {string} tag
+ * @param {string} className
+ * @param {...(Node|string)} children
+ * @returns {HTMLElement}
+ */
+export function element(tag, className, ...children) {
+    const made = document.createElement(tag);
+    made.className = className;
+    made.append(...children);
+    return made;
+}
+
+/**
+ * A thumbnail, or an empty square where there is none.
+ *
+ * @param {string} source data URL
+ * @returns {HTMLElement}
+ */
+export function thumbnail(source) {
+    if (!source) return element("span", "latent-clip-thumbnail");
+    const image = element("img", "latent-clip-thumbnail");
+    image.src = source;
+    image.alt = "";
+    image.draggable = false;
+    return image;
+}

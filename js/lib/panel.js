@@ -1,0 +1,165 @@
+/**
+ * The panel of bars: one row per latent, drawn with plain elements, so that it is the same on both of the page's renderers.
+ */
+
+import { hideCard, showCard } from "./card.js";
+import { element, thumbnail } from "./dom.js";
+import { barLength, decimalsFor, extent, formatNumber, formatPercent, readReport, sortRows } from "./rows.js";
+
+/** Rows that are drawn at most; the node's report output has all. */
+export const MOST_ROWS = 512;
+
+const PROBABILITIES = { min: 0, max: 1 };
+
+/**
+ * Make an empty panel.
+ *
+ * @param {object} options
+ * @param {(key: string, values?: object) => string} options.text the words, see texts.js
+ * @param {() => "best"|"batch"} options.getOrder
+ * @param {(order: "best"|"batch") => void} options.setOrder
+ * @returns {{element: HTMLElement, list: HTMLElement, show: (message: object) => void}} `show` draws a node's message
+ *     and leaves the panel alone where the message is no report
+ */
+export function createPanel({ text, getOrder, setOrder }) {
+    const summary = element("span", "latent-clip-summary");
+    const button = element("button", "latent-clip-order");
+    const list = element("ol", "latent-clip-rows");
+    const axis = element("div", "latent-clip-axis");
+    const empty = element("p", "latent-clip-empty", text("empty"));
+    const header = element("header", "", summary, button);
+    // what is inside has no size of its own for the node's layout, so results never move a thing
+    const root = element("section", "latent-clip-panel", element("div", "latent-clip-inside", empty, header, list, axis));
+    let report = null;
+
+    button.type = "button";
+    button.addEventListener("click", () => {
+        setOrder(getOrder() === "best" ? "batch" : "best");
+        draw();
+    });
+    list.setAttribute("role", "list");
+    list.dataset.captureWheel = "true";
+    moveFocusByKeys(list);
+    showCards(list, (index) => report.rows[index], () => report.kind, text);
+    draw();
+
+    function draw() {
+        root.classList.toggle("latent-clip-has-rows", report !== null);
+        if (report === null) return;
+        const { kind, rows } = report;
+        const values = rows.map((row) => row.value);
+        const range = kind === "classes" ? PROBABILITIES : extent(values);
+        const decimals = decimalsFor(values);
+        const format = kind === "classes" ? formatPercent : (value) => formatNumber(value, decimals);
+        const order = getOrder();
+
+        root.dataset.kind = kind;
+        root.dataset.selects = report.selects;
+        root.style.setProperty("--digits", String(rows.length).length);
+        root.style.setProperty("--value-width", `${Math.max(...values.map((value) => format(value).length))}ch`);
+        summary.textContent = summaryOf(report, text);
+        button.textContent = `⇅ ${text(order)}`;
+        button.title = text(order === "best" ? "showBatch" : "showBest");
+        button.hidden = rows.length < 2;
+
+        const shown = sortRows(rows, order).slice(0, MOST_ROWS);
+        list.replaceChildren(...shown.map((row) => rowElement(row, range, format, text)));
+        if (rows.length > MOST_ROWS) {
+            list.append(element("li", "latent-clip-more", text("more", { count: rows.length - MOST_ROWS })));
+        }
+        list.firstChild?.setAttribute("tabindex", "0");
+        drawAxis(axis, range, format, text, kind);
+    }
+
+    return {
+        element: root,
+        list,
+        show(message) {
+            const next = readReport(message);
+            if (next === null) return;
+            hideCard();
+            report = next;
+            draw();
+        },
+    };
+}
+
+function summaryOf({ rows, selects }, text) {
+    const count = text(rows.length === 1 ? "oneLatent" : "latents", { count: rows.length });
+    return selects ? `${count}, ${text("keptCount", { count: rows.filter((row) => row.kept).length })}` : count;
+}
+
+function rowElement(row, range, format, text) {
+    const fill = element("span", "latent-clip-fill");
+    fill.style.width = `${100 * barLength(row.value, range)}%`;
+    const bar = element("span", "latent-clip-bar", fill, element("span", "latent-clip-label", row.label));
+    const mark = row.kept ? "✓" : row.best && row.kept === null ? "★" : "";
+    const made = element(
+        "li",
+        "",
+        element("span", "latent-clip-rank", row.rank === null ? "–" : String(row.rank)),
+        thumbnail(row.thumbnail),
+        element("span", "latent-clip-index", `#${row.index}`),
+        bar,
+        element("span", "latent-clip-value", format(row.value)),
+        element("span", "latent-clip-mark", mark),
+    );
+    made.dataset.index = row.index;
+    made.classList.toggle("latent-clip-best", row.best);
+    made.classList.toggle("latent-clip-dropped", row.kept === false);
+    made.tabIndex = -1;
+    made.setAttribute("aria-label", describe(row, format, text));
+    return made;
+}
+
+function describe(row, format, text) {
+    const parts = [
+        text("item", { index: row.index }),
+        row.label,
+        row.value === null ? text("noNumber") : format(row.value),
+        row.rank !== null && text("rank", { rank: row.rank }),
+        row.kept === true && text("kept"),
+    ];
+    return parts.filter(Boolean).join(", ");
+}
+
+function drawAxis(axis, range, format, text, kind) {
+    const equal = range !== null && range.min === range.max;
+    axis.title = range === null ? "" : text(equal ? "allEqualHelp" : kind === "classes" ? "classAxisHelp" : "scoreAxisHelp");
+    if (range === null) axis.textContent = text("noNumbers");
+    else if (equal) axis.textContent = text("allEqual");
+    else axis.textContent = text("axis", { min: format(range.min), max: format(range.max) });
+}
+
+/** One stop of the tab key for the whole list; arrows, Home and End move inside it. */
+function moveFocusByKeys(list) {
+    list.addEventListener("keydown", (event) => {
+        const rows = [...list.querySelectorAll("li[data-index]")];
+        const at = rows.indexOf(document.activeElement);
+        const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: rows.length - 1 }[event.key];
+        if (at < 0 || to === undefined) return;
+        event.preventDefault();
+        event.stopPropagation();
+        rows[Math.min(rows.length - 1, Math.max(0, to))].focus();
+    });
+    list.addEventListener("focusin", ({ target }) => {
+        for (const row of list.querySelectorAll("li[tabindex='0']")) row.tabIndex = -1;
+        target.closest("li").tabIndex = 0;
+    });
+}
+
+function showCards(list, rowAt, kind, text) {
+    const show = ({ target }) => {
+        const anchor = target.closest("li[data-index]");
+        if (anchor) showCard(anchor, rowAt(Number(anchor.dataset.index)), kind(), text);
+    };
+    list.addEventListener("pointerover", show);
+    list.addEventListener("focusin", show);
+    for (const gone of ["pointerleave", "focusout", "wheel"]) list.addEventListener(gone, hideCard, { passive: true });
+    list.addEventListener("scroll", () => {
+        // keys scroll the list too, and then the card goes with the row
+        const focused = list.querySelector("li:focus-visible");
+        if (focused) show({ target: focused });
+        else hideCard();
+    });
+}

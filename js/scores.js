@@ -1,0 +1,85 @@
+/**
+ * Bars on the nodes that judge: Score Latents, Select Best Latents, Classify Latents.
+ */
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { hideCard } from "./lib/card.js";
+import { createPanel } from "./lib/panel.js";
+import { makeTexts } from "./lib/texts.js";
+
+const NODES = new Set(["LatentCLIPScore", "LatentCLIPSelect", "LatentCLIPClassify"]);
+const HEIGHT = 202; // of the widget with its margins, whatever it shows: four rows; dragging the node larger shows more
+const WIDTH = 320; // of a new node
+const ORDER = "latent_clip_order"; // a node property, so it is saved with the workflow
+const panels = new WeakMap();
+let text = makeTexts({}, "en");
+
+/** Give a node its panel. */
+function addPanel(node) {
+    const panel = createPanel({
+        text: (key, values) => text(key, values),
+        getOrder: () => (node.properties?.[ORDER] === "batch" ? "batch" : "best"),
+        setOrder: (order) => node.setProperty(ORDER, order),
+    });
+    const widget = node.addDOMWidget("latent_clip_scores", "latent_clip_scores", panel.element, {
+        serialize: false, // not into the prompt
+        getMinHeight: () => HEIGHT,
+        onHide: hideCard,
+    });
+    widget.serialize = false; // not into the workflow
+    panel.list.addEventListener("wheel", (event) => passOn(event, panel.list));
+    panels.set(node, panel);
+    node.setSize([Math.max(node.size[0], WIDTH), node.computeSize()[1]]);
+
+    const { onExecuted, onRemoved } = node;
+    node.onExecuted = function (output) {
+        onExecuted?.apply(this, arguments);
+        panel.show(output?.latent_clip?.[0]);
+    };
+    node.onRemoved = function () {
+        hideCard();
+        onRemoved?.apply(this, arguments);
+    };
+}
+
+/** A turn of the wheel that the list cannot use, or that means zoom, belongs to the canvas. */
+function passOn(event, list) {
+    const room = event.deltaY < 0 ? list.scrollTop : list.scrollHeight - list.clientHeight - list.scrollTop;
+    if (room >= 1 && !event.ctrlKey && !event.metaKey) return;
+    event.preventDefault();
+    app.canvas.processMouseWheel(event);
+}
+
+/** Every node of the workflow with the key that its output is kept under, subgraphs included. */
+function* nodesByLocator() {
+    const root = app.rootGraph ?? app.graph;
+    for (const node of root.nodes) yield [String(node.id), node];
+    for (const [id, subgraph] of root.subgraphs ?? []) {
+        for (const node of subgraph.nodes) yield [`${id}:${node.id}`, node];
+    }
+}
+
+app.registerExtension({
+    name: "LatentCLIP.Scores",
+
+    async init() {
+        const style = document.createElement("link");
+        style.rel = "stylesheet";
+        style.href = new URL("./scores.css", import.meta.url).href;
+        document.head.append(style);
+        const language = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
+        text = makeTexts(await api.getCustomNodesI18n(), language);
+    },
+
+    nodeCreated(node) {
+        if (NODES.has(node.comfyClass)) addPanel(node);
+    },
+
+    /** The page has outputs from elsewhere: a run of the history, or a workflow tab that was open before. */
+    onNodeOutputsUpdated(outputs) {
+        for (const [locator, node] of nodesByLocator()) {
+            panels.get(node)?.show(outputs[locator]?.latent_clip?.[0]);
+        }
+    },
+});
