@@ -1,0 +1,234 @@
+"""The bars on Score, Select and Classify, in the real page after a real run."""
+
+import pytest
+
+from latent_clip_pack.tests.checkpoints import save_latent_clip
+
+NODES = {"LatentCLIPScore": 0, "LatentCLIPSelect": 1, "LatentCLIPClassify": 2}
+
+
+def node(kind: str, **inputs) -> dict:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def judging(seed: int, batch_size: int = 6, keep: int = 2) -> dict:
+    """A batch that is scored by two terms, selected from, and classified."""
+    return {
+        "1": node("LatentCLIPLoader", file="bars.safetensors", dtype="fp32"),
+        "2": node(
+            "TestMakeLatent", batch_size=batch_size, channels=4, height=64, width=64, seed=seed, std=7.0,
+            with_mask=False, with_batch_index=False,
+        ),
+        "3": node("LatentCLIPTextReward", latent_clip=["1", 0], text="a red fox", text_to_avoid="", weight=1.0, fit="tiles"),
+        "4": node("LatentCLIPTextReward", latent_clip=["1", 0], text="blurry", text_to_avoid="", weight=-0.5, fit="tiles"),
+        "5": node("LatentCLIPCombineRewards", **{"rewards.reward_0": ["3", 0], "rewards.reward_1": ["4", 0]}),
+        "6": node("LatentCLIPScore", latent=["2", 0], reward=["5", 0]),
+        "7": node(
+            "LatentCLIPSelect", latent=["2", 0], reward=["5", 0], keep=keep, use_threshold=False, threshold=0.2
+        ),
+        "8": node(
+            "LatentCLIPClassify", latent=["2", 0], latent_clip=["1", 0], labels="a photo\na drawing", templates="a {}",
+            route="", fit="tiles",
+        ),
+    }  # fmt: skip
+
+
+@pytest.fixture
+def desk(page, comfy):
+    """The page, with a way to lay the three nodes out side by side and to look at one."""
+    path = comfy.models_dir / "latent_clip" / "bars.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    if not path.exists():
+        save_latent_clip(path)
+    page.page.set_default_timeout(10_000)
+    yield page
+    page.js("() => app.extensionManager.setting.set('Comfy.ColorPalette', 'dark')")
+
+
+def lay_out(page) -> None:
+    """Put the nodes with bars on the screen, the others below."""
+    page.js(
+        """places => {
+            for (const node of app.canvas.graph.nodes) {
+                const column = places[node.type];
+                node.pos = column === undefined ? [20 + 300 * (Number(node.id) % 4), 900] : [20 + 440 * column, 80];
+            }
+            app.canvas.ds.scale = 1;
+            app.canvas.ds.offset = [60, 20];
+            app.canvas.setDirty(true, true);
+        }""",
+        NODES,
+    )
+    page.page.wait_for_timeout(300)
+
+
+def panel_of(page, kind: str):
+    """The panel of the node of a kind, wherever the renderer has put it."""
+    page.js("""() => {
+        for (const node of app.canvas.graph.nodes) {
+            const widget = node.widgets?.find(w => w.name === 'latent_clip_scores');
+            if (widget) widget.element.dataset.node = node.type;
+        }
+    }""")
+    return page.page.locator(f'.latent-clip-panel[data-node="{kind}"]')
+
+
+def rows(panel) -> list[list[str]]:
+    """[rank, index, label, value, mark] of every row, in the order shown."""
+    parts = ("rank", "index", "label", "value", "mark")
+    return [[row.locator(f".latent-clip-{part}").inner_text() for part in parts] for row in panel.locator("li").all()]
+
+
+def number(text: str) -> float:
+    return float(text.replace("−", "-").rstrip("%"))
+
+
+def load(page, seed: int, **options) -> None:
+    """Open the graph; the seed is another one for each renderer, so that nothing comes from the host's cache."""
+    page.load_prompt(judging(seed + 100 * (page.renderer == "nodes2"), **options))
+    lay_out(page)
+
+
+def run(page) -> dict:
+    """Run what is open: node id → its ui data."""
+    result = page.run()
+    assert result.ok, result.error
+    page.page.wait_for_timeout(200)
+    return result.outputs
+
+
+def test_rows_show_the_scores_that_the_node_returned(desk):
+    load(desk, 1)
+    outputs = run(desk)
+    (report,) = outputs["6"]["latent_clip"]
+    score = panel_of(desk, "LatentCLIPScore")
+    shown = rows(score)
+    order = sorted(range(6), key=lambda i: -report["scores"][i])
+    assert [row[1] for row in shown] == [f"#{i}" for i in order]
+    assert [number(row[3]) for row in shown] == pytest.approx([report["scores"][i] for i in order], abs=1e-3)
+    assert shown[0][0] == "1"
+    assert [row[4] for row in shown] == ["★"] + [""] * 5
+    assert score.locator("img").count() == 6
+    assert "6 latents" in score.inner_text()
+
+    widths = [box["width"] for box in (fill.bounding_box() for fill in score.locator(".latent-clip-fill").all())]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[-1] == pytest.approx(2, abs=0.5)
+
+    score.locator("button").click()
+    assert [row[1] for row in rows(score)] == [f"#{i}" for i in range(6)]
+    desk.screenshot("scores-dark")
+    desk.js("() => app.extensionManager.setting.set('Comfy.ColorPalette', 'light')")
+    score.locator("li").nth(1).hover()
+    desk.page.wait_for_timeout(300)
+    card = desk.page.locator(".latent-clip-card")
+    assert "a red fox" in card.inner_text()
+    assert "× −0.5" in card.inner_text()
+    desk.screenshot("scores-light")
+    desk.page.mouse.move(5, 500)
+    assert card.count() == 0
+
+
+def test_select_marks_what_it_keeps(desk):
+    load(desk, 2, keep=3)
+    outputs = run(desk)
+    (report,) = outputs["7"]["latent_clip"]
+    shown = rows(panel_of(desk, "LatentCLIPSelect"))
+    assert [row[1] for row in shown[:3]] == [f"#{i}" for i in report["kept"]]
+    assert [row[4] for row in shown] == ["✓"] * 3 + [""] * 3
+    assert panel_of(desk, "LatentCLIPSelect").locator(".latent-clip-dropped").count() == 3
+    assert "3 kept" in panel_of(desk, "LatentCLIPSelect").inner_text()
+
+
+def test_classify_shows_the_label_and_its_probability(desk):
+    load(desk, 3)
+    outputs = run(desk)
+    (report,) = outputs["8"]["latent_clip"]
+    classes = panel_of(desk, "LatentCLIPClassify")
+    for _, index, label, value, _ in rows(classes):
+        i = int(index[1:])
+        assert label == report["labels"][i]
+        assert number(value) == pytest.approx(100 * report["probabilities"][i][label], abs=0.06)
+    assert "0% to 100%" in classes.inner_text()
+
+
+def test_many_latents_scroll_inside_the_node(desk):
+    load(desk, 4, batch_size=70)
+    score = panel_of(desk, "LatentCLIPScore")
+    before = score.bounding_box()
+    outputs = run(desk)
+    assert len(outputs["6"]["latent_clip"][0]["thumbnails"]) == 64
+    assert score.locator("li").count() == 70
+    assert score.bounding_box() == before, "results must not resize or move anything"
+    score.locator("li").first.click()
+    desk.page.keyboard.press("End")
+    assert score.locator("li").last.evaluate("row => row === document.activeElement")
+    desk.screenshot("scores-many")
+
+
+def test_one_latent_has_nothing_to_sort(desk):
+    load(desk, 5, batch_size=1, keep=1)
+    run(desk)
+    score = panel_of(desk, "LatentCLIPScore")
+    assert len(rows(score)) == 1
+    assert score.locator("button").is_hidden()
+    assert "All equal" in score.inner_text()
+
+
+def test_the_panel_leaves_no_trace_in_workflow_and_prompt(desk):
+    prompt = judging(6)
+    desk.load_prompt(prompt)
+    saved = {n["type"]: n for n in desk.graph()["nodes"]}
+    assert saved["LatentCLIPScore"].get("widgets_values", []) == []
+    assert saved["LatentCLIPSelect"]["widgets_values"] == [2, False, 0.2]
+    assert saved["LatentCLIPClassify"]["widgets_values"] == ["a photo\na drawing", "a {}", "", "tiles"]
+    assert {key: n["inputs"] for key, n in desk.prompt().items()} == {key: n["inputs"] for key, n in prompt.items()}
+    desk.load(desk.graph())
+    assert desk.prompt()["7"]["inputs"]["threshold"] == 0.2
+
+
+def test_results_return_with_the_outputs_of_an_earlier_run(desk):
+    load(desk, 7)
+    outputs = run(desk)
+    before = rows(panel_of(desk, "LatentCLIPScore"))
+    desk.load(desk.graph())  # the nodes are new objects now, as after a change of the workflow tab
+    lay_out(desk)
+    assert rows(panel_of(desk, "LatentCLIPScore")) == []
+    desk.js("outputs => { app.nodeOutputs = outputs; }", outputs)
+    assert rows(panel_of(desk, "LatentCLIPScore")) == before
+
+    desk.load(desk.graph())
+    lay_out(desk)
+    run(desk)  # nothing has changed, so the host sends what it has kept
+    assert rows(panel_of(desk, "LatentCLIPScore")) == before
+
+
+def test_bars_inside_a_subgraph(desk):
+    load(desk, 8)
+    desk.js("""() => {
+        const inside = app.graph.nodes.filter(n => /Score|Select|Classify/.test(n.type));
+        const { subgraph } = app.graph.convertToSubgraph(new Set(inside));
+        app.canvas.setGraph(subgraph);
+    }""")
+    lay_out(desk)
+    outputs = run(desk)
+    before = rows(panel_of(desk, "LatentCLIPScore"))
+    assert len(before) == 6
+    desk.screenshot("scores-subgraph")
+
+    desk.js("() => app.canvas.setGraph(app.rootGraph)")
+    desk.load(desk.graph())
+    desk.js("() => app.canvas.setGraph(app.rootGraph.subgraphs.values().next().value)")
+    lay_out(desk)
+    assert rows(panel_of(desk, "LatentCLIPScore")) == []
+    desk.js(
+        """outputs => {
+        const { id } = app.canvas.graph;
+        app.nodeOutputs = Object.fromEntries(
+            Object.entries(outputs).map(([key, output]) => [`${id}:${key.split(":").at(-1)}`, output]),
+        );
+    }""",
+        outputs,
+    )
+    assert rows(panel_of(desk, "LatentCLIPScore")) == before
+    desk.js("() => app.canvas.setGraph(app.rootGraph)")
