@@ -2,13 +2,16 @@
 
 Both have 64 patches (one latent cell, or 8×8 px), the same transformer and the same text tower. The loss is CLIP's
 symmetric cross entropy, where captions that are also true of another picture of the batch are left out, plus a term
-of its own for hard negatives: each picture must prefer its caption to three near misses of it.
+of its own for hard negatives: each picture must prefer its caption to three near misses of it. Relations come last to a
+CLIP, so a second stage shows more of them, and reverses them more often.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import open_clip
 import torch
@@ -28,12 +31,32 @@ LATENT_CONFIG = {
 }  # fmt: skip
 PIXEL_CONFIG = {"embed_dim": 96, "vision_cfg": {**_VISION, "patch_size": 8}, "text_cfg": _TEXT}
 
-STEPS, BATCH, LR = 700, 96, 1.5e-3
+BATCH = 96
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Steps and mixture: share of "and" among captions of two things; odds of reversed to swapped relations among misses."""
+
+    suffix: str
+    steps: int
+    lr: float
+    seed: int
+    and_share: float
+    reversals: int
+    swaps: int = 1
+
+
+STAGES = (Stage("", 700, 1.5e-3, seed=6, and_share=0.5, reversals=1), Stage("_relations", 300, 1.0e-3, seed=7, and_share=0.2, reversals=2))
+
 LATENT_NOISE, PIXEL_NOISE = 1.0, 0.05  # largest std of the augmentation: raw latents have std 7.7, pixels span 1
 
 
-def near_misses(rng: random.Random, caption: Caption) -> list[Caption]:
-    """Three false captions that differ little: a wrong colour, a wrong kind, and a swap, a reversal or another wrong colour."""
+def near_misses(rng: random.Random, caption: Caption, reversals: int, swaps: int) -> list[Caption]:
+    """Three false captions that differ little: a wrong colour, a wrong kind, and a swap, a reversal or another wrong colour.
+
+    The odds of a relation to be reversed rather than swapped are `reversals` to `swaps`.
+    """
     def altered(colour: bool) -> Caption:
         things, at = list(caption.things), rng.randrange(len(caption.things))
         old = things[at]
@@ -43,7 +66,8 @@ def near_misses(rng: random.Random, caption: Caption) -> list[Caption]:
             things[at] = Thing(old.colour, rng.choice([k for k in KINDS if k != old.kind]))
         return Caption(tuple(things), caption.relation)
 
-    third = {"single": lambda: altered(True), "and": caption.swapped, "relation": rng.choice([caption.swapped, lambda: caption.reversed()])}
+    relation = rng.choice([caption.swapped] * swaps + [caption.reversed] * reversals)
+    third = {"single": lambda: altered(True), "and": caption.swapped, "relation": relation}
     return [altered(True), altered(False), third[caption.category]()]
 
 
@@ -73,10 +97,10 @@ def train_clip(name: str, model: CustomTextCLIP, corpus: Corpus, images: Callabl
     """Train either CLIP; `images` gives what its image tower reads for rows of the corpus."""
     truths = [true_captions(scene) for scene in corpus.scenes]
 
-    def loss_of(draw: Draw) -> tuple[Tensor, dict[str, float]]:
+    def loss_of(draw: Draw, stage: Stage) -> tuple[Tensor, dict[str, float]]:
         rows = draw.rows(len(corpus.scenes), BATCH)
-        captions = [pick_caption(draw.python, corpus.scenes[row], 0.5, reading_order=False) for row in rows.tolist()]
-        misses = [miss for caption in captions for miss in near_misses(draw.python, caption)]
+        captions = [pick_caption(draw.python, corpus.scenes[row], stage.and_share, reading_order=False) for row in rows.tolist()]
+        misses = [miss for caption in captions for miss in near_misses(draw.python, caption, stage.reversals, stage.swaps)]
         texts = [str(caption) for caption in captions]
         also_true = torch.tensor([[text in truths[row] for text in texts] for row in rows.tolist()])
         features = model.encode_text(tokenize(texts + [str(miss) for miss in misses]), normalize=True)
@@ -85,7 +109,9 @@ def train_clip(name: str, model: CustomTextCLIP, corpus: Corpus, images: Callabl
         symmetric, hard = contrastive_loss(image, features[:BATCH], near, also_true, model.logit_scale.exp().clamp(max=100))
         return symmetric + hard, {"contrastive": symmetric.item(), "hard": hard.item()}
 
-    fit(model, Recipe(name, STEPS, LR, seed=6, warmup=100, weight_decay=0.05), loss_of)
+    for stage in STAGES:
+        recipe = Recipe(name + stage.suffix, stage.steps, stage.lr, seed=stage.seed, warmup=100, weight_decay=0.05)
+        fit(model, recipe, partial(loss_of, stage=stage))
     return model
 
 
