@@ -18,7 +18,7 @@ FORMATS = {
     "sd1": ("SD15",),
     "sd3": ("SD3",),
     "flux": ("Flux",),
-    "shapes-world": ("ShapesWorldLatentFormat",),
+    "shapes-world": ("ShapesWorldLatent",),
 }
 
 
@@ -94,7 +94,7 @@ def to_model_space(raw_latents: Tensor, space: LatentSpace) -> Tensor:
 
 def _previewer(space: LatentSpace) -> Latent2RGBPreviewer:
     if space.name == "shapes-world":
-        from .shapes_world import ShapesWorldLatentFormat as Format
+        from .shapes_world import ShapesWorldLatent as Format
     else:
         name = FORMATS[space.name][0] if space.named else {4: "SDXL", 16: "Flux"}[space.channels]
         Format = getattr(comfy.latent_formats, name)

@@ -1,5 +1,6 @@
 """Judge a LATENT and say it twice: as JSON for a graph, and as data for the bars on the node."""
 
+import math
 from dataclasses import asdict, dataclass
 
 from torch import Tensor
@@ -81,8 +82,9 @@ def classify_report(
     return ClassifyReport(names, table, thumbnails(raw_latents[:MAX_THUMBNAILS], clip.space))
 
 
-def _rounded(values: Tensor) -> list[float]:
-    return [round(value, 6) for value in values.tolist()]
+def _rounded(values: Tensor) -> list[float | None]:
+    """For JSON, which has no NaN and no infinity: None stands for both."""
+    return [round(value, 6) if math.isfinite(value) else None for value in values.tolist()]
 
 
 def reno_trace(state: RenoState, reward: Reward, settings: RenoSettings, checkpointed_blocks: int) -> dict:

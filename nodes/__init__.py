@@ -10,6 +10,7 @@ def all_nodes() -> list[type[io.ComfyNode]]:
     from .optimize import LatentCLIPOptimizeNoise
     from .rewards import LatentCLIPCombineRewards, LatentCLIPLatentReward, LatentCLIPPixelReward, LatentCLIPTextReward
     from .score import LatentCLIPScore, LatentCLIPSelect
+    from .shapes_world import LatentCLIPShapesWorld
 
     return [
         LatentCLIPLoader,
@@ -21,6 +22,7 @@ def all_nodes() -> list[type[io.ComfyNode]]:
         LatentCLIPSelect,
         LatentCLIPClassify,
         LatentCLIPOptimizeNoise,
+        LatentCLIPShapesWorld,
     ]
 
 

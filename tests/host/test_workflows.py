@@ -1,0 +1,48 @@
+"""Every shipped workflow runs in the real host as it is; the SDXL ones on a tiny checkpoint of SDXL's layout."""
+
+import json
+import re
+
+import pytest
+
+from latent_clip_pack.tests.checkpoints import save_latent_clip
+from latent_clip_pack.tools.comfy_server import PACK_ROOT
+
+WORKFLOWS = sorted((PACK_ROOT / "workflows").glob("*.json"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def files(comfy):
+    """Tiny files under the names that the workflows ask for."""
+    text = "".join(path.read_text() for path in WORKFLOWS)
+    for name in set(re.findall(r'"(sd_xl[\w.]+\.safetensors)"', text)):
+        comfy.tiny_sdxl_as(name)
+    folder = comfy.models_dir / "latent_clip"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_latent_clip(folder / "latent-clip-b-8.safetensors")
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_it_runs_and_saves_images(comfy, path):
+    prompt = comfy.workflow_to_prompt(path)
+    saves = [key for key, node in prompt.items() if node["class_type"] == "SaveImage"]
+    result = comfy.run(prompt)
+    images = [image for key in saves for image in result.outputs.get(key, {}).get("images", [])]
+    assert images, "no image was saved"
+    if path.stem != "classify-and-route":  # there a branch may have nothing to save
+        assert all(key in result.outputs for key in saves)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_it_has_a_thumbnail_and_a_note(path):
+    assert path.with_suffix(".jpg").stat().st_size > 2000
+    notes = [node for node in json.loads(path.read_text())["nodes"] if node["type"] == "MarkdownNote"]
+    assert len(notes) == 1 and len(notes[0]["widgets_values"][0]) > 100
+
+
+def test_the_page_offers_them_as_templates(comfy):
+    import urllib.request
+
+    with urllib.request.urlopen(f"{comfy.url}/workflow_templates") as response:
+        offered = json.load(response)
+    assert {path.stem for path in WORKFLOWS} <= {name for names in offered.values() for name in names}

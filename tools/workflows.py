@@ -1,0 +1,304 @@
+"""Write workflows/*.json, the example graphs, in the page's own format: python tools/pack.py tools.workflows
+
+A workflow is a few lines here and a few hundred as the page saves it. Slots, widget order and types come from the
+/object_info of a running ComfyUI with the pack, so the files follow the schemas; the tests load each one in the real
+page and compare what it queues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent.parent / "workflows"
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+COLUMN, GAP, TITLE = 340, 50, 30
+SDXL_TURBO, SDXL_BASE, LATENT_CLIP = "sd_xl_turbo_1.0_fp16.safetensors", "sd_xl_base_1.0.safetensors", "latent-clip-b-8.safetensors"
+FILES = f"""
+- `models/checkpoints/{SDXL_TURBO}` (stabilityai/sdxl-turbo)
+- `models/latent_clip/{LATENT_CLIP}`: `checkpoints/epoch_34.pt` of wendlerc/latent-clip-b-8-512-34b-80k, converted with `tools/convert_checkpoint.py`
+"""
+
+
+@dataclass
+class Node:
+    """One placed node; `node[i]` is its output i, for wiring."""
+
+    id: int
+    type: str
+    at: tuple[int, int]
+    size: tuple[int, int]
+    inputs: dict
+    title: str | None = None
+
+    def __getitem__(self, slot: int) -> tuple[Node, int]:
+        return self, slot
+
+
+@dataclass
+class Graph:
+    """A workflow under construction. Nodes are put into columns, left to right, each below the last one."""
+
+    info: dict
+    nodes: list[Node] = field(default_factory=list)
+    heights: dict[int, int] = field(default_factory=dict)
+
+    def add(self, column: int, type: str, height: int = 120, title: str | None = None, /, **inputs) -> Node:
+        """Place a node. Inputs are values, or `node[i]` for a wire, which may also feed a widget."""
+        top = self.heights.get(column, 0)
+        self.heights[column] = top + height + TITLE + GAP
+        node = Node(len(self.nodes) + 1, type, (column * (COLUMN + GAP), top), (COLUMN, height), inputs, title)
+        self.nodes.append(node)
+        return node
+
+    def note(self, column: int, text: str, height: int = 260) -> None:
+        """A note that says what this is, what to download and where."""
+        self.add(column, "MarkdownNote", height, "Read me", text=text.strip())
+
+    def save(self, name: str) -> None:
+        """Write workflows/<name>.json."""
+        links: list[list] = []
+        saved = [self._node(node, links) for node in self.nodes]
+        for source, slot, link in ((link[1], link[2], link[0]) for link in links):
+            saved[source - 1]["outputs"][slot]["links"].append(link)
+        workflow = {
+            "last_node_id": len(saved), "last_link_id": len(links), "nodes": saved, "links": links, "groups": [], "config": {},
+            "extra": {}, "version": 0.4,
+        }  # fmt: skip
+        (FOLDER / f"{name}.json").write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
+
+    def _node(self, node: Node, links: list[list]) -> dict:
+        saved = {
+            "id": node.id, "type": node.type, "pos": list(node.at), "size": list(node.size), "flags": {}, "order": node.id - 1,
+            "mode": 0, "inputs": [], "outputs": [], "properties": {}, "widgets_values": [],
+        }  # fmt: skip
+        if node.title:
+            saved["title"] = node.title
+        if node.type == "MarkdownNote":
+            return saved | {"widgets_values": [node.inputs["text"]], "color": "#432", "bgcolor": "#653"}
+        info, given = self.info[node.type], dict(node.inputs)
+        for kind in ("required", "optional"):
+            for name, spec in info["input"].get(kind, {}).items():
+                self._input(saved, name, spec, given.pop(name, None), links)
+        if given:
+            raise ValueError(f"{node.type} has no input {', '.join(given)}")
+        for slot, type in enumerate(info["output"]):
+            saved["outputs"].append({"name": info["output_name"][slot], "type": type, "slot_index": slot, "links": []})
+        return saved
+
+    def _input(self, saved: dict, name: str, spec: list, value, links: list[list]) -> None:
+        type, options = ("COMBO" if isinstance(spec[0], list) else spec[0]), (spec[1] if len(spec) > 1 else {})
+        wired = isinstance(value, tuple)
+        widget = type in WIDGETS and not options.get("forceInput")
+        if wired or not widget:
+            saved["inputs"].append({"name": name, "type": type, "link": len(links) + 1 if wired else None})
+            if wired:
+                source, slot = value
+                links.append([len(links) + 1, source.id, slot, saved["id"], len(saved["inputs"]) - 1, type])
+        if widget:
+            if wired:
+                saved["inputs"][-1]["widget"] = {"name": name}
+            choices = spec[0] if isinstance(spec[0], list) else options.get("options") or [""]
+            default = options.get("default", choices[0] if type == "COMBO" and choices else "")
+            saved["widgets_values"].append(default if wired or value is None else value)
+            if options.get("control_after_generate"):
+                saved["widgets_values"].append("fixed")
+
+
+def shapes_world(graph: Graph, prompt: str) -> tuple[Node, Node, Node, Node]:
+    """The demo world with a prompt: (world, text, positive, negative)."""
+    world = graph.add(0, "LatentCLIPShapesWorld", 120)
+    text = graph.add(0, "PrimitiveStringMultiline", 110, "Prompt", value=prompt)
+    positive = graph.add(1, "CLIPTextEncode", 110, "Positive", clip=world[1], text=text[0])
+    negative = graph.add(1, "CLIPTextEncode", 110, "Negative (unused at cfg 1)", clip=world[1], text="")
+    return world, text, positive, negative
+
+
+def sdxl_turbo(graph: Graph, prompt: str) -> tuple[Node, Node, Node, Node, Node]:
+    """SDXL-Turbo and Latent-CLIP with a prompt: (checkpoint, latent_clip, text, positive, negative)."""
+    checkpoint = graph.add(0, "CheckpointLoaderSimple", 110, ckpt_name=SDXL_TURBO)
+    latent_clip = graph.add(0, "LatentCLIPLoader", 110, file=LATENT_CLIP)
+    text = graph.add(0, "PrimitiveStringMultiline", 130, "Prompt", value=prompt)
+    positive = graph.add(1, "CLIPTextEncode", 110, "Positive", clip=checkpoint[1], text=text[0])
+    negative = graph.add(1, "CLIPTextEncode", 110, "Negative (unused at cfg 1)", clip=checkpoint[1], text="")
+    return checkpoint, latent_clip, text, positive, negative
+
+
+def enlarge(graph: Graph, column: int, image: tuple[Node, int]) -> Node:
+    """Shapes World pictures have 64 pixels; four times as large they can be looked at."""
+    return graph.add(column, "ImageScaleBy", 90, image=image, upscale_method="lanczos", scale_by=4.0)
+
+
+def try_it_now(info: dict) -> None:
+    graph = Graph(info)
+    world, text, positive, negative = shapes_world(graph, "a blue star left of a red circle")
+    graph.note(0, """
+## Try it now
+Eight pictures are made and judged as latents; only the best two are decoded. Nothing to download, no GPU needed.
+
+Press **Run** and look at the bars on *Score Latents*. Then change the prompt: colours red, orange, yellow, green, blue,
+purple; shapes circle, square, triangle, star, cross; "and", "left of", "right of", "above", "below".
+
+Shapes World is a tiny demo. For real pictures open *pick-the-best*.
+""")  # fmt: skip
+    empty = graph.add(1, "EmptyLatentImage", 110, width=64, height=64, batch_size=8)
+    sampled = graph.add(
+        2, "KSampler", 270, model=world[0], positive=positive[0], negative=negative[0], latent_image=empty[0], seed=1, steps=1,
+        cfg=1.0, sampler_name="euler", scheduler="simple", denoise=1.0,
+    )  # fmt: skip
+    reward = graph.add(2, "LatentCLIPTextReward", 260, latent_clip=world[3], text=text[0])
+    score = graph.add(3, "LatentCLIPScore", 420, latent=sampled[0], reward=reward[0])
+    best = graph.add(4, "LatentCLIPSelect", 420, latent=score[0], reward=reward[0], keep=2)
+    decoded = graph.add(5, "VAEDecode", 60, samples=best[0], vae=world[2])
+    graph.add(5, "SaveImage", 330, images=enlarge(graph, 5, decoded[0])[0], filename_prefix="latent-clip/try-it-now")
+    graph.save("try-it-now")
+
+
+def pick_the_best(info: dict) -> None:
+    graph = Graph(info)
+    checkpoint, clip, text, positive, negative = sdxl_turbo(graph, "a red fox reading a newspaper in a cafe, morning light")
+    graph.note(0, f"""
+## Pick the best
+SDXL-Turbo makes eight images; Latent-CLIP ranks them as latents; only the best two are decoded and saved.
+{FILES}
+Raise *batch_size* for more to choose from: judging a latent costs a small part of decoding it.
+""")  # fmt: skip
+    empty = graph.add(1, "EmptyLatentImage", 110, width=512, height=512, batch_size=8)
+    sampled = graph.add(
+        2, "KSampler", 270, model=checkpoint[0], positive=positive[0], negative=negative[0], latent_image=empty[0], seed=1, steps=1,
+        cfg=1.0, sampler_name="euler_ancestral", scheduler="normal", denoise=1.0,
+    )  # fmt: skip
+    reward = graph.add(2, "LatentCLIPTextReward", 260, latent_clip=clip[0], text=text[0])
+    best = graph.add(3, "LatentCLIPSelect", 460, latent=sampled[0], reward=reward[0], keep=2)
+    decoded = graph.add(4, "VAEDecode", 60, samples=best[0], vae=checkpoint[2])
+    graph.add(4, "SaveImage", 330, images=decoded[0], filename_prefix="latent-clip/best")
+    graph.save("pick-the-best")
+
+
+def classify_and_route(info: dict) -> None:
+    graph = Graph(info)
+    checkpoint, clip, _text, positive, negative = sdxl_turbo(graph, "a pet on a sofa")
+    graph.note(0, f"""
+## Classify and route
+Eight latents are sorted by what they show, before any is decoded: cats go one way, everything else another. A branch
+without images does not run.
+{FILES}
+""")  # fmt: skip
+    empty = graph.add(1, "EmptyLatentImage", 110, width=512, height=512, batch_size=8)
+    sampled = graph.add(
+        2, "KSampler", 270, model=checkpoint[0], positive=positive[0], negative=negative[0], latent_image=empty[0], seed=1, steps=1,
+        cfg=1.0, sampler_name="euler_ancestral", scheduler="normal", denoise=1.0,
+    )  # fmt: skip
+    sorted_latents = graph.add(
+        3, "LatentCLIPClassify", 520, latent=sampled[0], latent_clip=clip[0], labels="a cat\na dog\nanother animal",
+        templates="a photo of {}\na picture of {}", route="a cat",
+    )  # fmt: skip
+    for slot, name in ((3, "cats"), (4, "others")):
+        decoded = graph.add(4, "VAEDecode", 60, samples=sorted_latents[slot], vae=checkpoint[2])
+        graph.add(4, "SaveImage", 300, name.capitalize(), images=decoded[0], filename_prefix=f"latent-clip/{name}")
+    graph.save("classify-and-route")
+
+
+def optimise(graph: Graph, model: Node, positive: Node, size: int, reward: Node, sigmas: Node, **settings) -> tuple[Node, Node]:
+    """The advanced-sampling graph around Optimize Noise: (empty latent, optimize)."""
+    empty = graph.add(2, "EmptyLatentImage", 110, width=size, height=size, batch_size=settings.pop("batch_size", 1))
+    noise = graph.add(2, "RandomNoise", 90, noise_seed=1)
+    guider = graph.add(2, "BasicGuider", 60, model=model[0], conditioning=positive[0])
+    node = graph.add(
+        3, "LatentCLIPOptimizeNoise", 480, noise=noise[0], guider=guider[0], sigmas=sigmas[0], latent_image=empty[0],
+        reward=reward[0], **settings,
+    )  # fmt: skip
+    return empty, node
+
+
+def reno_try_it_now(info: dict) -> None:
+    graph = Graph(info)
+    world = graph.add(0, "LatentCLIPShapesWorld", 120)
+    text = graph.add(0, "PrimitiveStringMultiline", 110, "Prompt", value="a green cross above a yellow circle")
+    graph.note(0, """
+## ReNO: try it now
+Four noises are changed by gradient steps until the Latent-CLIP likes what the one-step generator makes of them. Above:
+what the untouched noises gave; below: the best after 20 iterations. Nothing to download, no GPU needed.
+
+The reward always rises. Whether the *picture* gets better is another matter: look at both.
+""")  # fmt: skip
+    positive = graph.add(1, "CLIPTextEncode", 110, clip=world[1], text=text[0])
+    reward = graph.add(1, "LatentCLIPTextReward", 260, latent_clip=world[3], text=text[0])
+    sigmas = graph.add(1, "BasicScheduler", 120, model=world[0], scheduler="simple", steps=1, denoise=1.0)
+    _empty, node = optimise(graph, world, positive, 64, reward, sigmas, batch_size=4, iterations=20)
+    for slot, name in ((2, "first"), (0, "best")):
+        decoded = graph.add(4, "VAEDecode", 60, samples=node[slot], vae=world[2])
+        image = enlarge(graph, 4, decoded[0])
+        graph.add(4, "SaveImage", 300, name.capitalize(), images=image[0], filename_prefix=f"latent-clip/reno-{name}")
+    graph.save("reno-try-it-now")
+
+
+def reno_sdxl_turbo(info: dict) -> None:
+    graph = Graph(info)
+    checkpoint = graph.add(0, "CheckpointLoaderSimple", 110, ckpt_name=SDXL_TURBO)
+    clip = graph.add(0, "LatentCLIPLoader", 110, file=LATENT_CLIP)
+    text = graph.add(0, "PrimitiveStringMultiline", 130, "Prompt", value="a green bench and a blue bowl")
+    graph.note(0, f"""
+## ReNO with SDXL-Turbo
+50 gradient steps on the starting noise of a one-step model, without a single decode until the end. Saves the image of the
+untouched noise and the best one.
+{FILES}
+Nothing changes? Raise *learning_rate*. Colours burn? Lower it. Out of memory? Set *memory* to low.
+""")  # fmt: skip
+    positive = graph.add(1, "CLIPTextEncode", 110, clip=checkpoint[1], text=text[0])
+    reward = graph.add(1, "LatentCLIPTextReward", 260, latent_clip=clip[0], text=text[0])
+    sigmas = graph.add(1, "SDTurboScheduler", 90, model=checkpoint[0], steps=1, denoise=1.0)
+    _empty, node = optimise(graph, checkpoint, positive, 512, reward, sigmas, iterations=50)
+    for slot, name in ((2, "first"), (0, "best")):
+        decoded = graph.add(4, "VAEDecode", 60, samples=node[slot], vae=checkpoint[2])
+        graph.add(4, "SaveImage", 300, name.capitalize(), images=decoded[0], filename_prefix=f"latent-clip/reno-{name}")
+    graph.save("reno-sdxl-turbo")
+
+
+def reno_then_multistep(info: dict) -> None:
+    graph = Graph(info)
+    checkpoint = graph.add(0, "CheckpointLoaderSimple", 110, "SDXL-Turbo", ckpt_name=SDXL_TURBO)
+    base = graph.add(0, "CheckpointLoaderSimple", 110, "SDXL base", ckpt_name=SDXL_BASE)
+    clip = graph.add(0, "LatentCLIPLoader", 110, file=LATENT_CLIP)
+    text = graph.add(0, "PrimitiveStringMultiline", 130, "Prompt", value="a red book and a yellow vase")
+    graph.note(0, f"""
+## ReNO, then many steps
+The noise is optimised on fast SDXL-Turbo and then starts 20 steps of SDXL base, as the ReNO paper suggests.
+{FILES}- `models/checkpoints/{SDXL_BASE}` (stabilityai/stable-diffusion-xl-base-1.0)
+""")  # fmt: skip
+    positive = graph.add(1, "CLIPTextEncode", 110, "Positive for Turbo", clip=checkpoint[1], text=text[0])
+    reward = graph.add(1, "LatentCLIPTextReward", 260, latent_clip=clip[0], text=text[0])
+    sigmas = graph.add(1, "SDTurboScheduler", 90, model=checkpoint[0], steps=1, denoise=1.0)
+    empty, node = optimise(graph, checkpoint, positive, 512, reward, sigmas, iterations=50)
+    base_positive = graph.add(4, "CLIPTextEncode", 110, "Positive for base", clip=base[1], text=text[0])
+    base_negative = graph.add(4, "CLIPTextEncode", 110, "Negative for base", clip=base[1], text="")
+    guider = graph.add(4, "CFGGuider", 110, model=base[0], positive=base_positive[0], negative=base_negative[0], cfg=6.0)
+    sampler = graph.add(4, "KSamplerSelect", 60, sampler_name="dpmpp_2m")
+    steps = graph.add(4, "BasicScheduler", 120, model=base[0], scheduler="karras", steps=20, denoise=1.0)
+    sampled = graph.add(
+        5, "SamplerCustomAdvanced", 120, noise=node[1], guider=guider[0], sampler=sampler[0], sigmas=steps[0], latent_image=empty[0]
+    )
+    decoded = graph.add(5, "VAEDecode", 60, samples=sampled[0], vae=base[2])
+    graph.add(5, "SaveImage", 300, images=decoded[0], filename_prefix="latent-clip/reno-multistep")
+    graph.save("reno-then-multistep")
+
+
+WORKFLOWS = (try_it_now, pick_the_best, classify_and_route, reno_try_it_now, reno_sdxl_turbo, reno_then_multistep)
+
+
+def main() -> None:
+    """Ask a running ComfyUI for its nodes and write every workflow."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--server", default="http://127.0.0.1:8188", help="a ComfyUI with the pack, such as ./dev serve")
+    with urllib.request.urlopen(f"{parser.parse_args().server}/object_info") as response:
+        info = json.load(response)
+    FOLDER.mkdir(exist_ok=True)
+    for write in WORKFLOWS:
+        write(info)
+
+
+if __name__ == "__main__":
+    main()
