@@ -148,7 +148,7 @@ def test_nothing_is_left_behind_in_the_model(comfy):
         height=8,
         width=8,
         seed=1,
-        std=float(1e30),
+        std=1e30,
         with_mask=False,
         with_batch_index=False,
     )

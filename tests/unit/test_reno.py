@@ -273,7 +273,7 @@ def test_norm_prior_is_smallest_at_the_expected_norm():
     ],
 )
 def test_settings_that_make_no_sense_are_refused(change):
-    with pytest.raises(ValueError, match="Got .* expected"):
+    with pytest.raises(ValueError, match=r"Got .* expected"):
         RenoSettings(**change)
 
 
