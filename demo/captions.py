@@ -62,12 +62,14 @@ def parse(text: str) -> Caption:
     Raises:
         ValueError: when the text is not a caption of this world.
     """
+
     def thing(words: str) -> Thing:
         parts = words.split()
         if len(parts) == 3 and parts[0] in ("a", "an") and parts[1] in COLOURS and parts[2] in KINDS:
             return Thing(parts[1], parts[2])
         raise ValueError(
-            f'expected "a <colour> <kind>", got "{words}" in "{text}"; colours: {", ".join(COLOURS)}; kinds: {", ".join(KINDS)}')
+            f'expected "a <colour> <kind>", got "{words}" in "{text}"; colours: {", ".join(COLOURS)}; kinds: {", ".join(KINDS)}'
+        )
 
     clean = " ".join(text.lower().split())
     for joint in ("and", *RELATIONS):

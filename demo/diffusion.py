@@ -7,6 +7,7 @@ x_t = sqrt(ab) x0 + sqrt(1 - ab) noise, v = sqrt(ab) noise - sqrt(1 - ab) x0 (Sa
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ def add_noise(x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def x0_from_v(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    """The clean latents that a velocity implies, shaped as x_t."""
     signal, sigma = signal_and_noise(t)
     return signal * x_t - sigma * v
 
@@ -43,7 +45,7 @@ def ddim(velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int
     """
     x = noise
     times = torch.linspace(LAST, 0, steps + 1).long()
-    for now, after in zip(times[:-1], times[1:]):
+    for now, after in pairwise(times):
         t = now.expand(len(x))
         x0 = x0_from_v(x, velocity(x, t), t)
         signal, sigma = signal_and_noise(t)

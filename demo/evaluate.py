@@ -57,13 +57,18 @@ def as_json(value: object) -> object:
         return value.as_json()
     if isinstance(value, dict):
         return {key: as_json(item) for key, item in value.items()}
-    return {key: as_json(item) for key, item in vars(value).items()} if hasattr(value, "__dataclass_fields__") else value
+    return (
+        {key: as_json(item) for key, item in vars(value).items()} if hasattr(value, "__dataclass_fields__") else value
+    )
 
 
 def main() -> None:
+    """Measure, print, and write results.json and the card."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--scale", type=float, default=1.0, help="fraction of the full number of samples, for a quick look")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="fraction of the full number of samples, for a quick look"
+    )
     parser.add_argument("--no-write", action="store_true", help="only print")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -76,7 +76,9 @@ def noisy_picture(rng: random.Random, scene: Scene, caption: Caption) -> Tensor:
     """Coarse coloured noise and nothing else."""
     generator = torch.Generator().manual_seed(rng.getrandbits(40))
     coarse = torch.rand(1, 3, 8, 8, generator=generator)
-    return torch.nn.functional.interpolate(coarse, size=(SIZE, SIZE), mode=rng.choice(["nearest", "bicubic"]))[0].clamp(0, 1)
+    return torch.nn.functional.interpolate(coarse, size=(SIZE, SIZE), mode=rng.choice(["nearest", "bicubic"]))[0].clamp(
+        0, 1
+    )
 
 
 def double_exposure(rng: random.Random, scene: Scene, caption: Caption) -> Tensor:

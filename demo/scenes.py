@@ -27,7 +27,14 @@ PALETTE: dict[str, tuple[float, float, float]] = {
     "purple": (0.57, 0.28, 0.74),
 }
 
-GROUNDS = ((0.97, 0.95, 0.92), (0.92, 0.95, 0.98), (0.91, 0.96, 0.93), (0.97, 0.92, 0.93), (0.94, 0.92, 0.98), (0.93, 0.93, 0.93))
+GROUNDS = (
+    (0.97, 0.95, 0.92),
+    (0.92, 0.95, 0.98),
+    (0.91, 0.96, 0.93),
+    (0.97, 0.92, 0.93),
+    (0.94, 0.92, 0.98),
+    (0.93, 0.93, 0.93),
+)
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,11 @@ def sample_scene(rng: random.Random, things: tuple[Thing, ...], horizontal: bool
     ground = _around(rng, rng.choice(GROUNDS), 0.012)
     top, bottom = (tuple(min(1.0, value + shift) for value in ground) for shift in (0.02, -0.02))
     if len(things) == 1:
-        return Scene((_shape(rng, things[0], 32 + rng.uniform(-9, 9), 32 + rng.uniform(-9, 9), rng.uniform(10, 16)),), top, bottom)
+        return Scene(
+            (_shape(rng, things[0], 32 + rng.uniform(-9, 9), 32 + rng.uniform(-9, 9), rng.uniform(10, 16)),),
+            top,
+            bottom,
+        )
     if len(things) != 2:
         raise ValueError(f"a scene holds one or two things, got {len(things)}: {things}; pass one or two")
     horizontal = rng.random() < 0.5 if horizontal is None else horizontal
@@ -113,7 +124,9 @@ def sample_crowd(rng: random.Random) -> Scene:
     """Four shapes on a loose grid: no caption fits it; it teaches an autoencoder four times as fast."""
     one = sample_scene(rng, (Thing(COLOURS[0], KINDS[0]),))
     cells = [(x + rng.uniform(-2, 2), y + rng.uniform(-2, 2)) for y in (17, 47) for x in (17, 47)]
-    shapes = tuple(_shape(rng, Thing(rng.choice(COLOURS), rng.choice(KINDS)), x, y, rng.uniform(7.5, 11.5)) for x, y in cells)
+    shapes = tuple(
+        _shape(rng, Thing(rng.choice(COLOURS), rng.choice(KINDS)), x, y, rng.uniform(7.5, 11.5)) for x, y in cells
+    )
     return Scene(shapes, one.top, one.bottom)
 
 
@@ -125,7 +138,10 @@ def _polygon(points: int, radius: float, inner: float | None = None) -> list[tup
     radii = [radius] if inner is None else [radius, inner]
     total = points * len(radii)
     return [
-        (radii[i % len(radii)] * math.sin(2 * math.pi * i / total), -radii[i % len(radii)] * math.cos(2 * math.pi * i / total))
+        (
+            radii[i % len(radii)] * math.sin(2 * math.pi * i / total),
+            -radii[i % len(radii)] * math.cos(2 * math.pi * i / total),
+        )
         for i in range(total)
     ]
 
@@ -177,7 +193,9 @@ def coverage(shapes: list[Shape]) -> Tensor:
         if kind == "circle":
             distance[rows] = (points[None] - centre[:, None]).norm(dim=-1) - radius[:, None]
         else:
-            distance[rows] = _signed_distance(points, centre[:, None] + radius[:, None, None] * torch.tensor(OUTLINES[kind]))
+            distance[rows] = _signed_distance(
+                points, centre[:, None] + radius[:, None, None] * torch.tensor(OUTLINES[kind])
+            )
     return (0.5 - distance).clamp(0, 1).unflatten(1, (SIZE, SIZE))
 
 

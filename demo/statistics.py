@@ -33,7 +33,12 @@ class Rate:
         return f"{100 * self.value:.1f} % ({100 * low:.1f}-{100 * high:.1f}, n = {self.n})"
 
     def as_json(self) -> dict:
-        return {"rate": round(self.value, 4), "low": round(self.interval[0], 4), "high": round(self.interval[1], 4), "n": self.n}
+        return {
+            "rate": round(self.value, 4),
+            "low": round(self.interval[0], 4),
+            "high": round(self.interval[1], 4),
+            "n": self.n,
+        }
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:

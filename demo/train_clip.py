@@ -47,7 +47,10 @@ class Stage:
     swaps: int = 1
 
 
-STAGES = (Stage("", 700, 1.5e-3, seed=6, and_share=0.5, reversals=1), Stage("_relations", 300, 1.0e-3, seed=7, and_share=0.2, reversals=2))
+STAGES = (
+    Stage("", 700, 1.5e-3, seed=6, and_share=0.5, reversals=1),
+    Stage("_relations", 300, 1.0e-3, seed=7, and_share=0.2, reversals=2),
+)
 
 LATENT_NOISE, PIXEL_NOISE = 1.0, 0.05  # largest std of the augmentation: raw latents have std 7.7, pixels span 1
 
@@ -57,6 +60,7 @@ def near_misses(rng: random.Random, caption: Caption, reversals: int, swaps: int
 
     The odds of a relation to be reversed rather than swapped are `reversals` to `swaps`.
     """
+
     def altered(colour: bool) -> Caption:
         things, at = list(caption.things), rng.randrange(len(caption.things))
         old = things[at]
@@ -72,10 +76,13 @@ def near_misses(rng: random.Random, caption: Caption, reversals: int, swaps: int
 
 
 def true_captions(scene: Scene) -> set[str]:
+    """Every caption that is true of a scene, as text."""
     return {str(caption) for group in scene.captions().values() for caption in group}
 
 
-def contrastive_loss(image: Tensor, text: Tensor, near: Tensor, also_true: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def contrastive_loss(
+    image: Tensor, text: Tensor, near: Tensor, also_true: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
     """CLIP's loss and the hard-negative loss.
 
     Args:
@@ -93,20 +100,28 @@ def contrastive_loss(image: Tensor, text: Tensor, near: Tensor, also_true: Tenso
     return symmetric, hard
 
 
-def train_clip(name: str, model: CustomTextCLIP, corpus: Corpus, images: Callable[[Draw, Tensor], Tensor]) -> CustomTextCLIP:
+def train_clip(
+    name: str, model: CustomTextCLIP, corpus: Corpus, images: Callable[[Draw, Tensor], Tensor]
+) -> CustomTextCLIP:
     """Train either CLIP; `images` gives what its image tower reads for rows of the corpus."""
     truths = [true_captions(scene) for scene in corpus.scenes]
 
     def loss_of(draw: Draw, stage: Stage) -> tuple[Tensor, dict[str, float]]:
         rows = draw.rows(len(corpus.scenes), BATCH)
-        captions = [pick_caption(draw.python, corpus.scenes[row], stage.and_share, reading_order=False) for row in rows.tolist()]
-        misses = [miss for caption in captions for miss in near_misses(draw.python, caption, stage.reversals, stage.swaps)]
+        captions = [
+            pick_caption(draw.python, corpus.scenes[row], stage.and_share, reading_order=False) for row in rows.tolist()
+        ]
+        misses = [
+            miss for caption in captions for miss in near_misses(draw.python, caption, stage.reversals, stage.swaps)
+        ]
         texts = [str(caption) for caption in captions]
         also_true = torch.tensor([[text in truths[row] for text in texts] for row in rows.tolist()])
         features = model.encode_text(tokenize(texts + [str(miss) for miss in misses]), normalize=True)
         image = model.encode_image(images(draw, rows), normalize=True)
         near = features[BATCH:].unflatten(0, (BATCH, 3))
-        symmetric, hard = contrastive_loss(image, features[:BATCH], near, also_true, model.logit_scale.exp().clamp(max=100))
+        symmetric, hard = contrastive_loss(
+            image, features[:BATCH], near, also_true, model.logit_scale.exp().clamp(max=100)
+        )
         return symmetric + hard, {"contrastive": symmetric.item(), "hard": hard.item()}
 
     for stage in STAGES:
@@ -117,6 +132,7 @@ def train_clip(name: str, model: CustomTextCLIP, corpus: Corpus, images: Callabl
 
 def train_latent_clip(corpus: Corpus) -> LatentCLIP:
     """Reads raw latents with a little noise, as a generator's latents have."""
+
     def images(draw: Draw, rows: Tensor) -> Tensor:
         latents = corpus.latents[rows]
         return latents + draw.normal(*latents.shape) * draw.uniform(len(rows), 1, 1, 1) * LATENT_NOISE
@@ -130,7 +146,9 @@ def train_latent_clip(corpus: Corpus) -> LatentCLIP:
 
 def train_pixel_clip(corpus: Corpus) -> CustomTextCLIP:
     """Reads rendered pixels, normalised as open_clip does, with a little noise."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+    mean, std = (
+        torch.tensor(values)[:, None, None] for values in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    )
 
     def images(draw: Draw, rows: Tensor) -> Tensor:
         pixels = render([corpus.scenes[row] for row in rows.tolist()])

@@ -29,7 +29,8 @@ BATCH = 8
 def sample_mixed(rng: random.Random, count: int) -> list[Scene]:
     """Scenes as captions describe them: a third single, two thirds double, held-out pairs included (no text here)."""
     return [
-        sample_scene(rng, (rng.choice(THINGS),) if rng.random() < 1 / 3 else sample_things(rng, None)) for _ in range(count)
+        sample_scene(rng, (rng.choice(THINGS),) if rng.random() < 1 / 3 else sample_things(rng, None))
+        for _ in range(count)
     ]
 
 
@@ -93,10 +94,12 @@ def train_vae() -> nn.Module:
 
 def encode_scenes(vae: nn.Module, name: str, scenes: list[Scene]) -> Tensor:
     """Raw latents (N, 4, 8, 8) of many scenes, from the cache folder after the first time."""
+
     def make() -> dict[str, Tensor]:
         with torch.no_grad():
             chunks = [scenes[i : i + 200] for i in range(0, len(scenes), 200)]
             return {"latents": torch.cat([mean_of(vae, render(chunk) * 2 - 1) for chunk in chunks])}
+
     return cached(name, make)["latents"]
 
 

@@ -100,8 +100,12 @@ def _save(path: Path, params: dict, average: dict, optimizer: torch.optim.Optimi
     for name, p in params.items():
         # a parameter that no loss reaches has no moments
         moments = optimizer.state[p] or {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-        tensors |= {f"param.{name}": p.detach(), f"average.{name}": average[name],
-                    f"first.{name}": moments["exp_avg"], f"second.{name}": moments["exp_avg_sq"]}
+        tensors |= {
+            f"param.{name}": p.detach(),
+            f"average.{name}": average[name],
+            f"first.{name}": moments["exp_avg"],
+            f"second.{name}": moments["exp_avg_sq"],
+        }
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_suffix(".part")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, half, {"step": str(step)})
@@ -118,8 +122,11 @@ def _resume(path: Path, params: dict, average: dict, optimizer: torch.optim.Opti
         for name, p in params.items():
             p.copy_(tensors[f"param.{name}"])
             average[name].copy_(tensors[f"average.{name}"])
-            optimizer.state[p] = {"step": torch.tensor(float(step)), "exp_avg": tensors[f"first.{name}"],
-                                  "exp_avg_sq": tensors[f"second.{name}"]}
+            optimizer.state[p] = {
+                "step": torch.tensor(float(step)),
+                "exp_avg": tensors[f"first.{name}"],
+                "exp_avg_sq": tensors[f"second.{name}"],
+            }
     return step
 
 

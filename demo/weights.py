@@ -68,7 +68,7 @@ def load_weights(name: str) -> tuple[dict[str, Tensor], dict]:
             "Reinstall the pack, or make it with: python tools/pack.py demo.train"
         )
     with safe_open(path, "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         config = json.loads((file.metadata() or {}).get("config", "{}"))
     tensors = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
     return expand_vocabulary(tensors), config

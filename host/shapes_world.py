@@ -75,35 +75,41 @@ class ShapesWorldConfig(comfy.supported_models_base.BASE):
 class ShapesWorldTextModel(comfy.sd1_clip.SDClipModel):
     """The host's CLIP text model with 3 layers of width 128."""
 
-    def __init__(self, device: str = "cpu", dtype: torch.dtype | None = None, model_options: dict = {}) -> None:
+    def __init__(
+        self, device: str = "cpu", dtype: torch.dtype | None = None, model_options: dict | None = None
+    ) -> None:
         super().__init__(
             device=device, dtype=dtype, max_length=CONTEXT_LENGTH, textmodel_json_config=dict(TEXT_CONFIG),
-            return_projected_pooled=False, model_options=model_options,
+            return_projected_pooled=False, model_options=model_options or {},
         )  # fmt: skip
 
 
 class ShapesWorldText(comfy.sd1_clip.SD1ClipModel):
     """What a CLIP socket carries; the name "l" makes LoRA keys map as on SD 1.5."""
 
-    def __init__(self, device: str = "cpu", dtype: torch.dtype | None = None, model_options: dict = {}) -> None:
+    def __init__(
+        self, device: str = "cpu", dtype: torch.dtype | None = None, model_options: dict | None = None
+    ) -> None:
         super().__init__(
             device=device, dtype=dtype, model_options=model_options, clip_name="l", clip_model=ShapesWorldTextModel
         )
 
 
 class _Tokenizer(comfy.sd1_clip.SDTokenizer):
-    def __init__(self, embedding_directory: str | None = None, tokenizer_data: dict = {}) -> None:
+    def __init__(self, embedding_directory: str | None = None, tokenizer_data: dict | None = None) -> None:
         super().__init__(
             max_length=CONTEXT_LENGTH, embedding_directory=embedding_directory, embedding_size=TEXT_CONFIG["hidden_size"],
-            tokenizer_data=tokenizer_data,
+            tokenizer_data=tokenizer_data or {},
         )  # fmt: skip
 
 
 class ShapesWorldTokenizer(comfy.sd1_clip.SD1Tokenizer):
     """SD 1.5's tokenizer in chunks of 16."""
 
-    def __init__(self, embedding_directory: str | None = None, tokenizer_data: dict = {}) -> None:
-        super().__init__(embedding_directory=embedding_directory, tokenizer_data=tokenizer_data, tokenizer=_Tokenizer)
+    def __init__(self, embedding_directory: str | None = None, tokenizer_data: dict | None = None) -> None:
+        super().__init__(
+            embedding_directory=embedding_directory, tokenizer_data=tokenizer_data or {}, tokenizer=_Tokenizer
+        )
 
 
 # ------------------------------------------------------------------------- bare networks, as the training scripts need them

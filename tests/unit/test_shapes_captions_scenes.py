@@ -5,6 +5,7 @@ from itertools import combinations
 
 import pytest
 import torch
+
 from latent_clip_pack.demo.captions import OPPOSITE, THINGS, Caption, Thing, is_held_out, parse
 from latent_clip_pack.demo.corpus import sample_corpus
 from latent_clip_pack.demo.scenes import PALETTE, SIZE, render, sample_crowd, sample_scene, sample_things
@@ -29,7 +30,9 @@ def test_captions_are_written_and_read_back(caption, text):
     assert parse(text.upper().replace(" ", "  ")) == caption
 
 
-@pytest.mark.parametrize("text", ["", "red circle", "a pink circle", "a red circle and", "a red circle near a blue star"])
+@pytest.mark.parametrize(
+    "text", ["", "red circle", "a pink circle", "a red circle and", "a red circle near a blue star"]
+)
 def test_other_text_is_refused_with_the_words_that_are_known(text):
     with pytest.raises(ValueError, match="colours: red, orange"):
         parse(text)
@@ -47,7 +50,7 @@ def test_the_same_seed_draws_the_same_pixels():
     assert first.shape == (12, 3, SIZE, SIZE)
     assert torch.equal(first, second)
     assert not torch.equal(first, render(sample_corpus("another seed", 12)))
-    assert 0 <= first.min() and first.max() <= 1
+    assert first.min() >= 0 and first.max() <= 1
 
 
 def test_relations_follow_the_places():
@@ -55,7 +58,12 @@ def test_relations_follow_the_places():
         for caption in scene.captions()["relation"]:
             place = {shape.thing: shape for shape in scene.shapes}
             first, second = (place[thing] for thing in caption.things)
-            moved = {"left of": second.x - first.x, "right of": first.x - second.x, "above": second.y - first.y, "below": first.y - second.y}
+            moved = {
+                "left of": second.x - first.x,
+                "right of": first.x - second.x,
+                "above": second.y - first.y,
+                "below": first.y - second.y,
+            }
             assert moved[caption.relation] > 20
             assert caption.reversed().relation == OPPOSITE[caption.relation]
 
@@ -95,5 +103,10 @@ def test_three_things_are_refused():
 def test_the_stored_vocabulary_covers_every_caption():
     from latent_clip_pack.demo.corpus import tokenize
 
-    texts = [str(c) for scene in sample_corpus("words", 300, held_out=None) for group in scene.captions().values() for c in group]
+    texts = [
+        str(c)
+        for scene in sample_corpus("words", 300, held_out=None)
+        for group in scene.captions().values()
+        for c in group
+    ]
     assert set(tokenize(texts).unique().tolist()) - {0} <= set(used_ids().tolist())

@@ -4,12 +4,13 @@ import random
 
 import pytest
 import torch
+from PIL import Image, ImageDraw
+
 from latent_clip_pack.demo.captions import COLOURS, KINDS, Caption, Thing, parse
 from latent_clip_pack.demo.corpus import pick_caption, sample_corpus
 from latent_clip_pack.demo.false_accepts import false_cases
 from latent_clip_pack.demo.judge import agrees, judge, read
 from latent_clip_pack.demo.scenes import PALETTE, render
-from PIL import Image, ImageDraw
 
 
 def test_true_captions_are_accepted():
@@ -35,7 +36,10 @@ def draw_with_pillow(thing: Thing, size: int = 64) -> torch.Tensor:
         draw.rectangle((x - r // 3, y - r, x + r // 3, y + r), fill=colour)
     elif thing.kind == "star":
         outer = [torch.tensor(2.0 * torch.pi * i / 10) for i in range(10)]
-        corners = [(x + (r, 0.4 * r)[i % 2] * a.sin().item(), y - (r, 0.4 * r)[i % 2] * a.cos().item()) for i, a in enumerate(outer)]
+        corners = [
+            (x + (r, 0.4 * r)[i % 2] * a.sin().item(), y - (r, 0.4 * r)[i % 2] * a.cos().item())
+            for i, a in enumerate(outer)
+        ]
         draw.polygon(corners, fill=colour)
     else:
         draw.regular_polygon((x, y, r), {"square": 4, "triangle": 3}[thing.kind], fill=colour)

@@ -5,11 +5,12 @@ import random
 
 import pytest
 import torch
+from safetensors import safe_open
+
 from latent_clip_pack.demo import weights
 from latent_clip_pack.demo.captions import THINGS, Caption
 from latent_clip_pack.demo.corpus import sample_corpus
 from latent_clip_pack.demo.scenes import render
-from safetensors import safe_open
 
 NAMES = ("vae", "latent_clip", "pixel_clip", "generator")
 
@@ -39,7 +40,7 @@ def test_a_vocabulary_survives_compaction():
 
 
 def test_a_missing_file_is_explained():
-    with pytest.raises(ValueError, match="demo.train"):
+    with pytest.raises(ValueError, match=r"demo\.train"):
         weights.load_weights("nowhere")
 
 
