@@ -91,7 +91,11 @@ class ShapesWorldText(comfy.sd1_clip.SD1ClipModel):
         self, device: str = "cpu", dtype: torch.dtype | None = None, model_options: dict | None = None
     ) -> None:
         super().__init__(
-            device=device, dtype=dtype, model_options=model_options, clip_name="l", clip_model=ShapesWorldTextModel
+            device=device,
+            dtype=dtype,
+            model_options=model_options or {},
+            clip_name="l",
+            clip_model=ShapesWorldTextModel,
         )
 
 
