@@ -133,6 +133,7 @@ def enlarge(graph: Graph, column: int, image: tuple[Node, int]) -> Node:
 
 
 def try_it_now(info: dict) -> None:
+    """Shapes World, a batch of eight, scored, the best two decoded."""
     graph = Graph(info)
     world, text, positive, negative = shapes_world(graph, "a blue star left of a red circle")
     graph.note(0, """
@@ -158,6 +159,7 @@ Shapes World is a tiny demo. For real pictures open *pick-the-best*.
 
 
 def pick_the_best(info: dict) -> None:
+    """SDXL-Turbo, a batch of eight, the best two decoded."""
     graph = Graph(info)
     checkpoint, clip, text, positive, negative = sdxl_turbo(graph, "a red fox reading a newspaper in a cafe, morning light")
     graph.note(0, f"""
@@ -179,6 +181,7 @@ Raise *batch_size* for more to choose from: judging a latent costs a small part 
 
 
 def classify_and_route(info: dict) -> None:
+    """SDXL-Turbo, sorted by label, one branch each."""
     graph = Graph(info)
     checkpoint, clip, _text, positive, negative = sdxl_turbo(graph, "a pet on a sofa")
     graph.note(0, f"""
@@ -215,6 +218,7 @@ def optimise(graph: Graph, model: Node, positive: Node, size: int, reward: Node,
 
 
 def reno_try_it_now(info: dict) -> None:
+    """ReNO on Shapes World, before and after."""
     graph = Graph(info)
     world = graph.add(0, "LatentCLIPShapesWorld", 120)
     text = graph.add(0, "PrimitiveStringMultiline", 110, "Prompt", value="a green cross above a yellow circle")
@@ -237,6 +241,7 @@ The reward always rises. Whether the *picture* gets better is another matter: lo
 
 
 def reno_sdxl_turbo(info: dict) -> None:
+    """ReNO on SDXL-Turbo, before and after."""
     graph = Graph(info)
     checkpoint = graph.add(0, "CheckpointLoaderSimple", 110, ckpt_name=SDXL_TURBO)
     clip = graph.add(0, "LatentCLIPLoader", 110, file=LATENT_CLIP)
@@ -259,6 +264,7 @@ Nothing changes? Raise *learning_rate*. Colours burn? Lower it. Out of memory? S
 
 
 def reno_then_multistep(info: dict) -> None:
+    """ReNO on SDXL-Turbo, its noise into SDXL base."""
     graph = Graph(info)
     checkpoint = graph.add(0, "CheckpointLoaderSimple", 110, "SDXL-Turbo", ckpt_name=SDXL_TURBO)
     base = graph.add(0, "CheckpointLoaderSimple", 110, "SDXL base", ckpt_name=SDXL_BASE)

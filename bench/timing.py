@@ -1,0 +1,35 @@
+"""Fair timing on a noisy machine: the contestants take turns, and medians are compared."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+
+def alternate(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each, run in turn A B A B after one uncounted round each."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(rounds + 1):
+        for name, run in contestants.items():
+            began = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn:
+                seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def device_name() -> str:
+    """What the figures were measured on."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()}-core CPU"
+
+
+def use_cpu_host() -> None:
+    """Tell ComfyUI, before it looks for a GPU, that there is none where that is so."""
+    if not torch.cuda.is_available():
+        from comfy.cli_args import args
+
+        args.cpu = True
