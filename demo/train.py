@@ -52,7 +52,9 @@ def main() -> None:
     done("Latent-CLIP")
     save_weights("pixel_clip", train_pixel_clip(corpus).state_dict(), ids, PIXEL_CONFIG)
     done("pixel CLIP")
-    save_weights("generator", train_generator(corpus).state_dict(), ids)
+    generator = train_generator(corpus).state_dict()
+    del generator["text.text_projection.weight"]  # no model reads the pooled text, so no loss reached it
+    save_weights("generator", generator, ids)
     done("generator")
     print(f"checkpoints of the stages are in {CACHE}")
 

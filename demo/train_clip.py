@@ -3,7 +3,7 @@
 Both have 64 patches (one latent cell, or 8×8 px), the same transformer and the same text tower. The loss is CLIP's
 symmetric cross entropy, where captions that are also true of another picture of the batch are left out, plus a term
 of its own for hard negatives: each picture must prefer its caption to three near misses of it. Relations come last to a
-CLIP, so a second stage shows more of them, and reverses them more often.
+CLIP, so later stages show more of them, and reverse them more often.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Stage:
 STAGES = (
     Stage("", 700, 1.5e-3, seed=6, and_share=0.5, reversals=1),
     Stage("_relations", 300, 1.0e-3, seed=7, and_share=0.2, reversals=2),
+    Stage("_more", 500, 1.0e-3, seed=8, and_share=0.25, reversals=4),
 )
 
 LATENT_NOISE, PIXEL_NOISE = 1.0, 0.05  # largest std of the augmentation: raw latents have std 7.7, pixels span 1

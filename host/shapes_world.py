@@ -151,7 +151,8 @@ def load_model(state_dict: dict[str, Tensor]) -> comfy.model_patcher.ModelPatche
 
 
 def load_text_encoder(state_dict: dict[str, Tensor]) -> comfy.sd.CLIP:
-    """A CLIP from text-tower weights in the host's CLIPTextModel layout."""
+    """A CLIP from text-tower weights in the host's CLIPTextModel layout, without a projection of the pooled text."""
+    state_dict = state_dict | {"text_projection.weight": torch.eye(TEXT_CONFIG["hidden_size"])}
     target = comfy.supported_models_base.ClipTarget(ShapesWorldTokenizer, ShapesWorldText)
     parameters = sum(tensor.numel() for tensor in state_dict.values())
     return comfy.sd.CLIP(target, parameters=parameters, state_dict=[state_dict])
