@@ -50,7 +50,6 @@ class Stage:
 STAGES = (
     Stage("", 700, 1.5e-3, seed=6, and_share=0.5, reversals=1),
     Stage("_relations", 300, 1.0e-3, seed=7, and_share=0.2, reversals=2),
-    Stage("_more", 500, 1.0e-3, seed=8, and_share=0.25, reversals=4),
 )
 
 LATENT_NOISE, PIXEL_NOISE = 1.0, 0.05  # largest std of the augmentation: raw latents have std 7.7, pixels span 1
