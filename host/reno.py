@@ -164,7 +164,7 @@ def _generator(
     def generate(noise: Tensor, items: list[int]) -> Tensor:
         if whole_batch and len(items) < size:
             return generate(
-                noise.new_zeros(size, *noise.shape[1:]).index_copy(0, torch.tensor(items), noise), [*range(size)]
+                noise.new_zeros(size, *noise.shape[1:]).index_copy(0, torch.tensor(items, device=noise.device), noise), [*range(size)]
             )[items]
         model_wrap.conds = conds if len(items) == size else _cond_items(conds, items, size)
         image = latent_image[items]

@@ -16,7 +16,11 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent.parent / "workflows"
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 COLUMN, GAP, TITLE = 340, 50, 30
-SDXL_TURBO, SDXL_BASE, LATENT_CLIP = "sd_xl_turbo_1.0_fp16.safetensors", "sd_xl_base_1.0.safetensors", "latent-clip-b-8.safetensors"
+SDXL_TURBO, SDXL_BASE, LATENT_CLIP = (
+    "sd_xl_turbo_1.0_fp16.safetensors",
+    "sd_xl_base_1.0.safetensors",
+    "latent-clip-b-8.safetensors",
+)
 FILES = f"""
 - `models/checkpoints/{SDXL_TURBO}` (stabilityai/sdxl-turbo)
 - `models/latent_clip/{LATENT_CLIP}`: `checkpoints/epoch_34.pt` of wendlerc/latent-clip-b-8-512-34b-80k, converted with `tools/convert_checkpoint.py`
@@ -161,7 +165,9 @@ Shapes World is a tiny demo. For real pictures open *pick-the-best*.
 def pick_the_best(info: dict) -> None:
     """SDXL-Turbo, a batch of eight, the best two decoded."""
     graph = Graph(info)
-    checkpoint, clip, text, positive, negative = sdxl_turbo(graph, "a red fox reading a newspaper in a cafe, morning light")
+    checkpoint, clip, text, positive, negative = sdxl_turbo(
+        graph, "a red fox reading a newspaper in a cafe, morning light"
+    )
     graph.note(0, f"""
 ## Pick the best
 SDXL-Turbo makes eight images; Latent-CLIP ranks them as latents; only the best two are decoded and saved.
@@ -205,7 +211,9 @@ without images does not run.
     graph.save("classify-and-route")
 
 
-def optimise(graph: Graph, model: Node, positive: Node, size: int, reward: Node, sigmas: Node, **settings) -> tuple[Node, Node]:
+def optimise(
+    graph: Graph, model: Node, positive: Node, size: int, reward: Node, sigmas: Node, **settings
+) -> tuple[Node, Node]:
     """The advanced-sampling graph around Optimize Noise: (empty latent, optimize)."""
     empty = graph.add(2, "EmptyLatentImage", 110, width=size, height=size, batch_size=settings.pop("batch_size", 1))
     noise = graph.add(2, "RandomNoise", 90, noise_seed=1)
@@ -281,11 +289,20 @@ The noise is optimised on fast SDXL-Turbo and then starts 20 steps of SDXL base,
     empty, node = optimise(graph, checkpoint, positive, 512, reward, sigmas, iterations=50)
     base_positive = graph.add(4, "CLIPTextEncode", 110, "Positive for base", clip=base[1], text=text[0])
     base_negative = graph.add(4, "CLIPTextEncode", 110, "Negative for base", clip=base[1], text="")
-    guider = graph.add(4, "CFGGuider", 110, model=base[0], positive=base_positive[0], negative=base_negative[0], cfg=6.0)
+    guider = graph.add(
+        4, "CFGGuider", 110, model=base[0], positive=base_positive[0], negative=base_negative[0], cfg=6.0
+    )
     sampler = graph.add(4, "KSamplerSelect", 60, sampler_name="dpmpp_2m")
     steps = graph.add(4, "BasicScheduler", 120, model=base[0], scheduler="karras", steps=20, denoise=1.0)
     sampled = graph.add(
-        5, "SamplerCustomAdvanced", 120, noise=node[1], guider=guider[0], sampler=sampler[0], sigmas=steps[0], latent_image=empty[0]
+        5,
+        "SamplerCustomAdvanced",
+        120,
+        noise=node[1],
+        guider=guider[0],
+        sampler=sampler[0],
+        sigmas=steps[0],
+        latent_image=empty[0],
     )
     decoded = graph.add(5, "VAEDecode", 60, samples=sampled[0], vae=base[2])
     graph.add(5, "SaveImage", 300, images=decoded[0], filename_prefix="latent-clip/reno-multistep")
@@ -298,7 +315,9 @@ WORKFLOWS = (try_it_now, pick_the_best, classify_and_route, reno_try_it_now, ren
 def main() -> None:
     """Ask a running ComfyUI for its nodes and write every workflow."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--server", default="http://127.0.0.1:8188", help="a ComfyUI with the pack, such as ./dev serve")
+    parser.add_argument(
+        "--server", default="http://127.0.0.1:8188", help="a ComfyUI with the pack, such as ./dev serve"
+    )
     with urllib.request.urlopen(f"{parser.parse_args().server}/object_info") as response:
         info = json.load(response)
     FOLDER.mkdir(exist_ok=True)
