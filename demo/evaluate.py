@@ -81,11 +81,11 @@ def main() -> None:
     with torch.inference_mode():
         world = measures.World()
         results = {
-            "judge": measures.measure_judge(n(1000)),
-            "vae": measures.measure_vae(world, n(500)),
-            "clips": measures.measure_clips(world, n(1000)),
-            "generator": measures.measure_generator(world, n(300)),
-            "best of 8": measures.measure_best_of(world, prompts=n(240), seeds=3),
+            "judge": measures.measure_judge(n(600)),
+            "vae": measures.measure_vae(world, n(300)),
+            "clips": measures.measure_clips(world, n(400)),
+            "generator": measures.measure_generator(world, n(200)),
+            "best of 8": measures.measure_best_of(world, prompts=n(201), seeds=3),
         }
     text = report(results)
     print(text)
