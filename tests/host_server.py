@@ -1,12 +1,14 @@
 """The ComfyUI that tests talk to: a real server process in a temporary base directory."""
 
 import json
+import re
 from pathlib import Path
 
 import torch
 
 from ..tools.comfy_server import PACK_FOLDER, PACK_ROOT, ComfyServer, make_base
 from ..tools.ui_to_api import ui_to_api
+from .checkpoints import save_latent_clip
 
 TEST_PACK = Path(__file__).parent / "host" / "test_pack"
 TINY_SDXL = "tiny_sdxl.safetensors"
@@ -44,6 +46,15 @@ class TestServer(ComfyServer):
         target.parent.mkdir(parents=True, exist_ok=True)
         if not target.exists():
             target.symlink_to(self.models_dir / "checkpoints" / TINY_SDXL)
+
+    def offer_workflow_files(self) -> None:
+        """Put tiny files under the names that the shipped workflows ask for."""
+        text = "".join(path.read_text() for path in (PACK_ROOT / "workflows").glob("*.json"))
+        for name in set(re.findall(r'"(sd_xl[\w.]+\.safetensors)"', text)):
+            self.tiny_sdxl_as(name)
+        folder = self.models_dir / "latent_clip"
+        folder.mkdir(parents=True, exist_ok=True)
+        save_latent_clip(folder / "latent-clip-b-8.safetensors")
 
     def workflow_to_prompt(self, path: Path) -> dict:
         """Convert a UI-format workflow file into the prompt that the page would queue."""

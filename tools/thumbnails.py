@@ -28,9 +28,10 @@ def main() -> None:
     tree = Path(os.environ.get("COMFYUI_PATH", PACK_ROOT / ".cache" / "comfyui" / "0.30.0"))
     browser_path = os.environ.get("CHROMIUM") or shutil.which("chromium")
     with TestServer(tree, Path(tempfile.mkdtemp())) as server, sync_playwright() as playwright:
+        server.offer_workflow_files()
         browser = playwright.chromium.launch(executable_path=browser_path, args=FLAGS)
         page = ComfyPage(browser, server, "classic")
-        page.page.set_viewport_size({"width": 1600, "height": 900})
+        page.page.set_viewport_size({"width": 2800, "height": 1575})
         page.js("() => app.extensionManager.setting.set('Comfy.Minimap.Visible', false)")
         for path in sorted((PACK_ROOT / "workflows").glob("*.json")):
             draw(page, path)
@@ -47,8 +48,8 @@ def draw(page: ComfyPage, path: Path) -> None:
     page.js("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
     page.page.wait_for_timeout(2500)
     picture = Image.open(io.BytesIO(page.page.screenshot())).convert("RGB")
-    left, top = 64, 96  # the page's own bars
-    picture.crop((left, top, left + 1520, top + 780)).resize(SIZE, Image.Resampling.LANCZOS).save(
+    left, top = 64, 100  # the page's own bars
+    picture.crop((left, top, left + 2560, top + 1440)).resize(SIZE, Image.Resampling.LANCZOS).save(
         path.with_suffix(".jpg"), quality=85
     )
 

@@ -1,11 +1,10 @@
 """Every shipped workflow runs in the real host as it is; the SDXL ones on a tiny checkpoint of SDXL's layout."""
 
 import json
-import re
+import urllib.request
 
 import pytest
 
-from latent_clip_pack.tests.checkpoints import save_latent_clip
 from latent_clip_pack.tools.comfy_server import PACK_ROOT
 
 WORKFLOWS = sorted((PACK_ROOT / "workflows").glob("*.json"))
@@ -13,13 +12,7 @@ WORKFLOWS = sorted((PACK_ROOT / "workflows").glob("*.json"))
 
 @pytest.fixture(scope="module", autouse=True)
 def files(comfy):
-    """Tiny files under the names that the workflows ask for."""
-    text = "".join(path.read_text() for path in WORKFLOWS)
-    for name in set(re.findall(r'"(sd_xl[\w.]+\.safetensors)"', text)):
-        comfy.tiny_sdxl_as(name)
-    folder = comfy.models_dir / "latent_clip"
-    folder.mkdir(parents=True, exist_ok=True)
-    save_latent_clip(folder / "latent-clip-b-8.safetensors")
+    comfy.offer_workflow_files()
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -41,8 +34,6 @@ def test_it_has_a_thumbnail_and_a_note(path):
 
 
 def test_the_page_offers_them_as_templates(comfy):
-    import urllib.request
-
     with urllib.request.urlopen(f"{comfy.url}/workflow_templates") as response:
         offered = json.load(response)
     assert {path.stem for path in WORKFLOWS} <= {name for names in offered.values() for name in names}
