@@ -1,4 +1,4 @@
-"""Make the Shapes World weights: python tools/pack.py demo.train (needs a ComfyUI on the path; about 45 minutes on 2 cores).
+"""Make the Shapes World weights: python tools/pack.py demo.train (needs a ComfyUI on the path).
 
 Stages: autoencoder, latents of the corpus, Latent-CLIP, pixel CLIP, diffusion teacher, distilled student. Each is seeded,
 is kept in .cache/shapes_world/ and goes on where it stopped. Delete that folder to start afresh.
