@@ -1,0 +1,126 @@
+"""tools/convert_checkpoint.py: a small file with the same numbers, or an error and no file."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from latent_clip_pack.models.checkpoint import read_checkpoint
+from latent_clip_pack.tests.original_layout import MINUTE, save_original
+from latent_clip_pack.tools import convert_checkpoint
+from latent_clip_pack.tools.convert_checkpoint import main
+
+SCRIPT = Path(convert_checkpoint.__file__)
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("original") / "epoch_34.pt"
+    save_original(path, MINUTE, vae_widths=(8, 8))
+    return path
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_result_is_the_source_without_the_rest(original, tmp_path, dtype, capsys):
+    target = tmp_path / "clip.safetensors"
+    assert main([str(original), str(target), "--dtype", dtype]) == 0
+    source, result = read_checkpoint(original), read_checkpoint(target)
+    assert (result.config, result.space, result.dropped) == (source.config, source.space, 0)
+    for key, tensor in source.state_dict.items():
+        expected = tensor if key == "logit_scale" else tensor.to(DTYPES[dtype])
+        assert result.state_dict[key].dtype == expected.dtype
+        assert torch.equal(result.state_dict[key], expected)
+    assert target.stat().st_size < original.stat().st_size / 3
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+    output = capsys.readouterr().out
+    assert f"kept      {len(source.state_dict)} tensors" in output
+    assert f"left out  {source.dropped} tensors" in output
+    assert re.search(r"largest change of an image-text cosine: \d\.\de[+-]\d\d\n", output)
+
+
+def test_the_metadata_says_where_it_comes_from(original, tmp_path):
+    main([str(original), str(tmp_path / "clip.safetensors")])
+    with safe_open(tmp_path / "clip.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["format"] == "latent-clip"
+    assert metadata["source_file"] == "epoch_34.pt"
+    assert metadata["latent_space"] == "sdxl"
+
+
+def test_it_runs_as_a_script_and_converts_its_own_results(original, tmp_path):
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    for source, target in ((original, first), (first, second)):
+        command = [sys.executable, str(SCRIPT), str(source), str(target)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert all(map(torch.equal, *(read_checkpoint(path).state_dict.values() for path in (first, second))))
+
+
+def fails(capsys, *arguments) -> str:
+    assert main([str(argument) for argument in arguments]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("error: ")
+    assert output.err.count("\n") == 1
+    return output.err
+
+
+def test_a_target_is_only_replaced_by_force(original, tmp_path, capsys):
+    target = tmp_path / "clip.safetensors"
+    target.write_text("precious")
+    assert "is there already. Use --force" in fails(capsys, original, target)
+    assert target.read_text() == "precious"
+    assert main([str(original), str(target), "--force"]) == 0
+    assert read_checkpoint(target).config == MINUTE
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "no such file"), (b"", "an empty file"), (b"hello world", "neither a safetensors file nor")],
+)
+def test_a_bad_source_leaves_no_file(tmp_path, capsys, content, message):
+    source, target = tmp_path / "epoch_34.pt", tmp_path / "clip.safetensors"
+    if content is not None:
+        source.write_bytes(content)
+    assert message in fails(capsys, source, target)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [("clip.pt", "must end in .safetensors"), ("nowhere/clip.safetensors", "no such folder")],
+)
+def test_a_bad_target_is_named(original, tmp_path, capsys, target, message):
+    assert message in fails(capsys, original, tmp_path / target)
+
+
+def test_the_source_is_never_the_target(original, tmp_path, capsys):
+    target = tmp_path / "clip.safetensors"
+    main([str(original), str(target)])
+    capsys.readouterr()
+    assert "the same file" in fails(capsys, target, target, "--force")
+
+
+def test_weights_that_overflow_in_fp16_are_refused_and_nothing_is_replaced(tmp_path, capsys):
+    weights = save_original(tmp_path / "epoch_34.pt", MINUTE, vae_widths=(8, 8))
+    weights["visual.latent_vit.proj"] *= 1e6
+    torch.save({"state_dict": weights}, tmp_path / "epoch_34.pt")
+    target = tmp_path / "clip.safetensors"
+    target.write_text("precious")
+    message = fails(capsys, tmp_path / "epoch_34.pt", target, "--dtype", "fp16", "--force")
+    assert "visual.proj holds NaN or infinite values" in message
+    assert target.read_text() == "precious"
+    assert {path.name for path in tmp_path.iterdir()} == {"epoch_34.pt", "clip.safetensors"}
+
+
+def test_a_result_that_scores_otherwise_is_refused(original, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        convert_checkpoint, "_cast", lambda key, tensor, dtype: tensor * 1.2 if "proj" in key else tensor
+    )
+    assert "its scores change by" in fails(capsys, original, tmp_path / "clip.safetensors")
+    assert not list(tmp_path.iterdir())
