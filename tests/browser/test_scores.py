@@ -86,6 +86,12 @@ def number(text: str) -> float:
 def load(page, seed: int, **options) -> None:
     """Open the graph; the seed is another one for each renderer, so that nothing comes from the host's cache."""
     page.load_prompt(judging(seed + 100 * (page.renderer == "nodes2"), **options))
+    page.js("""() => {
+        for (const node of app.graph.nodes) {
+            const after = node.widgets?.find(widget => widget.name === 'control_after_generate');
+            if (after) after.value = 'fixed';
+        }
+    }""")
     lay_out(page)
 
 
