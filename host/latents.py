@@ -82,24 +82,23 @@ def _pick(value, indices: list[int], size: int):
 
 
 def thumbnails(raw_latents: Tensor, space: LatentSpace) -> list[str]:
-    """A JPEG data URL per latent, from the latent format's linear latent-to-RGB map."""
-    previewer = _previewer(space)
-    return [_data_url(previewer.decode_latent_to_preview(item)) for item in to_model_space(raw_latents, space).split(1)]
+    """A JPEG data URL per latent, from the latent format's linear latent-to-RGB map; "" where no such map is known."""
+    latent_format = _latent_format(space)
+    if latent_format is None:
+        return [""] * len(raw_latents)
+    previewer = Latent2RGBPreviewer(latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias)
+    model_latents = latent_format.process_in(raw_latents)
+    return [_data_url(previewer.decode_latent_to_preview(item)) for item in model_latents.split(1)]
 
 
-def to_model_space(raw_latents: Tensor, space: LatentSpace) -> Tensor:
-    """(raw - shift) × scale."""
-    return (raw_latents - space.shift) * space.scale
-
-
-def _previewer(space: LatentSpace) -> Latent2RGBPreviewer:
+def _latent_format(space: LatentSpace) -> comfy.latent_formats.LatentFormat | None:
+    """The host's format of a space; for an unnamed one, the usual one with so many channels."""
     if space.name == "shapes-world":
-        from .shapes_world import ShapesWorldLatent as Format
-    else:
-        name = FORMATS[space.name][0] if space.named else {4: "SDXL", 16: "Flux"}[space.channels]
-        Format = getattr(comfy.latent_formats, name)
-    latent_format = Format()
-    return Latent2RGBPreviewer(latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias)
+        from .shapes_world import ShapesWorldLatent
+
+        return ShapesWorldLatent()
+    name = FORMATS[space.name][0] if space.named else {4: "SDXL", 16: "Flux"}.get(space.channels)
+    return getattr(comfy.latent_formats, name)() if name else None
 
 
 def _data_url(image) -> str:
