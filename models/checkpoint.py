@@ -27,7 +27,7 @@ LOGGER = logging.getLogger(__name__)
 
 # The optimizer state of an original checkpoint holds numpy scalars; under numpy 1 and 2 their constructor has two names.
 _NUMPY_SCALAR = numpy.float64(0).__reduce__()[0]
-_SAFE_GLOBALS = [
+_SAFE_GLOBALS: list[Callable | tuple[Callable, str]] = [
     (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
     (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
     numpy.dtype,
@@ -95,9 +95,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         CheckpointError: missing, damaged, neither format, or holding anything but tensors and plain numbers.
     """
+    metadata: dict[str, str] = {}
     start = _read_start(path)
     if start.startswith(b"PK\x03\x04"):
-        tensors, metadata = _read_pickle(path), {}
+        tensors = _read_pickle(path)
     elif len(start) == 9 and start[8:] == b"{":
         tensors, metadata = _read_safetensors(path)
     else:

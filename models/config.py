@@ -75,7 +75,7 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], latent_factor: int = 8) 
     patches = shapes["visual.positional_embedding"][0] - 1
     grid = round(patches**0.5) * patch_size
     vocab_size, text_width = shapes["text.token_embedding.weight"]
-    config = {
+    config: dict = {
         "embed_dim": shapes["visual.proj"][1],
         "vision_cfg": {
             "image_size": grid * latent_factor,
