@@ -76,7 +76,7 @@ def panel_of(page, kind: str):
 def rows(panel) -> list[list[str]]:
     """[rank, index, label, value, mark] of every row, in the order shown."""
     parts = ("rank", "index", "label", "value", "mark")
-    return [[row.locator(f".latent-clip-{part}").inner_text() for part in parts] for row in panel.locator("li").all()]
+    return [[(row.locator(f".latent-clip-{part}").text_content() or "").strip() for part in parts] for row in panel.locator("li").all()]
 
 
 def settles_to(panel, expected: list[list[str]]) -> bool:
@@ -245,5 +245,5 @@ def test_bars_inside_a_subgraph(desk):
     }""",
         outputs,
     )
-    assert rows(panel_of(desk, "LatentCLIPScore")) == before
+    assert settles_to(panel_of(desk, "LatentCLIPScore"), before)
     desk.js("() => app.canvas.setGraph(app.rootGraph)")
