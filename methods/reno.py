@@ -112,10 +112,10 @@ def optimize_noise(
     """
     noise = noise.detach().float().clone().requires_grad_()
     climber = _Climber(noise, settings)
-    state, active, started = None, list(range(len(noise))), time.perf_counter()
+    state, active, started = _untouched(noise.detach()), list(range(len(noise))), time.perf_counter()
     for index in range(settings.iterations):
         last = index == settings.iterations - 1
-        state, iteration = climber.evaluate(generate, reward, state, active, index, last)
+        iteration = climber.evaluate(generate, reward, state, active, index, last)
         state.iterations.append(replace(iteration, seconds=time.perf_counter() - started))
         active = climber.still_active(state, active, index)
         if on_step is not None and on_step(state):
@@ -143,20 +143,23 @@ class _Climber:
         self.overflows = [0] * len(noise)
 
     def evaluate(
-        self, generate: Generate, reward: Reward, state: RenoState | None, active: list[int], index: int, last: bool
-    ) -> tuple[RenoState, Iteration]:
+        self, generate: Generate, reward: Reward, state: RenoState, active: list[int], index: int, last: bool
+    ) -> Iteration:
         """Steps 1 to 4 of the algorithm for the active items: reward, best, and, but for the last time, a step."""
         with torch.set_grad_enabled(not last):
             latents = generate(self.noise[active], active)
             leaf = latents.detach().requires_grad_(not last)
             terms = reward.values(leaf)
             rewards = reward.weigh(terms)
-        state = _keep_best(state, self.noise.detach(), latents.detach().float(), rewards.detach(), active, index)
+        if index == 0:
+            for kept in (state.first_latents, state.latents):
+                kept.copy_(latents.detach())
+        _keep_best(state, self.noise.detach(), latents.detach().float(), rewards.detach().float(), active)
         norms = _norms(self.noise.detach()[active])
         gradient_norms = None
         if not last:
             gradient_norms = self._step(latents, leaf, rewards, active)
-        return state, _read_back(index, active, rewards, terms, norms, gradient_norms)
+        return _read_back(index, active, rewards, terms, norms, gradient_norms)
 
     def _step(self, latents: Tensor, leaf: Tensor, rewards: Tensor, active: list[int]) -> Tensor:
         """Backward through reward, then generator; clip per item; step. Returns the gradient norms (b,)."""
@@ -183,7 +186,7 @@ class _Climber:
         iteration = state.iterations[-1]
         going_on = []
         for k, item in enumerate(active):
-            if iteration.rewards[k] > self.best[item]:
+            if math.isfinite(iteration.rewards[k]) and iteration.rewards[k] > self.best[item]:
                 self.best[item], state.best_iteration[item], self.stale[item] = iteration.rewards[k], index, 0
             else:
                 self.stale[item] += 1
@@ -225,19 +228,20 @@ def _optimizer(noise: Tensor, settings: RenoSettings) -> torch.optim.Optimizer:
     return torch.optim.SGD([noise], lr=settings.learning_rate, momentum=0.9, nesterov=settings.optimizer == "nesterov")
 
 
-def _keep_best(
-    state: RenoState | None, noise: Tensor, latents: Tensor, rewards: Tensor, active: list[int], index: int
-) -> RenoState:
-    """Keep an item's noise and latents where its reward is strictly better than before. No synchronisation."""
-    if state is None:
-        best = torch.where(rewards.isfinite(), rewards, -torch.inf)
-        return RenoState(noise.clone(), latents.clone(), latents.clone(), best, [0] * len(noise), [""] * len(noise))
-    better = rewards > state.rewards[active]
+def _untouched(noise: Tensor) -> RenoState:
+    """The state before the first evaluation: no latents yet, and rewards that any finite one beats."""
+    latents = torch.full_like(noise, torch.nan)
+    rewards = noise.new_full((len(noise),), -torch.inf)
+    return RenoState(noise.clone(), latents, latents.clone(), rewards, [0] * len(noise), [""] * len(noise))
+
+
+def _keep_best(state: RenoState, noise: Tensor, latents: Tensor, rewards: Tensor, active: list[int]) -> None:
+    """Keep an item's noise and latents where its reward is finite and better than before. No synchronisation."""
+    better = rewards.isfinite() & (rewards > state.rewards[active])
     mask = _like(better, noise)
     state.noise[active] = torch.where(mask, noise[active], state.noise[active])
     state.latents[active] = torch.where(mask, latents, state.latents[active])
     state.rewards[active] = torch.where(better, rewards, state.rewards[active])
-    return state
 
 
 def _read_back(

@@ -49,13 +49,14 @@ def noise(batch: int, seed: int = 2) -> torch.Tensor:
 def original_loop(generate, reward, start, settings) -> dict:
     """The published loop for one image: loss, regulariser, best, backward, clip, step, in its order."""
     latents = torch.nn.Parameter(start.clone())
+    optimizer: torch.optim.Optimizer
     if settings.optimizer == "adam":
         optimizer = torch.optim.Adam([latents], lr=settings.learning_rate, eps=1e-2)
     else:
         optimizer = torch.optim.SGD(
             [latents], lr=settings.learning_rate, momentum=0.9, nesterov=settings.optimizer == "nesterov"
         )
-    best = {"loss": math.inf}
+    best: dict = {"loss": math.inf}
     losses = []
     for iteration in range(settings.iterations):
         optimizer.zero_grad()
@@ -162,6 +163,30 @@ def test_patience_ends_an_item_that_does_not_improve():
     )
     assert state.stop_reasons == ["patience"]
     assert len(state.iterations) < 50
+
+
+def test_an_infinite_reward_is_never_the_best():
+    inner, encoder, calls = make_generator(), Flat(), []
+
+    def head(features):
+        calls.append(len(features))
+        values = features.mean(dim=1)
+        return values + torch.inf if len(calls) == 3 else values
+
+    state = optimize_noise(inner, Reward((Term("mean", encoder, head),)), noise(1), RenoSettings(iterations=9))
+    assert state.stop_reasons == ["non-finite reward"] and state.best_iteration[0] < 2
+    assert state.rewards.isfinite().all() and torch.allclose(inner(state.noise, [0]), state.latents, atol=1e-6)
+
+
+def test_an_item_without_any_reward_keeps_its_first_latents():
+    inner, encoder = make_generator(), Flat()
+
+    def head(features):
+        return features.mean(dim=1) * torch.tensor([torch.nan, 1.0])[-len(features) :]
+
+    state = optimize_noise(inner, Reward((Term("mean", encoder, head),)), noise(2), RenoSettings(iterations=4))
+    assert state.stop_reasons == ["non-finite reward", "iterations"]
+    assert torch.equal(state.latents[0], state.first_latents[0]) and state.rewards[0] == -torch.inf
 
 
 @pytest.mark.parametrize("what", ["reward", "gradient", "latents"])
