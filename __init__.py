@@ -6,7 +6,9 @@ WEB_DIRECTORY = "./js"
 async def comfy_entrypoint():
     """Called by the host; everything is imported here, so that loading the pack costs nothing before."""
     from .host.folders import register_folders
+    from .host.routes import register_routes
     from .nodes import LatentCLIPExtension
 
     register_folders()
+    register_routes()
     return LatentCLIPExtension()

@@ -20,6 +20,7 @@ from ..methods.sampling import euler
 from ..models.latent_spaces import LatentSpaceError
 from .gradients import checkpointed_blocks, differentiable_attention, gradients, ordinary
 from .latents import check_model_space
+from .live import LiveRun
 
 LOGGER = logging.getLogger(__name__)
 Memory = Literal["auto", "fast", "low"]
@@ -82,21 +83,22 @@ def run_reno(
         )
     start = noise.generate_noise({**latent, "samples": samples})
     attempts = {"fast": [False], "low": [True], "auto": [False, True]}[memory]
-    for low_memory in attempts:
-        run = _RenoSampler(reward, settings, low_memory)
-        try:
-            guider_with_models = _with_reward_models(guider, reward)
-            guider_with_models.sample(
-                start, samples, run, sigmas, denoise_mask=latent.get("noise_mask"), seed=noise.seed
-            )
-            break
-        except mm.OOM_EXCEPTION:
-            if low_memory or memory == "fast":
-                raise
-            LOGGER.warning(
-                "Optimize Noise: out of memory with all activations kept; starting again in low memory mode."
-            )
-        mm.soft_empty_cache()  # outside the handler, whose traceback would keep the activations alive
+    with LiveRun(reward, settings) as live:
+        for low_memory in attempts:
+            run = _RenoSampler(reward, settings, low_memory, live)
+            try:
+                guider_with_models = _with_reward_models(guider, reward)
+                guider_with_models.sample(
+                    start, samples, run, sigmas, denoise_mask=latent.get("noise_mask"), seed=noise.seed
+                )
+                break
+            except mm.OOM_EXCEPTION:
+                if low_memory or memory == "fast":
+                    raise
+                LOGGER.warning(
+                    "Optimize Noise: out of memory with all activations kept; starting again in low memory mode."
+                )
+            mm.soft_empty_cache()  # outside the handler, whose traceback would keep the activations alive
     return run.state, run.checkpointed
 
 
@@ -127,8 +129,8 @@ def _with_reward_models(guider, reward: Reward):
 class _RenoSampler(comfy.samplers.Sampler):
     """Takes the sampler's place: the host has loaded and prepared everything, and this climbs instead of sampling once."""
 
-    def __init__(self, reward: Reward, settings: RenoSettings, low_memory: bool):
-        self.reward, self.settings, self.low_memory = reward, settings, low_memory
+    def __init__(self, reward: Reward, settings: RenoSettings, low_memory: bool, live: LiveRun):
+        self.reward, self.settings, self.low_memory, self.live = reward, settings, low_memory, live
         self.state: RenoState | None = None
         self.checkpointed = 0
 
@@ -146,8 +148,8 @@ class _RenoSampler(comfy.samplers.Sampler):
             try:
                 max_denoise = self.max_denoise(model_wrap, sigmas)
                 generate = _generator(model_wrap, sigmas, extra_args, latent_image, denoise_mask, max_denoise)
-                preview = _progress(model_wrap.model_patcher, self.settings.iterations)
-                self.state = optimize_noise(generate, self.reward, noise, self.settings, preview)
+                on_step = _progress(model_wrap.model_patcher, self.settings.iterations, self.live)
+                self.state = optimize_noise(generate, self.reward, noise, self.settings, on_step)
             finally:
                 model_wrap.conds = conds
         return model.process_latent_in(self.state.latents)
@@ -198,14 +200,15 @@ def _cond_items(conds: dict, items: list[int], size: int) -> dict:
     return _map_conds(conds, lambda tensor: tensor[items] if tensor.ndim > 0 and len(tensor) == size > 1 else tensor)
 
 
-def _progress(patcher, iterations: int):
-    """Progress bar, live preview of the best latent so far, and the host's cancel."""
+def _progress(patcher, iterations: int, live: LiveRun):
+    """Progress bar, live preview of the best latent so far, curves on the node, and the two ways to end a run."""
     callback = latent_preview.prepare_callback(patcher, iterations)
 
-    def on_step(state: RenoState) -> None:
+    def on_step(state: RenoState) -> bool:
         mm.throw_exception_if_processing_interrupted()
         with torch.no_grad():
             best = patcher.model.process_latent_in(state.latents[state.rewards.argmax()].unsqueeze(0))
             callback(state.iterations[-1].index, best, best, iterations)
+            return live.step(state)
 
     return on_step

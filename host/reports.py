@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from torch import Tensor
 
 from ..methods.classify import classify, label_directions
-from ..methods.reno import RenoSettings, RenoState
+from ..methods.reno import Iteration, RenoSettings, RenoState
 from ..methods.rewards import Reward
 from ..models.fit import Fit
+from ..models.latent_spaces import LatentSpace
 from .latent_clip import LoadedLatentCLIP
 from .latents import raw_latents_of, thumbnails
 from .scoring import encode, evaluate
@@ -87,15 +88,46 @@ def _rounded(values: Tensor) -> list[float | None]:
     return [round(value, 6) if math.isfinite(value) else None for value in values.tolist()]
 
 
+def numbers(values: list[float]) -> list[float | None]:
+    """As `_rounded`, with all digits."""
+    return [value if math.isfinite(value) else None for value in values]
+
+
 def reno_trace(state: RenoState, reward: Reward, settings: RenoSettings, checkpointed_blocks: int) -> dict:
     """A ReNO run as data: settings, every iteration, and how each item ended."""
     return {
         "kind": "reno",
         "settings": asdict(settings),
-        "terms": [{"name": term.name, "weight": term.weight} for term in reward.terms],
+        "terms": reno_terms(reward),
         "checkpointed_blocks": checkpointed_blocks,
-        "iterations": [asdict(iteration) for iteration in state.iterations],
+        "iterations": [iteration_as_dict(iteration) for iteration in state.iterations],
         "best": _rounded(state.rewards),
         "best_iteration": state.best_iteration,
         "stop_reasons": state.stop_reasons,
+    }
+
+
+def reno_terms(reward: Reward) -> list[dict]:
+    """Name and weight of every term."""
+    return [{"name": term.name, "weight": term.weight} for term in reward.terms]
+
+
+def iteration_as_dict(iteration: Iteration) -> dict:
+    """One iteration for JSON."""
+    return {
+        "index": iteration.index,
+        "items": iteration.items,
+        "rewards": numbers(iteration.rewards),
+        "terms": {name: numbers(values) for name, values in iteration.terms.items()},
+        "norms": numbers(iteration.norms),
+        "gradient_norms": numbers(iteration.gradient_norms),
+        "seconds": round(iteration.seconds, 4),
+    }
+
+
+def reno_pictures(state: RenoState, space: LatentSpace) -> dict[str, list[str]]:
+    """Thumbnails of the best and of the first latents, for the curves on the node."""
+    return {
+        "thumbnails": thumbnails(state.latents[:MAX_THUMBNAILS].cpu(), space),
+        "first_thumbnails": thumbnails(state.first_latents[:MAX_THUMBNAILS].cpu(), space),
     }

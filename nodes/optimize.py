@@ -83,6 +83,23 @@ class LatentCLIPOptimizeNoise(io.ComfyNode):
                     "result. auto starts fast and falls back to low when memory runs out.",
                     advanced=True,
                 ),
+                io.Boolean.Input(
+                    "use_target",
+                    default=False,
+                    optional=True,
+                    tooltip="End an image as soon as its reward reaches target.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "target",
+                    default=0.3,
+                    min=-1000.0,
+                    max=1000.0,
+                    step=0.001,
+                    optional=True,
+                    tooltip="The reward that is enough, if use_target is on. Look at the curve of an earlier run for its range.",
+                    advanced=True,
+                ),
             ],
             outputs=[
                 io.Latent.Output(display_name="best", tooltip="The best latent of every image."),
@@ -113,12 +130,16 @@ class LatentCLIPOptimizeNoise(io.ComfyNode):
         prior_weight,
         patience,
         memory,
+        use_target=False,
+        target=0.3,
     ):
         from ..host.reno import OptimizedNoise, run_reno, sampled_latent
-        from ..host.reports import reno_trace
+        from ..host.reports import reno_pictures, reno_trace
         from ..methods.reno import RenoSettings
 
-        settings = RenoSettings(iterations, learning_rate, optimizer, gradient_clip, prior_weight, patience)
+        settings = RenoSettings(
+            iterations, learning_rate, optimizer, gradient_clip, prior_weight, patience, target if use_target else None
+        )
         state, checkpointed = run_reno(noise, guider, sigmas, latent_image, reward, settings, memory)
         trace = reno_trace(state, reward, settings, checkpointed)
         return io.NodeOutput(
@@ -126,5 +147,5 @@ class LatentCLIPOptimizeNoise(io.ComfyNode):
             OptimizedNoise(state.noise.cpu(), noise.seed),
             sampled_latent(latent_image, state.first_latents),
             json.dumps(trace),
-            ui={"latent_clip": [trace]},
+            ui={"latent_clip": [{**trace, **reno_pictures(state, reward.space)}]},
         )

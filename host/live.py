@@ -1,0 +1,99 @@
+"""What a run tells the page while it goes on, and the page's way to end it early.
+
+A run sends `latent_clip.reno` events to the client that queued it. A page that has missed some, after a reload for
+example, asks GET /latent_clip/runs for everything so far. POST /latent_clip/stop ends a run, which keeps its best.
+"""
+
+import time
+from dataclasses import asdict
+
+import comfy.model_management as mm
+from comfy_execution.utils import get_executing_context
+
+from ..methods.reno import RenoSettings, RenoState
+from ..methods.rewards import Reward
+from .latents import thumbnails
+from .reports import iteration_as_dict, numbers, reno_terms
+from .routes import RUNS, host_server
+
+EVENT = "latent_clip.reno"
+SEND_SECONDS = 0.1  # between two events; iterations in between travel together
+PICTURE_SECONDS = 1.0
+MAX_PICTURES = 8
+
+
+class LiveRun:
+    """A ReNO run as the page sees it; a context manager around the run, whose `step` is called after every iteration.
+
+    Outside the host's executor, and where no client listens, it does nothing.
+    """
+
+    def __init__(self, reward: Reward, settings: RenoSettings):
+        context = get_executing_context()
+        self.key = (context.prompt_id, context.node_id) if context else None
+        self.reward, self.settings, self.server = reward, settings, host_server()
+        self.state: RenoState | None = None
+        self.stopped = False
+        self.sent = 0  # iterations
+        self.last_sent = self.last_pictured = -float("inf")
+        self.pictured: list[int] = []  # best_iteration when the thumbnails were drawn
+        self.thumbnails: list[str] = []
+
+    def __enter__(self) -> "LiveRun":
+        if self.key:
+            RUNS[self.key] = self
+        return self
+
+    def __exit__(self, kind, *exception) -> None:
+        if not self.key:
+            return
+        RUNS.pop(self.key, None)
+        if self.state is not None and self._listened_to():
+            interrupted = kind is not None and issubclass(kind, mm.InterruptProcessingException)
+            self._send("done" if kind is None else "interrupted" if interrupted else "failed")
+
+    def step(self, state: RenoState) -> bool:
+        """Tell the page where the run is, if it is time to. True: somebody wants it to end."""
+        if state is not self.state:  # also a second attempt, after the first ran out of memory
+            self.state, self.sent, self.pictured = state, 0, []
+        now = time.monotonic()
+        if now - self.last_sent >= SEND_SECONDS and self._listened_to():
+            if now - self.last_pictured >= PICTURE_SECONDS and state.best_iteration != self.pictured:
+                self.thumbnails = thumbnails(state.latents[:MAX_PICTURES].cpu(), self.reward.space)
+                self.pictured, self.last_pictured = list(state.best_iteration), now
+            self._send("")
+            self.last_sent = now
+        return self.stopped
+
+    def message(self, start: int, ended: str = "") -> dict:
+        """Everything from iteration `start` on. `ended`: "" while it runs, then "done", "interrupted" or "failed"."""
+        prompt_id, node = self.key
+        state = self.state
+        return {
+            "kind": "reno",
+            "node": node,
+            "prompt_id": prompt_id,
+            "settings": asdict(self.settings),
+            "terms": reno_terms(self.reward),
+            "start": start,
+            "iterations": [iteration_as_dict(iteration) for iteration in state.iterations[start:]],
+            "best": numbers(_best(state)),
+            "best_iteration": list(state.best_iteration),
+            "stop_reasons": list(state.stop_reasons),
+            "thumbnails": self.thumbnails,
+            "ended": ended,
+        }
+
+    def _listened_to(self) -> bool:
+        return bool(self.key and self.server and self.server.client_id in self.server.sockets)
+
+    def _send(self, ended: str) -> None:
+        message = self.message(self.sent, ended)
+        self.sent += len(message["iterations"])
+        self.server.send_sync(EVENT, message, self.server.client_id)
+
+
+def _best(state: RenoState) -> list[float]:
+    """The best reward of every item, from numbers that have been read back: no waiting for the device."""
+    found = [state.iterations[index] for index in state.best_iteration]
+    return [iteration.rewards[iteration.items.index(item)] for item, iteration in enumerate(found)]

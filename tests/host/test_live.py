@@ -1,0 +1,158 @@
+"""What a page hears of a ReNO run while it goes on, over a real websocket, and how it ends one."""
+
+import asyncio
+import json
+
+import aiohttp
+import pytest
+
+from latent_clip_pack.tools.comfy_server import PACK_ROOT
+
+WORKFLOW = PACK_ROOT / "workflows" / "reno-try-it-now.json"
+ENDS = {"execution_success", "execution_error", "execution_interrupted"}
+
+
+@pytest.fixture
+def prompt(comfy):
+    """The shipped workflow with other settings: prompt(seed, iterations=..., ...) → (prompt, id of the ReNO node)."""
+
+    def make(seed: int, **settings) -> tuple[dict, str]:
+        made = comfy.workflow_to_prompt(WORKFLOW)
+        (reno,) = [key for key, node in made.items() if node["class_type"] == "LatentCLIPOptimizeNoise"]
+        (noise,) = [node for node in made.values() if node["class_type"] == "RandomNoise"]
+        noise["inputs"]["noise_seed"] = seed
+        made[reno]["inputs"].update(settings)
+        return made, reno
+
+    return make
+
+
+def listen(comfy, prompt: dict, on_event=None, client: str = "page") -> list[tuple[str, dict]]:
+    """Queue a prompt and return what the websocket says until it has ended. `on_event` may talk to the server."""
+
+    async def run() -> list[tuple[str, dict]]:
+        heard, loop = [], asyncio.get_running_loop()
+        address = f"{comfy.url}/ws?clientId={client}"
+        async with aiohttp.ClientSession() as session, session.ws_connect(address, max_msg_size=0) as socket:
+            await socket.receive(timeout=10)
+            status, answer = await loop.run_in_executor(
+                None, comfy.post, "/prompt", {"prompt": prompt, "client_id": client}
+            )
+            assert status == 200, answer
+            while not heard or heard[-1][0] not in ENDS:
+                message = await socket.receive(timeout=60)
+                if message.type is not aiohttp.WSMsgType.TEXT:
+                    continue
+                event = json.loads(message.data, parse_constant=pytest.fail)
+                heard.append((event["type"], event["data"]))
+                if on_event and event["type"] == "latent_clip.reno":
+                    await loop.run_in_executor(None, on_event, event["data"])
+        return heard
+
+    return asyncio.run(run())
+
+
+def of(kind: str, heard: list) -> list[dict]:
+    return [data for name, data in heard if name == kind]
+
+
+def final_trace(heard: list, node: str) -> dict:
+    (output,) = [data["output"] for data in of("executed", heard) if data["node"] == node]
+    return output["latent_clip"][0]
+
+
+def test_the_events_together_are_the_trace(comfy, prompt):
+    made, reno = prompt(1, iterations=30)
+    heard = listen(comfy, made)
+    events = of("latent_clip.reno", heard)
+    assert len(events) >= 2
+    assert {event["node"] for event in events} == {reno}
+    collected = []
+    for event in events:
+        assert event["start"] == len(collected)
+        collected += event["iterations"]
+    trace = final_trace(heard, reno)
+    assert collected == trace["iterations"]
+    assert [event["ended"] for event in events] == [""] * (len(events) - 1) + ["done"]
+    assert events[-1]["best"] == pytest.approx(trace["best"], abs=1e-6)
+    assert events[-1]["terms"] == trace["terms"]
+    assert all(picture.startswith("data:image/jpeg") for picture in events[0]["thumbnails"])
+    assert len(events[0]["thumbnails"]) == len(trace["thumbnails"]) == len(trace["first_thumbnails"]) == 4
+    seconds = [event["iterations"][-1]["seconds"] for event in events[:-1]]
+    assert all(later - earlier > 0.09 for earlier, later in zip(seconds, seconds[1:])), "about ten events a second"
+
+
+def test_stop_ends_the_run_and_keeps_the_best(comfy, prompt):
+    made, reno = prompt(2, iterations=1000)
+    answers = []
+
+    def stop(event):
+        if not answers and event["iterations"][-1]["index"] >= 3:
+            answers.append(comfy.post("/latent_clip/stop", {"prompt_id": event["prompt_id"], "node": event["node"]}))
+
+    heard = listen(comfy, made, stop)
+    assert answers == [(200, {"stopping": True})]
+    trace = final_trace(heard, reno)
+    assert trace["stop_reasons"] == ["stopped"] * 4
+    assert 3 < len(trace["iterations"]) < 900
+    first = trace["iterations"][0]["rewards"]
+    assert all(best >= before - 1e-6 for best, before in zip(trace["best"], first))
+    assert heard[-1][0] == "execution_success"
+
+
+def test_a_page_that_has_missed_something_can_ask(comfy, prompt):
+    made, reno = prompt(3, iterations=1000)
+    seen = []
+
+    def ask(event):
+        if not seen and event["iterations"][-1]["index"] >= 5:
+            (run,) = comfy.get("/latent_clip/runs")["runs"]
+            seen.append(run)
+            comfy.post("/latent_clip/stop", {"prompt_id": run["prompt_id"], "node": run["node"]})
+
+    heard = listen(comfy, made, ask)
+    run = seen[0]
+    assert run["start"] == 0
+    assert run["node"] == reno
+    assert run["iterations"] == final_trace(heard, reno)["iterations"][: len(run["iterations"])]
+    assert len(run["thumbnails"]) == 4
+    assert comfy.get("/latent_clip/runs") == {"runs": []}
+
+
+def test_an_interrupted_run_says_so(comfy, prompt):
+    made, _ = prompt(4, iterations=1000)
+    sent = []
+
+    def interrupt(event):
+        if not sent and event["iterations"][-1]["index"] >= 3:
+            sent.append(True)
+            comfy.post("/interrupt", {})
+
+    heard = listen(comfy, made, interrupt)
+    assert heard[-1][0] == "execution_interrupted"
+    assert of("latent_clip.reno", heard)[-1]["ended"] == "interrupted"
+    assert comfy.get("/latent_clip/runs") == {"runs": []}
+
+
+def test_only_the_client_that_queued_hears_it(comfy, prompt):
+    """Without a listener nothing is sent, and the run is the same."""
+    made, reno = prompt(5, iterations=4)
+    result = comfy.run(made, client_id="nobody")
+    assert len(result.outputs[reno]["latent_clip"][0]["iterations"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("body", "status"), [({}, 400), ([], 400), ({"prompt_id": "x"}, 400), ({"prompt_id": "x", "node": 1}, 404)]
+)
+def test_a_stop_that_means_no_run_is_refused(comfy, body, status):
+    answer = comfy.post("/latent_clip/stop", body)
+    assert answer[0] == status
+    assert answer[1]["error"]
+
+
+def test_a_target_ends_a_run(comfy, prompt):
+    made, reno = prompt(6, iterations=20, use_target=True, target=-1000.0)
+    trace = comfy.run(made).outputs[reno]["latent_clip"][0]
+    assert trace["stop_reasons"] == ["target reached"] * 4
+    assert trace["settings"]["target"] == -1000.0
+    assert len(trace["iterations"]) == 1
