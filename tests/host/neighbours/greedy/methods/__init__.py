@@ -1,0 +1,1 @@
+"""A bare name that our pack uses for a room of its own."""

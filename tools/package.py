@@ -1,0 +1,180 @@
+"""Build the archive that the registry would, install it beside other packs in a fresh ComfyUI, and use it: ./dev package
+
+The registry packs what git tracks and .comfyignore does not name. Every line printed is one thing that was checked on
+that archive, not on the checkout; the exit code says whether all of them hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from .comfy_server import PACK_ROOT, ComfyServer, Result, make_base
+from .pip_check import changes, installed_for, parse_requirements, pinned_versions
+from .ui_to_api import ui_to_api
+
+FOLDER = "latent-clip"  # the registry installs a pack under its project name
+LARGEST = 20e6  # bytes of an archive
+NEIGHBOURS = PACK_ROOT / "tests" / "host" / "neighbours"
+# a change of these is what breaks other packs
+PROTECTED = ("torch", "torchvision", "torchaudio", "numpy", "transformers", "timm")
+Checks = Iterator[tuple[bool, str]]
+
+
+def shipped_files(root: Path = PACK_ROOT) -> list[Path]:
+    """Files of the archive, relative to the root. git reads .comfyignore as the registry's packer does: as a .gitignore."""
+
+    def listed(*options: str) -> set[str]:
+        command = ["git", "-c", "core.quotepath=off", "ls-files", "--cached", *options]
+        return set(subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.splitlines())
+
+    return [Path(name) for name in sorted(listed() - listed("--ignored", "--exclude-from=.comfyignore"))]
+
+
+def build_archive(target: Path) -> list[Path]:
+    """Write the zip; returns what is in it."""
+    files = shipped_files()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in files:
+            archive.write(PACK_ROOT / path, path)
+    return files
+
+
+def node_ids(root: Path) -> set[str]:
+    """The node_id of every schema in nodes/, read off the syntax trees."""
+    return {
+        keyword.value.value
+        for path in (root / "nodes").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        for keyword in node.keywords
+        if keyword.arg == "node_id" and isinstance(keyword.value, ast.Constant)
+    }
+
+
+def unpack(archive: Path, base: Path) -> Path:
+    """A fresh --base-directory with the archive installed and the neighbours beside it. Returns the pack's folder."""
+    shutil.rmtree(base, ignore_errors=True)
+    make_base(base, {path.name: path for path in sorted(NEIGHBOURS.iterdir())})
+    with zipfile.ZipFile(archive) as content:
+        content.extractall(base / "custom_nodes" / FOLDER)
+    return base / "custom_nodes" / FOLDER
+
+
+def check_archive(archive: Path, files: list[Path]) -> Checks:
+    """Its size, and that what a user can need is in it."""
+    size = archive.stat().st_size
+    yield size <= LARGEST, f"the archive has {len(files)} files and {size / 1e6:.1f} MB, at most {LARGEST / 1e6:.0f} MB"
+    helped = {path.stem for path in files if path.parent == Path("js/docs")}
+    lacking = sorted(node_ids(PACK_ROOT) - helped)
+    yield not lacking, "every node has its help page in it" + (f", but for {', '.join(lacking)}" if lacking else "")
+
+
+def check_pip(tree: Path) -> Checks:
+    """pip, asked what it would do in ComfyUI's own environment and in one where another pack has pinned versions."""
+    installed = installed_for(parse_requirements(tree / "requirements.txt"))
+    pins = {
+        name: version
+        for path in NEIGHBOURS.glob("*/requirements.txt")
+        for name, version in pinned_versions(path).items()
+    }
+    pinned = ", ".join(f"{name} {version}" for name, version in pins.items())
+    for where, there in (("ComfyUI's own packages", {}), (f"another pack's {pinned}", pins)):
+        arriving = changes(PACK_ROOT / "requirements.txt", installed, there)
+        broken = [f"{name} {old} → {new}" for name, (old, new) in arriving.items() if old and name in PROTECTED]
+        others = [f"{name} {old} → {new}" for name, (old, new) in arriving.items() if old and name not in PROTECTED]
+        added = ", ".join(f"{name} {new}" for name, (old, new) in arriving.items() if not old) or "nothing"
+        verdict = f"would change {', '.join(broken + others)}" if broken or others else "changes nothing that is there"
+        yield not broken, f"pip install beside {where}: {verdict}, adds {added}"
+
+
+def check_in_host(server: ComfyServer, pack: Path) -> Checks:
+    """That the running host has loaded the pack from the archive, all of it, and that its first workflow runs."""
+    module = f"custom_nodes.{FOLDER}"
+    infos = server.object_info()
+    ours = {name for name, info in infos.items() if info["python_module"] == module}
+    wanted = node_ids(PACK_ROOT)
+    lacking = "" if ours == wanted else f", not {', '.join(sorted(wanted ^ ours))}"
+    yield ours == wanted, f"{len(ours)} of {len(wanted)} nodes are registered from the archive{lacking}"
+    neighbours = {"NeighbourGreedy", "NeighbourPins"} <= infos.keys()
+    yield (
+        neighbours,
+        "a pack that takes over sys.path, one that shares a socket name and one that is broken are beside it",
+    )
+    with urllib.request.urlopen(f"{server.url}/extensions", timeout=60) as response:
+        scripts = [name for name in json.load(response) if f"/{FOLDER}/" in name]
+    yield bool(scripts), f"the page gets {len(scripts)} scripts of ours"
+    templates = set(server.get("/workflow_templates").get(FOLDER, []))
+    there = {path.stem for path in (pack / "workflows").glob("*.json")}
+    yield templates == there, f"the page offers {len(templates)} of {len(there)} workflows as templates"
+    help_pages = sum(bool(read(f"{server.url}/extensions/{FOLDER}/docs/{name}.md")) for name in wanted)
+    yield help_pages == len(wanted), f"the page can open {help_pages} help pages"
+    yield check_workflow(server, infos, pack / "workflows" / "try-it-now.json")
+
+
+def check_workflow(server: ComfyServer, infos: dict, path: Path) -> tuple[bool, str]:
+    """Queue a shipped workflow as the page would."""
+    result: Result = server.run(ui_to_api(json.loads(path.read_text(encoding="utf-8")), infos))
+    images = [image for output in result.outputs.values() for image in output.get("images", [])]
+    return bool(
+        images
+    ), f"{path.stem} ran through POST /prompt in {result.seconds:.1f} s and gave {len(images)} pictures"
+
+
+def read(url: str) -> bytes:
+    """What a route answers; nothing for a 404."""
+    try:
+        with urllib.request.urlopen(url, timeout=60) as response:
+            return response.read()
+    except urllib.error.HTTPError:
+        return b""
+
+
+def check_afterwards(pack: Path, files: list[Path]) -> Checks:
+    """That the pack left its own folder as it was, and that its command line tool starts from there."""
+    now = {path.relative_to(pack) for path in pack.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    yield now == set(files), "nothing was written into its folder"
+    tool = [sys.executable, str(pack / "tools" / "convert_checkpoint.py"), "--help"]
+    done = subprocess.run(tool, capture_output=True, text=True, cwd=pack.parent)
+    yield done.returncode == 0, f"tools/convert_checkpoint.py starts from it{done.stderr[-300:]}"
+
+
+def run_checks(tree: Path, work: Path, with_pip: bool = True) -> Checks:
+    """All of them, in an order in which each builds on what went before."""
+    archive = work / f"{FOLDER}.zip"
+    files = build_archive(archive)
+    yield from check_archive(archive, files)
+    if with_pip:
+        yield from check_pip(tree)
+    pack = unpack(archive, work / "base")
+    with ComfyServer(tree, work / "base") as server:
+        yield from check_in_host(server, pack)
+    yield from check_afterwards(pack, files)
+
+
+def main() -> None:
+    """Print one line per check; exit with 1 if one does not hold."""
+    parser = argparse.ArgumentParser(prog="./dev package", description=__doc__.split("\n")[0])
+    parser.add_argument("--tree", type=Path, required=True, help=argparse.SUPPRESS)
+    parser.add_argument("--no-pip", action="store_true", help="leave out what asks the package index")
+    options = parser.parse_args()
+    work, failed = PACK_ROOT / ".cache" / "package", 0
+    for holds, line in run_checks(options.tree, work, not options.no_pip):
+        print(f"{'ok  ' if holds else 'FAIL'}  {line}", flush=True)
+        failed += not holds
+    print(f"The archive: {(work / FOLDER).relative_to(PACK_ROOT)}.zip")
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()
