@@ -50,7 +50,7 @@ class LiveRun:
         RUNS.pop(self.key, None)
         if self.state is not None and self._listened_to():
             interrupted = kind is not None and issubclass(kind, mm.InterruptProcessingException)
-            self._send("done" if kind is None else "interrupted" if interrupted else "failed")
+            self._send("done" if kind is None else "interrupted" if interrupted else "failed", [])
 
     def step(self, state: RenoState) -> bool:
         """Tell the page where the run is, if it is time to. True: somebody wants it to end."""
@@ -58,15 +58,19 @@ class LiveRun:
             self.state, self.sent, self.pictured = state, 0, []
         now = time.monotonic()
         if now - self.last_sent >= SEND_SECONDS and self._listened_to():
-            if now - self.last_pictured >= PICTURE_SECONDS and state.best_iteration != self.pictured:
+            new_pictures = now - self.last_pictured >= PICTURE_SECONDS and state.best_iteration != self.pictured
+            if new_pictures:
                 self.thumbnails = thumbnails(state.latents[:MAX_PICTURES].cpu(), self.reward.space)
                 self.pictured, self.last_pictured = list(state.best_iteration), now
-            self._send("")
+            self._send("", self.thumbnails if new_pictures else [])
             self.last_sent = now
         return self.stopped
 
-    def message(self, start: int, ended: str = "") -> dict:
-        """Everything from iteration `start` on. `ended`: "" while it runs, then "done", "interrupted" or "failed"."""
+    def message(self, start: int, ended: str, pictures: list[str]) -> dict:
+        """Everything from iteration `start` on. `ended`: "" while it runs, then "done", "interrupted" or "failed".
+
+        `pictures`: thumbnails of the best latents; none means that the page has them already.
+        """
         prompt_id, node = self.key
         state = self.state
         return {
@@ -80,15 +84,19 @@ class LiveRun:
             "best": numbers(_best(state)),
             "best_iteration": list(state.best_iteration),
             "stop_reasons": list(state.stop_reasons),
-            "thumbnails": self.thumbnails,
+            "thumbnails": pictures,
             "ended": ended,
         }
 
     def _listened_to(self) -> bool:
         return bool(self.key and self.server and self.server.client_id in self.server.sockets)
 
-    def _send(self, ended: str) -> None:
-        message = self.message(self.sent, ended)
+    def so_far(self) -> dict:
+        """The message for a page that has nothing yet."""
+        return self.message(0, "", self.thumbnails)
+
+    def _send(self, ended: str, pictures: list[str]) -> None:
+        message = self.message(self.sent, ended, pictures)
         self.sent += len(message["iterations"])
         self.server.send_sync(EVENT, message, self.server.client_id)
 

@@ -5,7 +5,9 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { hideCard } from "./lib/card.js";
+import { nodesByLocator } from "./lib/nodes.js";
 import { createPanel } from "./lib/panel.js";
+import { addStyle } from "./lib/dom.js";
 import { makeTexts } from "./lib/texts.js";
 
 const NODES = new Set(["LatentCLIPScore", "LatentCLIPSelect", "LatentCLIPClassify"]);
@@ -51,23 +53,11 @@ function passOn(event, list) {
     app.canvas.processMouseWheel(event);
 }
 
-/** Every node of the workflow with the key that its output is kept under, subgraphs included. */
-function* nodesByLocator() {
-    const root = app.rootGraph ?? app.graph;
-    for (const node of root.nodes) yield [String(node.id), node];
-    for (const [id, subgraph] of root.subgraphs ?? []) {
-        for (const node of subgraph.nodes) yield [`${id}:${node.id}`, node];
-    }
-}
-
 app.registerExtension({
     name: "LatentCLIP.Scores",
 
     async init() {
-        const style = document.createElement("link");
-        style.rel = "stylesheet";
-        style.href = new URL("./scores.css", import.meta.url).href;
-        document.head.append(style);
+        addStyle(new URL("./scores.css", import.meta.url).href);
         const language = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
         text = makeTexts(await api.getCustomNodesI18n(), language);
     },
@@ -78,7 +68,7 @@ app.registerExtension({
 
     /** The page has outputs from elsewhere: a run of the history, or a workflow tab that was open before. */
     onNodeOutputsUpdated(outputs) {
-        for (const [locator, node] of nodesByLocator()) {
+        for (const [locator, node] of nodesByLocator(app.rootGraph ?? app.graph)) {
             panels.get(node)?.show(outputs[locator]?.latent_clip?.[0]);
         }
     },

@@ -19,7 +19,6 @@ let card = null;
  * @param {(key: string, values?: object) => string} text
  */
 export function showCard(anchor, row, kind, text) {
-    hideCard();
     const lines = row.details.slice(0, MOST_LINES).map((detail) => line(detail, row, kind));
     if (row.details.length > MOST_LINES) {
         lines.push(element("tr", "", element("td", "", text("more", { count: row.details.length - MOST_LINES }))));
@@ -31,12 +30,19 @@ export function showCard(anchor, row, kind, text) {
         row.kept === false && text("notKept"),
         row.value === null && text("noNumber"),
     ];
-    card = element(
-        "div",
-        "latent-clip-card",
-        thumbnail(row.thumbnail),
-        element("div", "", element("p", "", facts.filter(Boolean).join(" · ")), element("table", "", ...lines)),
-    );
+    const heading = element("p", "", facts.filter(Boolean).join(" · "));
+    openCard(anchor, thumbnail(row.thumbnail), element("div", "", heading, element("table", "", ...lines)));
+}
+
+/**
+ * Show a card of any content beside an element.
+ *
+ * @param {HTMLElement} anchor
+ * @param {...HTMLElement} children
+ */
+export function openCard(anchor, ...children) {
+    hideCard();
+    card = element("div", "latent-clip-card", ...children);
     card.setAttribute("role", "tooltip");
     document.body.append(card);
     place(card, anchor.getBoundingClientRect());

@@ -27,3 +27,16 @@ export function thumbnail(source) {
     image.draggable = false;
     return image;
 }
+
+/**
+ * Load a style sheet, once for all files that need it.
+ *
+ * @param {string} href
+ */
+export function addStyle(href) {
+    if ([...document.querySelectorAll("link[rel=stylesheet]")].some((link) => link.href === href)) return;
+    const style = element("link", "");
+    style.rel = "stylesheet";
+    style.href = href;
+    document.head.append(style);
+}

@@ -1,0 +1,206 @@
+/**
+ * A run of Optimize Noise as curves: read what the node sends, put the pieces of a live run together, measure, export.
+ * Pure functions: no page, no canvas.
+ *
+ * @typedef {object} Series one line of the chart
+ * @property {string} name of a reward's term; empty for the weighted sum
+ * @property {number|null} weight null for the sum
+ * @property {(number|null)[][]} values per item, per iteration; null where the item took no part or gave no number
+ *
+ * @typedef {object} Trace
+ * @property {string} node execution id, empty in a finished trace
+ * @property {string} promptId likewise
+ * @property {object} settings as the node has them
+ * @property {object[]} iterations as the node sends them
+ * @property {{name: string, weight: number}[]} terms
+ * @property {(number|null)[]} best per item
+ * @property {number[]} bestIteration per item
+ * @property {string[]} stopReasons per item; empty while it goes on
+ * @property {string[]} thumbnails of the best latents, perhaps of the first items only
+ * @property {string[]} firstThumbnails
+ * @property {""|"done"|"interrupted"|"failed"} ended
+ */
+
+const finite = (value) => (typeof value === "number" && Number.isFinite(value) ? value : null);
+const list = (value) => (Array.isArray(value) ? value : []);
+
+/**
+ * Read what a run that has ended left in the node's ui output.
+ *
+ * @param {object|undefined} message
+ * @returns {Trace|null} null for anything else
+ */
+export function readTrace(message) {
+    if (message?.kind !== "reno" || !Array.isArray(message.iterations)) return null;
+    return {
+        node: String(message.node ?? ""),
+        promptId: String(message.prompt_id ?? ""),
+        settings: message.settings ?? {},
+        iterations: message.iterations,
+        terms: list(message.terms).map(({ name, weight }) => ({ name: String(name), weight: finite(weight) })),
+        best: list(message.best).map(finite),
+        bestIteration: list(message.best_iteration),
+        stopReasons: list(message.stop_reasons).map(String),
+        thumbnails: list(message.thumbnails),
+        firstThumbnails: list(message.first_thumbnails),
+        ended: message.ended ?? "done",
+    };
+}
+
+/**
+ * The trace with a live event added.
+ *
+ * @param {Trace|null} trace what is known so far
+ * @param {object} event
+ * @returns {Trace|null} null when iterations between the two are missing
+ */
+export function addEvent(trace, event) {
+    const piece = readTrace(event);
+    if (piece === null) return null;
+    const same = trace !== null && trace.promptId === piece.promptId && trace.node === piece.node;
+    const known = same ? trace.iterations : [];
+    const start = event.start ?? 0;
+    if (start > known.length) return null;
+    const thumbnails = piece.thumbnails.length > 0 || !same ? piece.thumbnails : trace.thumbnails;
+    return { ...piece, thumbnails, iterations: [...known.slice(0, start), ...piece.iterations] };
+}
+
+/** Number of items in the batch. */
+export const itemsOf = (trace) => trace.best.length;
+
+/** Iterations that the settings ask for. */
+export const totalOf = (trace) => Math.max(trace.iterations.length, finite(trace.settings.iterations) ?? 0);
+
+/**
+ * The lines that there are to draw: the weighted sum, and its terms where there are several.
+ *
+ * @param {Trace} trace
+ * @returns {Series[]} the sum first; with a single term the sum alone, under the term's name
+ */
+export function seriesOf(trace) {
+    const line = (name, weight, read) => ({ name, weight, values: table(trace, read) });
+    const total = (iteration) => iteration.rewards;
+    if (trace.terms.length === 1) return [line(trace.terms[0].name, null, total)];
+    return [
+        line("", null, total),
+        ...trace.terms.map(({ name, weight }) => line(name, weight, (iteration) => iteration.terms?.[name])),
+    ];
+}
+
+function table(trace, read) {
+    const rows = trace.best.map(() => new Array(trace.iterations.length).fill(null));
+    trace.iterations.forEach((iteration, column) => {
+        const values = list(read(iteration));
+        list(iteration.items).forEach((item, place) => {
+            if (rows[item]) rows[item][column] = finite(values[place]);
+        });
+    });
+    return rows;
+}
+
+/**
+ * The smallest range that holds every number, a little wider where all are equal.
+ *
+ * @param {(number|null)[][]} rows
+ * @returns {{min: number, max: number}} 0 to 1 without numbers
+ */
+export function rangeOf(rows) {
+    let [min, max] = [Infinity, -Infinity];
+    for (const row of rows) {
+        for (const value of row) {
+            if (value === null) continue;
+            min = Math.min(min, value);
+            max = Math.max(max, value);
+        }
+    }
+    if (min > max) return { min: 0, max: 1 };
+    if (min < max) return { min, max };
+    const margin = Math.abs(min) * 0.01 || 0.01;
+    return { min: min - margin, max: max + margin };
+}
+
+/**
+ * A line as the `d` of an SVG path; it breaks where a value is missing, and a value alone becomes a dot.
+ *
+ * @param {(number|null)[]} values
+ * @param {(iteration: number) => number} x
+ * @param {(value: number) => number} y
+ * @returns {string}
+ */
+export function pathOf(values, x, y) {
+    let [path, drawing] = ["", false];
+    values.forEach((value, column) => {
+        if (value !== null) {
+            const alone = !drawing && (values[column + 1] ?? null) === null;
+            path += `${drawing ? "L" : "M"}${round(x(column))} ${round(y(value))}${alone ? "h0" : ""}`;
+        }
+        drawing = value !== null;
+    });
+    return path;
+}
+
+const round = (value) => Math.round(value * 10) / 10;
+
+/**
+ * How fast a run goes, measured over its last iterations.
+ *
+ * @param {Trace} trace
+ * @returns {{perSecond: number|null, left: number|null}} iterations per second, and seconds to its last iteration
+ */
+export function speedOf(trace) {
+    const recent = trace.iterations.slice(-11);
+    const seconds = recent.length < 2 ? 0 : recent.at(-1).seconds - recent[0].seconds;
+    if (!(seconds > 0)) return { perSecond: null, left: null };
+    const perSecond = (recent.length - 1) / seconds;
+    return { perSecond, left: (totalOf(trace) - trace.iterations.length) / perSecond };
+}
+
+/**
+ * A duration as short text.
+ *
+ * @param {number} seconds
+ * @returns {string} "0:07", "12:30", "1:02:03"
+ */
+export function formatDuration(seconds) {
+    const whole = Math.max(0, Math.ceil(seconds));
+    const parts = [Math.floor(whole / 60) % 60, whole % 60];
+    if (whole >= 3600) parts.unshift(Math.floor(whole / 3600));
+    return parts.map((part, place) => (place === 0 ? String(part) : String(part).padStart(2, "0"))).join(":");
+}
+
+/**
+ * A difference as text, with its sign.
+ *
+ * @param {number|null} first
+ * @param {number|null} second
+ * @returns {number|null} second − first; null where one is missing
+ */
+export function gain(first, second) {
+    return finite(first) === null || finite(second) === null ? null : second - first;
+}
+
+/**
+ * The trace as a table for a spreadsheet, one line per iteration and item.
+ *
+ * @param {Trace} trace
+ * @returns {string}
+ */
+export function toCsv(trace) {
+    const names = trace.terms.map(({ name }) => name);
+    const lines = [["iteration", "item", "seconds", "reward", ...names, "norm", "gradient_norm"]];
+    for (const iteration of trace.iterations) {
+        list(iteration.items).forEach((item, place) => {
+            const at = (values) => list(values)[place] ?? "";
+            lines.push([
+                iteration.index, item, iteration.seconds, at(iteration.rewards),
+                ...names.map((name) => at(iteration.terms?.[name])), at(iteration.norms), at(iteration.gradient_norms),
+            ]);
+        });
+    }
+    return lines.map((cells) => cells.map(csvCell).join(",")).join("\r\n") + "\r\n";
+}
+
+function csvCell(value) {
+    const text = String(value);
+    return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+}

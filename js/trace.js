@@ -1,0 +1,112 @@
+/**
+ * Curves on Optimize Noise, live: reward and terms per iteration, the best so far, and a button that ends the run.
+ */
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { hideCard } from "./lib/card.js";
+import { createCurves } from "./lib/curves.js";
+import { addStyle } from "./lib/dom.js";
+import { nodeByExecutionId, nodesByLocator } from "./lib/nodes.js";
+import { makeTexts } from "./lib/texts.js";
+
+const NODE = "LatentCLIPOptimizeNoise";
+const EVENT = "latent_clip.reno";
+const HEIGHT = 262; // of the widget with its margins, whatever it shows; dragging the node larger gives it to the chart
+const WIDTH = 360; // of a new node
+const panels = new WeakMap();
+let text = makeTexts({}, "en");
+let asking = false;
+
+/** Give a node its panel. */
+function addPanel(node) {
+    const panel = createCurves({
+        text: (key, values) => text(key, values),
+        stop: async ({ promptId, node: id }) => (await post("/latent_clip/stop", { prompt_id: promptId, node: id })).ok,
+        getTitle: () => node.title || NODE,
+    });
+    const widget = node.addDOMWidget("latent_clip_trace", "latent_clip_trace", panel.element, {
+        serialize: false, // not into the prompt
+        getMinHeight: () => HEIGHT,
+        onHide: hideCard,
+    });
+    widget.serialize = false; // not into the workflow
+    panel.element.addEventListener("wheel", (event) => passOn(event, panel.strip));
+    panels.set(node, panel);
+    node.setSize([Math.max(node.size[0], WIDTH), node.computeSize()[1]]);
+
+    const { onExecuted, onRemoved } = node;
+    node.onExecuted = function (output) {
+        onExecuted?.apply(this, arguments);
+        panel.show(output?.latent_clip?.[0]);
+    };
+    node.onRemoved = function () {
+        hideCard();
+        onRemoved?.apply(this, arguments);
+    };
+}
+
+/** The wheel moves a strip of items that does not fit; otherwise it belongs to the canvas. */
+function passOn(event, strip) {
+    event.preventDefault();
+    const overflows = strip.contains(event.target) && strip.scrollWidth > strip.clientWidth;
+    if (overflows && !event.ctrlKey && !event.metaKey) strip.scrollLeft += event.deltaX || event.deltaY;
+    else app.canvas.processMouseWheel(event);
+}
+
+const post = (route, body) =>
+    api.fetchApi(route, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+
+const rootGraph = () => app.rootGraph ?? app.graph;
+
+function panelAt(id) {
+    return panels.get(nodeByExecutionId(rootGraph(), id));
+}
+
+/** Fetch the runs that are going on: after a reload, or after a change of the workflow tab, their beginning is missing. */
+async function catchUp() {
+    if (asking) return;
+    asking = true;
+    try {
+        const response = await api.fetchApi("/latent_clip/runs");
+        if (!response.ok) return;
+        const { runs } = await response.json();
+        for (const run of runs) panelAt(run.node)?.add(run);
+        for (const [, node] of nodesByLocator(rootGraph())) {
+            const panel = panels.get(node);
+            if (panel && !runs.some((run) => run.prompt_id === panel.trace()?.promptId)) panel.end();
+        }
+    } finally {
+        asking = false;
+    }
+}
+
+app.registerExtension({
+    name: "LatentCLIP.Trace",
+
+    async init() {
+        for (const name of ["./scores.css", "./trace.css"]) addStyle(new URL(name, import.meta.url).href);
+        const language = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
+        text = makeTexts(await api.getCustomNodesI18n(), language);
+    },
+
+    setup() {
+        api.addEventListener(EVENT, ({ detail }) => {
+            const panel = panelAt(detail.node);
+            if (panel && !panel.add(detail)) catchUp();
+        });
+        api.addEventListener("reconnected", catchUp);
+    },
+
+    nodeCreated(node) {
+        if (node.comfyClass === NODE) addPanel(node);
+    },
+
+    /** The page has outputs from elsewhere: a run of the history, or a workflow tab that was open before. */
+    onNodeOutputsUpdated(outputs) {
+        for (const [locator, node] of nodesByLocator(rootGraph())) {
+            const panel = panels.get(node);
+            if (panel?.trace()?.ended !== "") panel?.show(outputs[locator]?.latent_clip?.[0]);
+        }
+    },
+});
