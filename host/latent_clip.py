@@ -104,6 +104,7 @@ class LoadedLatentCLIP:
 class LatentEncoder:
     """Raw latents → features of one loaded Latent-CLIP under one fit. Call it with its `patchers` loaded."""
 
+    way_back = 11  # times memory_per_item, with gradients: counted in bench/reno_memory.py
     clip: LoadedLatentCLIP
     fit: Fit
 

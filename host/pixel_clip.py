@@ -32,6 +32,7 @@ class LoadedPixelCLIP:
 class PixelEncoder:
     """Raw latents → features of the decoded picture. Call it with its `patchers` loaded."""
 
+    way_back = 3  # times memory_per_item, with gradients: counted in bench/reno_memory.py
     clip: LoadedPixelCLIP
     vae: comfy.sd.VAE
     space: LatentSpace

@@ -4,10 +4,10 @@ import copy
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Literal, get_args
 
 import comfy.model_management as mm
 import comfy.model_patcher
+import comfy.patcher_extension
 import comfy.sample
 import comfy.samplers
 import latent_preview
@@ -18,13 +18,13 @@ from ..methods.reno import RenoSettings, RenoState, optimize_noise
 from ..methods.rewards import Reward
 from ..methods.sampling import euler
 from ..models.latent_spaces import LatentSpaceError
+from .encoders import host_encoders
 from .gradients import checkpointed_blocks, differentiable_attention, gradients, ordinary
 from .latents import check_model_space
 from .live import LiveRun
+from .reservation import Memory, Reservation
 
 LOGGER = logging.getLogger(__name__)
-Memory = Literal["auto", "fast", "low"]
-MEMORY_MODES: tuple[str, ...] = get_args(Memory)
 MAX_STEPS = 4  # every step keeps its activations for the way back
 
 
@@ -60,8 +60,8 @@ def run_reno(
 
     Args:
         noise, guider, sigmas, latent: as SamplerCustomAdvanced takes them; 1 to 4 steps.
-        memory: `fast` keeps all activations, `low` recomputes the blocks on the way back, `auto` tries fast if it
-            seems to fit and goes on in low after an out-of-memory error.
+        memory: `fast` keeps all activations, `low` recomputes the blocks on the way back, `auto` takes low where
+            fast cannot fit, else tries fast and starts again in low after an out-of-memory error.
 
     Returns:
         (state with raw latents, number of checkpointed blocks of the run that succeeded).
@@ -82,23 +82,26 @@ def run_reno(
             f"Got a latent of shape {tuple(samples.shape)}, expected images (batch, channels, height, width)."
         )
     start = noise.generate_noise({**latent, "samples": samples})
-    attempts = {"fast": [False], "low": [True], "auto": [False, True]}[memory]
+    attempts: tuple[Memory, ...] = ("auto", "low") if memory == "auto" else (memory,)
     with LiveRun(reward, settings) as live:
-        for low_memory in attempts:
-            run = _RenoSampler(reward, settings, low_memory, live)
+        for attempt in attempts:
+            reservation = Reservation(attempt, reward, steps, getattr(guider, "cfg", None))
+            run = _RenoSampler(reward, settings, reservation, live)
             try:
-                guider_with_models = _with_reward_models(guider, reward)
+                guider_with_models = _with_reward_models(guider, reward, reservation)
                 guider_with_models.sample(
                     start, samples, run, sigmas, denoise_mask=latent.get("noise_mask"), seed=noise.seed
                 )
                 break
             except mm.OOM_EXCEPTION:
-                if low_memory or memory == "fast":
+                if attempt == attempts[-1] or reservation.low:
                     raise
                 LOGGER.warning(
                     "Optimize Noise: out of memory with all activations kept; starting again in low memory mode."
                 )
             mm.soft_empty_cache()  # outside the handler, whose traceback would keep the activations alive
+    if run.state is None:
+        raise ValueError("Got a guider that never calls its sampler, expected one such as BasicGuider or CFGGuider.")
     return run.state, run.checkpointed
 
 
@@ -109,14 +112,17 @@ def sampled_latent(latent: dict, samples: Tensor) -> dict:
     return result
 
 
-def _with_reward_models(guider, reward: Reward):
+def _with_reward_models(guider, reward: Reward, reservation: Reservation):
     """A copy of the guider whose model brings the reward's networks along, with attention that has a backward pass."""
     patcher = guider.model_patcher
     if patcher.is_dynamic():
         patcher = patcher.get_non_dynamic_delegate()  # evictable weights cannot be kept for the way back
     patcher = patcher.clone()
-    networks = [network for encoder in reward.encoders for network in encoder.patchers]
+    networks = [network for encoder in host_encoders(reward) for network in encoder.patchers]
     patcher.set_additional_models("latent_clip_reward", networks)
+    patcher.add_wrapper_with_key(
+        comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, "latent_clip_reservation", reservation
+    )
     guider = copy.copy(guider)
     guider.model_patcher = patcher
     guider.model_options = comfy.model_patcher.create_model_options_clone(guider.model_options)
@@ -129,8 +135,8 @@ def _with_reward_models(guider, reward: Reward):
 class _RenoSampler(comfy.samplers.Sampler):
     """Takes the sampler's place: the host has loaded and prepared everything, and this climbs instead of sampling once."""
 
-    def __init__(self, reward: Reward, settings: RenoSettings, low_memory: bool, live: LiveRun):
-        self.reward, self.settings, self.low_memory, self.live = reward, settings, low_memory, live
+    def __init__(self, reward: Reward, settings: RenoSettings, reservation: Reservation, live: LiveRun):
+        self.reward, self.settings, self.reservation, self.live = reward, settings, reservation, live
         self.state: RenoState | None = None
         self.checkpointed = 0
 
@@ -138,9 +144,9 @@ class _RenoSampler(comfy.samplers.Sampler):
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ):
         model = model_wrap.inner_model
-        networks = [network.model for encoder in self.reward.encoders for network in encoder.patchers]
+        networks = [network.model for encoder in host_encoders(self.reward) for network in encoder.patchers]
         networks += [patcher.model for patcher in model_wrap.loaded_models]
-        memory = checkpointed_blocks(model.diffusion_model) if self.low_memory else nullcontext(0)
+        memory = checkpointed_blocks(model.diffusion_model) if self.reservation.low else nullcontext(0)
         with gradients([model, *networks]), memory as self.checkpointed:
             sigmas, noise, latent_image = ordinary(sigmas), ordinary(noise), ordinary(latent_image)
             denoise_mask = None if denoise_mask is None else ordinary(denoise_mask)
@@ -166,7 +172,8 @@ def _generator(
     def generate(noise: Tensor, items: list[int]) -> Tensor:
         if whole_batch and len(items) < size:
             return generate(
-                noise.new_zeros(size, *noise.shape[1:]).index_copy(0, torch.tensor(items, device=noise.device), noise), [*range(size)]
+                noise.new_zeros(size, *noise.shape[1:]).index_copy(0, torch.tensor(items, device=noise.device), noise),
+                [*range(size)],
             )[items]
         model_wrap.conds = conds if len(items) == size else _cond_items(conds, items, size)
         image = latent_image[items]

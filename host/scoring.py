@@ -7,23 +7,24 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..methods.rewards import Encoder, Reward
+from ..methods.rewards import Reward
+from .encoders import HostEncoder, host_encoders
 
 MAX_CHUNK = 64  # more gains nothing and only raises the memory peak
 
 
 def evaluate(reward: Reward, raw_latents: Tensor) -> dict[str, Tensor]:
     """Value of every term for every latent, unweighted: name → (B,) float32 on the CPU."""
-    return _over_chunks(reward.encoders, raw_latents, reward.evaluate)
+    return _over_chunks(host_encoders(reward), raw_latents, reward.evaluate)
 
 
-def encode(encoder: Encoder, raw_latents: Tensor) -> Tensor:
+def encode(encoder: HostEncoder, raw_latents: Tensor) -> Tensor:
     """Features of every latent: (B, D) float32 on the CPU."""
     return _over_chunks([encoder], raw_latents, lambda chunk: {"features": encoder(chunk)})["features"]
 
 
 def _over_chunks(
-    encoders: list[Encoder], raw_latents: Tensor, function: Callable[[Tensor], dict[str, Tensor]]
+    encoders: list[HostEncoder], raw_latents: Tensor, function: Callable[[Tensor], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
     per_item = max(encoder.memory_per_item(raw_latents.shape) for encoder in encoders)
     patchers = [patcher for encoder in encoders for patcher in encoder.patchers]

@@ -1,0 +1,159 @@
+"""What the way back costs: bytes alive in SDXL's U-Net and VAE for sampling, and for ReNO in both memory modes.
+
+Full size, on the meta device: every tensor has its shape, dtype and life time, and no storage. The host asks for the
+memory of sampling only; host/reno.py multiplies that by the factors found here.
+"""
+
+from __future__ import annotations
+
+import weakref
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..models.config import latent_grid, published_configs
+from ..models.latent_clip import LatentCLIP
+from .scoring import SDXL_VAE
+from .timing import use_cpu_host
+
+SDXL_UNET = {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2, 2, 2],
+    "channel_mult": [1, 2, 4], "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_middle": 10,
+    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "context_dim": 2048, "adm_in_channels": 2816,
+    "num_classes": "sequential", "num_heads": -1, "num_head_channels": 64, "use_linear_in_transformer": True,
+    "use_spatial_transformer": True, "legacy": False, "use_checkpoint": False,
+}  # fmt: skip
+
+
+def run() -> dict:
+    """Peaks in MiB for one image in fp16, and how many times the host's own estimate they are."""
+    use_cpu_host()
+    return {
+        "what": "bytes alive, one image, fp16, fused attention",
+        "U-Net of SDXL": {f"{8 * side} px": _unet(side) for side in (64, 128)},
+        "VAE decoder of SDXL": {f"{8 * side} px": _vae(side) for side in (64, 128)},
+        "Latent-CLIP": {name: _tower(config) for name, config in published_configs().items()},
+    }
+
+
+def _unet(side: int) -> dict:
+    import comfy.ops
+    import comfy.supported_models
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    from ..host.gradients import checkpointed_blocks
+
+    dtype, device = torch.float16, torch.device("meta")
+    network = UNetModel(**SDXL_UNET, dtype=dtype, device=device, operations=comfy.ops.disable_weight_init)
+    network.train(False).requires_grad_(False)
+    inputs = {
+        "timesteps": torch.empty(1, device=device),
+        "context": torch.empty(1, 77, 2048, dtype=dtype, device=device),
+        "y": torch.empty(1, 2816, dtype=dtype, device=device),
+        "transformer_options": {"optimized_attention_override": _fused_attention},
+    }
+
+    def peaks(gradient: bool) -> int:
+        noise = torch.empty(1, 4, side, side, dtype=dtype, device=device).requires_grad_(gradient)
+        return _peak(lambda: network(noise, **inputs), noise if gradient else None)
+
+    with checkpointed_blocks(network):
+        low = peaks(True)
+    # BaseModel.memory_required with fused attention: area × bytes × 0.01 × factor, in MiB
+    estimate = side * side * 2 * 0.01 * comfy.supported_models.SDXL.memory_usage_factor
+    return _row({"sampling": peaks(False), "fast": peaks(True), "low": low}, estimate)
+
+
+def _vae(side: int) -> dict:
+    from comfy.ldm.models.autoencoder import AutoencoderKL
+
+    with torch.device("meta"):
+        decoder = AutoencoderKL(ddconfig=SDXL_VAE, embed_dim=4).to(torch.float16).train(False).requires_grad_(False)
+    setattr(decoder.decoder.mid.attn_1, "optimized_attention", _fused_attention_2d)  # noqa: B010 - not a submodule
+
+    def peaks(gradient: bool) -> int:
+        latents = torch.empty(1, 4, side, side, dtype=torch.float16, device="meta").requires_grad_(gradient)
+        return _peak(lambda: decoder.decode(latents), latents if gradient else None)
+
+    estimate = 2178 * side * side * 64 * 2 / 2**20  # VAE.memory_used_decode, in MiB
+    return _row({"decoding": peaks(False), "decoding and back": peaks(True)}, estimate)
+
+
+def _tower(config: dict) -> dict:
+    with torch.device("meta"):
+        tower = LatentCLIP(config).visual.to(torch.float16).train(False).requires_grad_(False)
+    grid, vision = latent_grid(config), config["vision_cfg"]
+
+    def peaks(gradient: bool) -> int:
+        latents = torch.empty(1, 4, grid, grid, dtype=torch.float16, device="meta").requires_grad_(gradient)
+        return _peak(lambda: tower(latents), latents if gradient else None)
+
+    tokens = (grid // vision["patch_size"]) ** 2 + 1
+    estimate = 2 * tokens * vision["width"] * 12 * 2 / 2**20  # LatentEncoder.memory_per_item, in MiB
+    return _row({"encoding": peaks(False), "encoding and back": peaks(True)}, estimate)
+
+
+def _row(peaks: dict[str, int], estimate: float) -> dict:
+    megabytes = {name: round(value / 2**20, 1) for name, value in peaks.items()}
+    return {
+        "host's estimate": round(estimate, 1),
+        "peak": megabytes,
+        "over the estimate": {name: round(value / estimate, 2) for name, value in megabytes.items()},
+    }
+
+
+class _Alive(TorchDispatchMode):
+    """Counts the bytes of the storages that operations make, as long as somebody holds them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.known: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in given:
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.known:
+            return
+
+        def gone(_reference: weakref.ref) -> None:
+            self.now -= size
+            del self.known[key]
+
+        self.known[key] = weakref.ref(storage, gone)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def _peak(forward, leaf: Tensor | None) -> int:
+    """Most bytes alive at a time in `forward`, and in the way back to `leaf` where there is one."""
+    with _Alive() as alive, torch.inference_mode() if leaf is None else nullcontext():
+        result = forward()
+        if leaf is not None:
+            torch.autograd.grad(result, leaf, torch.empty_like(result))
+    return alive.peak
+
+
+def _fused_attention(_function, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs) -> Tensor:
+    """Attention that keeps no matrix of weights, as on a GPU; the meta device would choose the one that does."""
+    batch, _, width = q.shape
+    q, k, v = (x.view(batch, -1, heads, width // heads).transpose(1, 2) for x in (q, k, v))
+    result = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]
+    return result.transpose(1, 2).reshape(batch, -1, width)
+
+
+def _fused_attention_2d(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    batch, channels, height, width = q.shape
+    q, k, v = (x.view(batch, 1, channels, height * width).transpose(2, 3) for x in (q, k, v))
+    result = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]
+    return result.transpose(2, 3).reshape(batch, channels, height, width)

@@ -1,0 +1,31 @@
+"""What an encoder in the host's care offers beyond its features."""
+
+from typing import Protocol, cast
+
+import comfy.model_patcher
+import torch
+
+from ..methods.rewards import Encoder, Reward
+
+
+class HostEncoder(Encoder, Protocol):
+    """An encoder whose networks the host loads.
+
+    Attributes:
+        patchers: its networks.
+        way_back: times `memory_per_item` that an evaluation with gradients needs.
+    """
+
+    way_back: int
+
+    @property
+    def patchers(self) -> list[comfy.model_patcher.ModelPatcher]: ...
+
+    def memory_per_item(self, shape: torch.Size) -> int:
+        """Bytes that one latent of (B, C, H, W) needs on the way forward."""
+        ...
+
+
+def host_encoders(reward: Reward) -> list[HostEncoder]:
+    """The distinct encoders of a reward that was made by this pack's nodes, where every encoder is one of these."""
+    return cast(list[HostEncoder], reward.encoders)
