@@ -36,7 +36,7 @@ SCRIPT = {
     "talks to the network": r"\bfetch\s*\(|XMLHttpRequest|sendBeacon|https?://(?!www\.w3\.org/)|import\s*\(\s*[^\"'./]",
     "puts text into the page as code": r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|createElement\(\s*[\"']script",
     "hides code": r"\batob\s*\(|fromCharCode|unescape\s*\(|(\\x[0-9a-f]{2}){4}",
-    "reads secrets": r"document\.cookie|localStorage|sessionStorage|navigator\.clipboard",
+    "reads secrets": r"document\.cookie|localStorage|sessionStorage|clipboard\.read",
 }
 # (file, finding): why it is there, and what a reviewer finds on looking
 REVIEWED = {
