@@ -1,16 +1,16 @@
 /**
- * Bars on the nodes that judge: Score Latents, Select Best Latents, Classify Latents.
+ * Bars on the nodes that judge: Score Latents, Select Best Latents, Classify Latents, Safety Gate.
  */
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { hideCard } from "./lib/card.js";
+import { addStyle } from "./lib/dom.js";
 import { nodesByLocator } from "./lib/nodes.js";
 import { createPanel } from "./lib/panel.js";
-import { addStyle } from "./lib/dom.js";
 import { makeTexts } from "./lib/texts.js";
 
-const NODES = new Set(["LatentCLIPScore", "LatentCLIPSelect", "LatentCLIPClassify"]);
+const NODES = new Set(["LatentCLIPScore", "LatentCLIPSelect", "LatentCLIPClassify", "LatentCLIPSafetyGate"]);
 const HEIGHT = 202; // of the widget with its margins, whatever it shows: four rows; dragging the node larger shows more
 const WIDTH = 320; // of a new node
 const ORDER = "latent_clip_order"; // a node property, so it is saved with the workflow
@@ -23,7 +23,12 @@ function addPanel(node) {
         text: (key, values) => text(key, values),
         getOrder: () => (node.properties?.[ORDER] === "batch" ? "batch" : "best"),
         setOrder: (order) => node.setProperty(ORDER, order),
+        getThreshold: () => (valueOf(node, "use_threshold") ? valueOf(node, "threshold") : null),
+        setThreshold: (threshold) => setValue(node, "threshold", threshold),
     });
+    for (const widget of node.widgets ?? []) {
+        if (widget.name === "use_threshold" || widget.name === "threshold") follow(widget, panel.refresh);
+    }
     const widget = node.addDOMWidget("latent_clip_scores", "latent_clip_scores", panel.element, {
         serialize: false, // not into the prompt
         getMinHeight: () => HEIGHT,
@@ -34,7 +39,11 @@ function addPanel(node) {
     panels.set(node, panel);
     node.setSize([Math.max(node.size[0], WIDTH), node.computeSize()[1]]);
 
-    const { onExecuted, onRemoved } = node;
+    const { onConfigure, onExecuted, onRemoved } = node;
+    node.onConfigure = function () {
+        onConfigure?.apply(this, arguments);
+        panel.refresh(); // the widgets have the workflow's values now
+    };
     node.onExecuted = function (output) {
         onExecuted?.apply(this, arguments);
         panel.show(output?.latent_clip?.[0]);
@@ -42,6 +51,27 @@ function addPanel(node) {
     node.onRemoved = function () {
         hideCard();
         onRemoved?.apply(this, arguments);
+    };
+}
+
+const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
+const valueOf = (node, name) => widgetOf(node, name)?.value ?? null;
+
+/** Set a widget as if the user had, so that the workflow counts as changed. */
+function setValue(node, name, value) {
+    const widget = widgetOf(node, name);
+    widget.value = value;
+    widget.callback?.(value, app.canvas, node);
+    app.canvas.setDirty(true, true);
+}
+
+/** Call back after a widget has changed. */
+function follow(widget, changed) {
+    const { callback } = widget;
+    widget.callback = function () {
+        const result = callback?.apply(this, arguments);
+        changed();
+        return result;
     };
 }
 

@@ -71,7 +71,7 @@ class LatentCLIPSelect(io.ComfyNode):
                     default=0.2,
                     min=-1000.0,
                     max=1000.0,
-                    step=0.01,
+                    step=0.001,
                     tooltip="The minimum score, if use_threshold is on. Look at Score Latents for the usual range of your reward.",
                 ),
             ],

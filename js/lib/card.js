@@ -15,11 +15,11 @@ let card = null;
  *
  * @param {HTMLElement} anchor
  * @param {import("./rows.js").Row} row
- * @param {"scores"|"classes"} kind
+ * @param {"scores"|"classes"|"safety"} kind
  * @param {(key: string, values?: object) => string} text
  */
 export function showCard(anchor, row, kind, text) {
-    const lines = row.details.slice(0, MOST_LINES).map((detail) => line(detail, row, kind));
+    const lines = row.details.slice(0, MOST_LINES).map((detail) => line(detail, row, kind, text));
     if (row.details.length > MOST_LINES) {
         lines.push(element("tr", "", element("td", "", text("more", { count: row.details.length - MOST_LINES }))));
     }
@@ -28,10 +28,14 @@ export function showCard(anchor, row, kind, text) {
         row.best && text("bestOne"),
         row.kept === true && text("kept"),
         row.kept === false && text("notKept"),
+        row.blocked && text("blocked"),
         row.value === null && text("noNumber"),
     ];
     const heading = element("p", "", facts.filter(Boolean).join(" · "));
-    openCard(anchor, thumbnail(row.thumbnail), element("div", "", heading, element("table", "", ...lines)));
+    const reason = row.reason ? [element("div", "latent-clip-reason", row.reason)] : [];
+    const picture = thumbnail(row.thumbnail);
+    picture.classList.toggle("latent-clip-blurred", row.blocked);
+    openCard(anchor, picture, element("div", "", heading, ...reason, element("table", "", ...lines)));
 }
 
 /**
@@ -54,9 +58,10 @@ export function hideCard() {
     card = null;
 }
 
-function line({ name, value, weight }, row, kind) {
-    const decimals = Math.max(4, decimalsFor(row.details.map((detail) => detail.value)));
+function line({ name, value, weight, threshold }, row, kind, text) {
+    const decimals = Math.max(kind === "safety" ? 2 : 4, decimalsFor(row.details.map((detail) => detail.value)));
     const cells = [name, kind === "classes" ? formatPercent(value) : formatNumber(value, decimals)];
+    if (kind === "safety") cells[1] = text("overThreshold", { value: cells[1], threshold: formatNumber(threshold, 2) });
     if (weight !== null && (weight !== 1 || row.details.length > 1)) cells.push(`× ${formatWeight(weight)}`);
     return element("tr", "", ...cells.map((cell) => element("td", "", cell)));
 }

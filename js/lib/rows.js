@@ -1,18 +1,21 @@
 /**
  * What the nodes report, as rows that a panel can draw. Pure functions: no page, no canvas.
  *
- * @typedef {{name: string, value: number|null, weight: number|null}} Detail one term of a score, or one label's probability
+ * @typedef {{name: string, value: number|null, weight: number|null, threshold?: number|null}} Detail one term of a score, one
+ *     label's probability, or a category's log-odds with its threshold
  * @typedef {object} Row
  * @property {number} index place in the batch, from 0
  * @property {number|null} value what the bar shows; null where the node returned no finite number
  * @property {number|null} rank 1 is best, equal values share a rank; null without a value
  * @property {boolean} best of rank 1, in a batch whose values differ
  * @property {boolean|null} kept by a selection; null where nothing is selected
- * @property {string} label the best label of a classified latent, else empty
+ * @property {boolean} blocked by a gate
+ * @property {string} reason why it is blocked, else empty
+ * @property {string} label the best label of a classified latent, the worst category of a gated one, else empty
  * @property {string} thumbnail data URL, or empty
  * @property {Detail[]} details what the value is made of
  *
- * @typedef {{kind: "scores"|"classes", rows: Row[], selects: boolean}} Report
+ * @typedef {{kind: "scores"|"classes"|"safety", rows: Row[], selects: boolean}} Report
  */
 
 const finite = (value) => (typeof value === "number" && Number.isFinite(value) ? value : null);
@@ -22,7 +25,7 @@ const list = (value) => (Array.isArray(value) ? value : []);
  * Read a node's message.
  *
  * @param {object|undefined} message what the node put into its ui output
- * @returns {Report|null} null for anything that is not a report of scores or classes
+ * @returns {Report|null} null for anything that is not a report of scores, classes or a gate
  */
 export function readReport(message) {
     if (message?.kind === "scores" && Array.isArray(message.scores)) {
@@ -30,6 +33,9 @@ export function readReport(message) {
     }
     if (message?.kind === "classes" && Array.isArray(message.labels)) {
         return { kind: "classes", rows: rank(classRows(message)), selects: false };
+    }
+    if (message?.kind === "safety" && Array.isArray(message.blocked)) {
+        return { kind: "safety", rows: rank(safetyRows(message)), selects: false };
     }
     return null;
 }
@@ -39,6 +45,8 @@ function scoreRows({ scores, terms, thumbnails, kept }) {
         index,
         value: finite(score),
         kept: Array.isArray(kept) ? kept.includes(index) : null,
+        blocked: false,
+        reason: "",
         label: "",
         thumbnail: list(thumbnails)[index] ?? "",
         details: list(terms).map(({ name, weight, values }) => ({
@@ -58,7 +66,34 @@ function classRows({ labels, probabilities, thumbnails }) {
             index,
             value: details.find((detail) => detail.name === label)?.value ?? null,
             kept: null,
+            blocked: false,
+            reason: "",
             label: String(label),
+            thumbnail: list(thumbnails)[index] ?? "",
+            details,
+        };
+    });
+}
+
+/** The value is the log-odds of the worst category less its threshold: from 0 on, a gate blocks. */
+function safetyRows({ names, thresholds, scores, blocked, reasons, thumbnails }) {
+    return blocked.map((isBlocked, index) => {
+        const details = list(names).map((name, category) => ({
+            name: String(name),
+            value: finite(list(list(scores)[index])[category]),
+            threshold: finite(list(thresholds)[category]),
+            weight: null,
+        }));
+        const over = ({ value, threshold }) => (value === null ? Infinity : value - (threshold ?? 0));
+        details.sort((a, b) => over(b) - over(a));
+        const [worst] = details;
+        return {
+            index,
+            value: worst ? finite(over(worst)) : null,
+            kept: null,
+            blocked: Boolean(isBlocked),
+            reason: String(list(reasons)[index] ?? ""),
+            label: worst?.name ?? "",
             thumbnail: list(thumbnails)[index] ?? "",
             details,
         };
@@ -75,14 +110,16 @@ function rank(rows) {
 }
 
 /**
- * Rows in the order to draw them in. Equal values keep the order of the batch; rows without a value come last.
+ * Rows in the order to draw them in. Equal values keep the order of the batch; rows without a value come last, but first
+ * where they are blocked: what could not be judged is what to look at.
  *
  * @param {Row[]} rows
  * @param {"best"|"batch"} order
  * @returns {Row[]} a new array
  */
 export function sortRows(rows, order) {
-    const key = order === "batch" ? (row) => row.index : (row) => row.rank ?? Infinity;
+    const missing = (row) => (row.blocked ? 0 : Infinity);
+    const key = order === "batch" ? (row) => row.index : (row) => row.rank ?? missing(row);
     return [...rows].sort((a, b) => key(a) - key(b) || a.index - b.index);
 }
 
@@ -113,6 +150,36 @@ export function barLength(value, range) {
     if (range.max <= range.min) return 0.5;
     return Math.min(1, Math.max(0, (value - range.min) / (range.max - range.min)));
 }
+
+/**
+ * A threshold at a place on the axis `range`, with no more digits than the node's widget keeps.
+ *
+ * @param {number} share 0 to 1
+ * @param {{min: number, max: number}} range
+ * @returns {number}
+ */
+export function thresholdAt(share, { min, max }) {
+    return roundThreshold(min + Math.min(1, Math.max(0, share)) * (max - min));
+}
+
+/**
+ * The threshold that a key leads to: arrows move by a hundredth of the axis, Page Up and Down by a tenth.
+ *
+ * @param {string} key
+ * @param {number} threshold
+ * @param {{min: number, max: number}} range
+ * @returns {number|null} null for any other key
+ */
+export function thresholdByKey(key, threshold, { min, max }) {
+    const small = Math.max(THRESHOLD_STEP, (max - min) / 100);
+    const step = { ArrowRight: small, ArrowUp: small, ArrowLeft: -small, ArrowDown: -small, PageUp: 10 * small, PageDown: -10 * small }[key];
+    if (key === "Home") return roundThreshold(min);
+    if (key === "End") return roundThreshold(max);
+    return step === undefined ? null : roundThreshold(threshold + step);
+}
+
+const THRESHOLD_STEP = 0.001; // of the node's widget
+const roundThreshold = (value) => Number((Math.round(value / THRESHOLD_STEP) * THRESHOLD_STEP).toFixed(3));
 
 /**
  * Decimals that tell the values of one column apart: three digits of their spread, between 2 and 6.

@@ -10,6 +10,8 @@ import {
     formatWeight,
     readReport,
     sortRows,
+    thresholdAt,
+    thresholdByKey,
 } from "../../../js/lib/rows.js";
 
 const scores = (values, more = {}) => ({ kind: "scores", scores: values, terms: [], thumbnails: [], kept: null, ...more });
@@ -35,6 +37,8 @@ test("rows carry value, thumbnail and every term of their own latent", () => {
         rank: 1,
         best: true,
         kept: null,
+        blocked: false,
+        reason: "",
         label: "",
         thumbnail: "data:b",
         details: [
@@ -120,4 +124,46 @@ test("numbers as text", () => {
 
 test("percentages never round to certainty", () => {
     assert.deepEqual([0, 0.0001, 0.123, 0.9996, 1, null].map(formatPercent), ["0%", "<0.1%", "12.3%", ">99.9%", "100%", "–"]);
+});
+
+const gate = (more = {}) => ({
+    kind: "safety",
+    names: ["hate", "violence"],
+    thresholds: [0, 2],
+    scores: [[-1, 1.5], [0.5, 1], [null, null]],
+    blocked: [false, true, true],
+    reasons: ["", "hate 0.50 of 0.00", "could not be judged"],
+    thumbnails: ["data:a", "data:b"],
+    ...more,
+});
+
+test("a gate's row is its worst category, as far as it is over that category's own threshold", () => {
+    const { kind, rows } = readReport(gate());
+    assert.equal(kind, "safety");
+    assert.deepEqual(rows.map(({ label, value, blocked }) => [label, value, blocked]), [
+        ["violence", -0.5, false],
+        ["hate", 0.5, true],
+        ["hate", null, true],
+    ]);
+    assert.deepEqual(rows[0].details[0], { name: "violence", value: 1.5, threshold: 2, weight: null });
+    assert.equal(rows[2].reason, "could not be judged");
+});
+
+test("what could not be judged comes first, and a gate without categories has rows too", () => {
+    assert.deepEqual(indices(sortRows(readReport(gate()).rows, "best")), [2, 1, 0]);
+    assert.deepEqual(indices(sortRows(readReport(gate()).rows, "batch")), [0, 1, 2]);
+    const { rows } = readReport(gate({ names: [], thresholds: [], scores: [[], [], []], thumbnails: [] }));
+    assert.deepEqual(rows.map(({ label, value, details }) => [label, value, details]), Array(3).fill(["", null, []]));
+});
+
+test("the threshold follows the pointer along the axis, in steps of the widget", () => {
+    const range = { min: 0.1, max: 0.3 };
+    assert.deepEqual([0, 0.5, 0.123456, 1, 7, -1].map((share) => thresholdAt(share, range)), [0.1, 0.2, 0.125, 0.3, 0.3, 0.1]);
+});
+
+test("keys move the threshold, also out of the axis", () => {
+    const range = { min: 0.1, max: 0.3 };
+    const keys = ["ArrowRight", "ArrowUp", "ArrowLeft", "ArrowDown", "PageUp", "PageDown", "Home", "End", "Tab"];
+    assert.deepEqual(keys.map((key) => thresholdByKey(key, 0.3, range)), [0.302, 0.302, 0.298, 0.298, 0.32, 0.28, 0.1, 0.3, null]);
+    assert.equal(thresholdByKey("ArrowRight", 0.2, { min: 0.2, max: 0.201 }), 0.201, "at least one step of the widget");
 });
