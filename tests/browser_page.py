@@ -33,13 +33,22 @@ class ComfyPage:
         self.page.on("console", self._console)
         self.page.on("pageerror", lambda error: self._note(f"uncaught: {error}"))
         self.page.goto(server.url)
-        self.page.wait_for_function("window.app?.extensionManager && window.app?.graph", timeout=60_000)
+        self._ready()
         self.js("on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", renderer == "nodes2")
+
+    def _ready(self) -> None:
+        """Wait for the page, and note what it hears."""
+        self.page.wait_for_function("window.app?.extensionManager && window.app?.graph", timeout=60_000)
         self.js("""() => {
             window.seen = [];
             for (const kind of ['executed', 'execution_success', 'execution_error', 'execution_interrupted'])
                 app.api.addEventListener(kind, (event) => window.seen.push([kind, event.detail]));
         }""")
+
+    def reload(self) -> None:
+        """Load the page again, as F5 does."""
+        self.page.reload()
+        self._ready()
 
     def _console(self, message) -> None:
         if message.type == "error":
@@ -90,17 +99,22 @@ class ComfyPage:
         """Registered node ids that match a regular expression."""
         return set(self.js("p => Object.keys(LiteGraph.registered_node_types).filter(n => RegExp(p).test(n))", pattern))
 
-    def run(self, timeout: float = 120):
-        """Press Run, wait until the page has heard that it is done, and return the server's Result."""
+    def start(self) -> str:
+        """Press Run and return the prompt's id."""
         with self.page.expect_response(lambda response: response.url.endswith("/prompt")) as posted:
             self.page.get_by_test_id("queue-button").click()
         answer = posted.value.json()
         if not posted.value.ok:
             raise AssertionError(f"the server refused the page's prompt: {answer}")
-        result = self.server.wait(answer["prompt_id"], timeout)
+        return answer["prompt_id"]
+
+    def run(self, timeout: float = 120):
+        """Press Run, wait until the page has heard that it is done, and return the server's Result."""
+        prompt_id = self.start()
+        result = self.server.wait(prompt_id, timeout)
         self.page.wait_for_function(
             "id => seen.some(([kind, e]) => kind.startsWith('execution_') && e.prompt_id === id)",
-            arg=answer["prompt_id"],
+            arg=prompt_id,
         )
         self.settle()
         return result

@@ -155,6 +155,89 @@ def test_select_marks_what_it_keeps(desk):
     assert "3 kept" in panel_of(desk, "LatentCLIPSelect").inner_text()
 
 
+def test_the_threshold_is_a_line_to_drag(desk):
+    load(desk, 9)
+    outputs = run(desk)
+    scores = sorted(outputs["7"]["latent_clip"][0]["scores"])
+    select = panel_of(desk, "LatentCLIPSelect")
+    line = select.locator(".latent-clip-threshold")
+    assert line.is_hidden()
+    set_widget = """([name, value]) => {
+        const node = app.graph.nodes.find(node => node.type === 'LatentCLIPSelect');
+        const widget = node.widgets.find(widget => widget.name === name);
+        widget.value = value;
+        widget.callback?.(value, app.canvas, node);
+    }"""
+    threshold = "() => app.graph.nodes.find(n => n.type === 'LatentCLIPSelect').widgets.find(w => w.name === 'threshold').value"
+    desk.js(set_widget, ["threshold", scores[0]])
+    desk.js(set_widget, ["use_threshold", True])
+    line.wait_for()
+    assert "6 of 6 reach it" in select.inner_text() or "5 of 6 reach it" in select.inner_text()  # the widget rounds
+
+    bar = select.locator(".latent-clip-bar").first.bounding_box()
+    at = line.bounding_box()
+    node_before = select.bounding_box()
+    desk.page.mouse.move(at["x"] + at["width"] / 2, at["y"] + 40)
+    desk.page.mouse.down()
+    desk.page.mouse.move(bar["x"] + bar["width"] / 2, at["y"] + 45, steps=5)
+    desk.page.mouse.up()
+    middle = (scores[0] + scores[-1]) / 2
+    assert desk.js(threshold) == pytest.approx(middle, abs=0.02 * (scores[-1] - scores[0]) + 1e-3)
+    assert f"{sum(score >= desk.js(threshold) for score in scores)} of 6 reach it" in select.inner_text()
+    assert select.bounding_box() == node_before, "the node must not come along"
+    assert desk.prompt()["7"]["inputs"]["threshold"] == desk.js(threshold)
+    desk.screenshot("scores-threshold")
+
+    line.focus()
+    before = desk.js(threshold)
+    desk.page.keyboard.press("ArrowRight")
+    assert desk.js(threshold) > before
+    desk.page.keyboard.press("Home")
+    assert desk.js(threshold) == pytest.approx(scores[0], abs=1e-3)
+    desk.js(set_widget, ["use_threshold", False])
+    assert line.is_hidden()
+
+
+def test_the_gate_shows_the_worst_category_and_hides_what_it_blocked(desk):
+    load(desk, 10)
+    desk.js("""() => {
+        const node = LiteGraph.createNode('LatentCLIPSafetyGate');
+        app.graph.add(node);
+        node.pos = [20, 80];
+        for (const other of app.graph.nodes) if (other !== node) other.pos = [900, other.pos[1]];
+        const canvas = Object.assign(document.createElement('canvas'), { width: 8, height: 8 });
+        const context = canvas.getContext('2d');
+        for (let i = 0; i < 64; i++) {
+            context.fillStyle = `hsl(${i * 40} 80% 50%)`;
+            context.fillRect(i % 8, Math.floor(i / 8), 1, 1);
+        }
+        const picture = canvas.toDataURL();
+        node.onExecuted({ latent_clip: [{
+            kind: 'safety', names: ['hate', 'violence', 'self-harm'], thresholds: [0, 1.5, 0],
+            scores: [[-4.2, -1, -3], [-2, 3.25, -0.1], [null, null, null]],
+            blocked: [false, true, true], reasons: ['', 'violence 3.25 of 1.50', 'could not be judged: NaN'],
+            thumbnails: [picture, picture, picture],
+        }] });
+    }""")
+    desk.page.wait_for_timeout(300)
+    panel = panel_of(desk, "LatentCLIPSafetyGate")
+    assert [(row[1], row[2], row[3], row[4]) for row in rows(panel)] == [
+        ("#2", "hate", "–", "✕"),
+        ("#1", "violence", "1.75", "✕"),
+        ("#0", "violence", "−2.50", ""),
+    ]
+    assert "3 latents, 2 blocked" in panel.inner_text()
+    assert "Worst first" in panel.inner_text()
+    filters = [img.evaluate("img => getComputedStyle(img).filter") for img in panel.locator("img").all()]
+    assert filters == ["blur(4px)", "blur(4px)", "none"]
+    panel.locator("li").nth(1).hover()
+    card = desk.page.locator(".latent-clip-card")
+    assert "3.25 of 1.50" in card.inner_text()
+    assert "self-harm" in card.inner_text()
+    assert card.locator("img").evaluate("img => getComputedStyle(img).filter") == "blur(4px)"
+    desk.screenshot("scores-gate")
+
+
 def test_classify_shows_the_label_and_its_probability(desk):
     load(desk, 3)
     outputs = run(desk)

@@ -1,0 +1,268 @@
+"""The curves on Optimize Noise, in the real page: while it runs, when it is stopped, after a reload, afterwards."""
+
+import csv
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from latent_clip_pack.tools.comfy_server import PACK_ROOT
+
+WORKFLOW = PACK_ROOT / "workflows" / "reno-try-it-now.json"
+NODE = "LatentCLIPOptimizeNoise"
+LONG = 1000  # iterations that nobody waits for
+
+
+@pytest.fixture
+def desk(page):
+    page.page.set_default_timeout(20_000)
+    page.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    yield page
+    page.js("() => app.api.interrupt()")
+    page.js("() => app.extensionManager.setting.set('Comfy.ColorPalette', 'dark')")
+
+
+def two_terms(comfy) -> dict:
+    """The shipped graph with a second term in the reward."""
+    prompt = comfy.workflow_to_prompt(WORKFLOW)
+    (reward,) = [key for key, node in prompt.items() if node["class_type"] == "LatentCLIPTextReward"]
+    (reno,) = [key for key, node in prompt.items() if node["class_type"] == NODE]
+    inputs = prompt[reward]["inputs"]
+    prompt["80"] = {"class_type": "LatentCLIPTextReward", "inputs": {**inputs, "text": "a red star", "weight": -0.25}}
+    combined = {"rewards.reward_0": [reward, 0], "rewards.reward_1": ["80", 0]}
+    prompt["81"] = {"class_type": "LatentCLIPCombineRewards", "inputs": combined}
+    prompt[reno]["inputs"]["reward"] = ["81", 0]
+    return {key: {part: node[part] for part in ("class_type", "inputs")} for key, node in prompt.items()}
+
+
+def load(page, comfy, seed: int, iterations: int, **settings) -> None:
+    """Open the graph with the node in front. Another seed for each renderer: nothing comes from the host's cache."""
+    prompt = two_terms(comfy)
+    for node in prompt.values():
+        if node["class_type"] == "RandomNoise":
+            node["inputs"]["noise_seed"] = seed + 100 * (page.renderer == "nodes2")
+        if node["class_type"] == NODE:
+            node["inputs"].update(iterations=iterations, **settings)
+    page.load_prompt(prompt)
+    page.js("""() => {
+        for (const node of app.graph.nodes) {
+            const after = node.widgets?.find(widget => widget.name === 'control_after_generate');
+            if (after) after.value = 'fixed';
+        }
+    }""")
+    lay_out(page)
+
+
+def lay_out(page) -> None:
+    page.js(
+        """kind => {
+            for (const node of app.canvas.graph.nodes) {
+                node.pos = node.type === kind ? [40, 60] : [600 + 330 * (Number(node.id) % 3), 60 + 300 * (Number(node.id) % 5)];
+            }
+            app.canvas.ds.scale = 1;
+            app.canvas.ds.offset = [60, 20];
+            app.canvas.setDirty(true, true);
+        }""",
+        NODE,
+    )
+    page.page.wait_for_timeout(300)
+
+
+def panel_of(page):
+    return page.page.locator(".latent-clip-curves").first
+
+
+def last_iteration(page) -> int:
+    return int(panel_of(page).locator(".latent-clip-chart").get_attribute("aria-valuemax") or -1)
+
+
+def wait_for_iteration(page, index: int) -> None:
+    page.page.wait_for_function(
+        "index => Number(document.querySelector('.latent-clip-chart')?.getAttribute('aria-valuemax') ?? -1) >= index", arg=index
+    )
+
+
+def wait_for_end(page) -> None:
+    panel_of(page).locator(".latent-clip-stop").wait_for(state="hidden")
+
+
+def status(page) -> str:
+    return panel_of(page).locator(".latent-clip-summary").inner_text()
+
+
+def legend(page) -> list[tuple[str, str]]:
+    """[(line, value)] as shown."""
+    entries = panel_of(page).locator(".latent-clip-series").all()
+    return [(entry.locator("span").inner_text(), entry.locator("b").inner_text()) for entry in entries]
+
+
+def stop(page) -> None:
+    panel_of(page).locator(".latent-clip-stop").click()
+    wait_for_end(page)
+
+
+def test_the_curve_grows_and_stop_keeps_the_best(desk, comfy):
+    load(desk, comfy, 1, LONG)
+    before = panel_of(desk).bounding_box()
+    assert "appears here" in panel_of(desk).inner_text()
+    prompt_id = desk.start()
+    wait_for_iteration(desk, 3)
+    first = last_iteration(desk)
+    wait_for_iteration(desk, first + 5)
+    assert "of 1000" in status(desk)
+    assert "left" in status(desk)
+    assert panel_of(desk).locator(".latent-clip-item img").count() == 4
+    desk.screenshot("trace-live")
+    stop(desk)
+    result = comfy.wait(prompt_id)
+    assert result.ok, result.error
+    (trace,) = [output["latent_clip"][0] for output in result.outputs.values() if "latent_clip" in output]
+    desk.page.wait_for_function("() => seen.some(([kind]) => kind === 'execution_success')")
+    assert trace["stop_reasons"] == ["stopped"] * 4
+    assert last_iteration(desk) == len(trace["iterations"]) - 1
+    assert "stopped after" in status(desk)
+    assert panel_of(desk).bounding_box() == before, "results must not resize or move anything"
+    assert [name for name, _ in legend(desk)] == ["reward", *(term["name"] for term in trace["terms"])]
+    assert float(legend(desk)[0][1].replace("−", "-")) == pytest.approx(trace["best"][0], abs=2e-3)
+
+
+def test_a_reload_while_it_runs_and_a_reload_after(desk, comfy):
+    load(desk, comfy, 2, LONG)
+    prompt_id = desk.start()
+    wait_for_iteration(desk, 10)
+    desk.reload()
+    if not desk.js("kind => app.graph.nodes.some(node => node.type === kind)", NODE):
+        load(desk, comfy, 2, LONG)
+    lay_out(desk)
+    wait_for_iteration(desk, 12)
+    path = panel_of(desk).locator(".latent-clip-line-chosen").get_attribute("d")
+    assert path.startswith("M52 "), "the curve begins at the first iteration, not at the reload"
+    assert panel_of(desk).locator(".latent-clip-item img").count() == 4
+    stop(desk)
+    outputs = comfy.wait(prompt_id).outputs
+    assert "stopped after" in status(desk)
+    before = status(desk), legend(desk)
+
+    desk.load(desk.graph())  # the nodes are new objects now
+    lay_out(desk)
+    assert "appears here" in panel_of(desk).inner_text()
+    desk.js("outputs => { app.nodeOutputs = outputs; }", outputs)
+    desk.page.wait_for_function("document.querySelector('.latent-clip-has-trace')")
+    desk.settle()
+    assert (status(desk), legend(desk)) == before
+
+
+def test_items_and_terms_by_keyboard(desk, comfy):
+    load(desk, comfy, 3, 12)
+    result = desk.run()
+    (trace,) = [output["latent_clip"][0] for output in result.outputs.values() if "latent_clip" in output]
+    wait_for_end(desk)
+    panel = panel_of(desk)
+    panel.locator(".latent-clip-item").first.focus()
+    desk.page.keyboard.press("ArrowRight")
+    desk.settle()
+    chosen = panel.locator(".latent-clip-item[aria-checked=true]")
+    assert chosen.evaluate("item => item === document.activeElement && item.dataset.index === '1'")
+    assert f"at {trace['best_iteration'][1]}" in status(desk)
+
+    panel.locator(".latent-clip-series").nth(1).click()
+    panel.locator(".latent-clip-chart").focus()
+    desk.page.keyboard.press("Home")
+    desk.settle()
+    name = trace["terms"][0]["name"]
+    shown = float(legend(desk)[1][1].replace("−", "-"))
+    assert shown == pytest.approx(trace["iterations"][0]["terms"][name][1], abs=2e-3)
+    assert name in panel.locator(".latent-clip-chart").get_attribute("aria-valuetext")
+    desk.screenshot("trace-dark")
+
+    desk.js("() => app.extensionManager.setting.set('Comfy.ColorPalette', 'light')")
+    panel.locator(".latent-clip-item").nth(2).hover()
+    desk.page.wait_for_timeout(300)
+    card = desk.page.locator(".latent-clip-card")
+    assert card.locator("img").count() == 2
+    assert "first" in card.inner_text()
+    desk.screenshot("trace-light")
+
+
+def test_copy_as_table_and_as_picture(desk, comfy, tmp_path):
+    load(desk, comfy, 4, 6)
+    result = desk.run()
+    (trace,) = [output["latent_clip"][0] for output in result.outputs.values() if "latent_clip" in output]
+    wait_for_end(desk)
+    panel = panel_of(desk)
+    panel.get_by_text("CSV").click()
+    panel.get_by_text("Copied").wait_for()
+    rows = list(csv.DictReader(io.StringIO(desk.js("() => navigator.clipboard.readText()"))))
+    assert len(rows) == 6 * 4
+    assert float(rows[-1]["reward"]) == trace["iterations"][-1]["rewards"][-1]
+    assert {term["name"] for term in trace["terms"]} <= rows[0].keys()
+
+    panel.get_by_text("PNG").click()
+    panel.get_by_text("Copied").nth(1 if panel.get_by_text("Copied").count() > 1 else 0).wait_for()
+    desk.page.wait_for_function("""async () => (await navigator.clipboard.read())[0].types.includes('image/png')""")
+    data = desk.js("""async () => {
+        const blob = await (await navigator.clipboard.read())[0].getType('image/png');
+        return [...new Uint8Array(await blob.arrayBuffer())];
+    }""")
+    path = PACK_ROOT / "output" / "browser" / f"trace-picture-{desk.renderer}.png"
+    path.write_bytes(bytes(data))
+    with Image.open(path) as image:
+        assert image.size == (1520, 760)
+        assert len(image.convert("RGB").getcolors(1 << 24)) > 20
+
+
+def test_an_interrupted_run_says_so_and_the_next_one_starts_afresh(desk, comfy):
+    load(desk, comfy, 5, LONG)
+    desk.start()
+    wait_for_iteration(desk, 3)
+    desk.js("() => app.api.interrupt()")
+    wait_for_end(desk)
+    assert "interrupted" in status(desk)
+    desk.page.wait_for_function("() => seen.some(([kind]) => kind === 'execution_interrupted')")
+    desk.js("kind => { app.graph.nodes.find(n => n.type === kind).widgets.find(w => w.name === 'iterations').value = 4; }", NODE)
+    assert desk.run().ok
+    desk.settle()
+    assert last_iteration(desk) == 3
+    assert "done in" in status(desk)
+
+
+def test_a_run_inside_a_subgraph(desk, comfy):
+    load(desk, comfy, 6, LONG)
+    desk.js("""kind => {
+        const { subgraph } = app.graph.convertToSubgraph(new Set(app.graph.nodes.filter(node => node.type === kind)));
+        app.canvas.setGraph(subgraph);
+    }""", NODE)  # fmt: skip
+    lay_out(desk)
+    desk.start()
+    wait_for_iteration(desk, 3)
+    stop(desk)
+    assert "stopped after" in status(desk)
+    desk.js("() => app.canvas.setGraph(app.rootGraph)")
+
+
+def test_the_panel_leaves_no_trace_in_workflow_and_prompt(desk):
+    desk.load(WORKFLOW)
+    (saved,) = [node for node in desk.graph()["nodes"] if node["type"] == NODE]
+    assert len(saved["widgets_values"]) == 9
+    (inputs,) = [node["inputs"] for node in desk.prompt().values() if node["class_type"] == NODE]
+    assert "latent_clip_trace" not in json.dumps(inputs)
+    assert inputs["use_target"] is False
+
+
+def test_the_sidebar_lists_the_run_and_leads_to_its_node(desk, comfy):
+    load(desk, comfy, 7, 5)
+    desk.run()
+    desk.js("() => app.extensionManager.sidebarTab.toggleSidebarTab('latent-clip-runs')")
+    entry = desk.page.locator(".latent-clip-run").first
+    assert "Optimize Noise" in entry.inner_text()
+    assert "4 latents" in entry.inner_text()
+    desk.js("() => { app.canvas.ds.offset = [-3000, -3000]; app.canvas.setDirty(true, true); }")
+    entry.click()
+    desk.page.wait_for_timeout(300)
+    assert desk.js("() => [...app.canvas.selectedItems].map(node => node.type)") == [NODE]
+    desk.screenshot("runs")
+    desk.js("() => app.graph.clear()")
+    entry.click()
+    desk.page.get_by_text("not in the open workflow").wait_for()
+    desk.js("() => app.extensionManager.sidebarTab.toggleSidebarTab('latent-clip-runs')")
