@@ -30,7 +30,7 @@ class LiveRun:
 
     def __init__(self, reward: Reward, settings: RenoSettings):
         context = get_executing_context()
-        self.key = (context.prompt_id, context.node_id) if context else None
+        self.key = (context.prompt_id, context.node_id) if context else ("", "")
         self.reward, self.settings, self.server = reward, settings, host_server()
         self.state: RenoState | None = None
         self.stopped = False
@@ -40,17 +40,15 @@ class LiveRun:
         self.thumbnails: list[str] = []
 
     def __enter__(self) -> "LiveRun":
-        if self.key:
+        if all(self.key):
             RUNS[self.key] = self
         return self
 
     def __exit__(self, kind, *exception) -> None:
-        if not self.key:
-            return
         RUNS.pop(self.key, None)
         if self.state is not None and self._listened_to():
             interrupted = kind is not None and issubclass(kind, mm.InterruptProcessingException)
-            self._send("done" if kind is None else "interrupted" if interrupted else "failed", [])
+            self._send(self.state, "done" if kind is None else "interrupted" if interrupted else "failed", [])
 
     def step(self, state: RenoState) -> bool:
         """Tell the page where the run is, if it is time to. True: somebody wants it to end."""
@@ -62,17 +60,16 @@ class LiveRun:
             if new_pictures:
                 self.thumbnails = thumbnails(state.latents[:MAX_PICTURES].cpu(), self.reward.space)
                 self.pictured, self.last_pictured = list(state.best_iteration), now
-            self._send("", self.thumbnails if new_pictures else [])
+            self._send(state, "", self.thumbnails if new_pictures else [])
             self.last_sent = now
         return self.stopped
 
-    def message(self, start: int, ended: str, pictures: list[str]) -> dict:
+    def message(self, state: RenoState, start: int, ended: str, pictures: list[str]) -> dict:
         """Everything from iteration `start` on. `ended`: "" while it runs, then "done", "interrupted" or "failed".
 
         `pictures`: thumbnails of the best latents; none means that the page has them already.
         """
         prompt_id, node = self.key
-        state = self.state
         return {
             "kind": "reno",
             "node": node,
@@ -89,14 +86,14 @@ class LiveRun:
         }
 
     def _listened_to(self) -> bool:
-        return bool(self.key and self.server and self.server.client_id in self.server.sockets)
+        return bool(all(self.key) and self.server and self.server.client_id in self.server.sockets)
 
-    def so_far(self) -> dict:
-        """The message for a page that has nothing yet."""
-        return self.message(0, "", self.thumbnails)
+    def so_far(self) -> dict | None:
+        """The message for a page that has nothing yet; None before the first iteration is over."""
+        return None if self.state is None else self.message(self.state, 0, "", self.thumbnails)
 
-    def _send(self, ended: str, pictures: list[str]) -> None:
-        message = self.message(self.sent, ended, pictures)
+    def _send(self, state: RenoState, ended: str, pictures: list[str]) -> None:
+        message = self.message(state, self.sent, ended, pictures)
         self.sent += len(message["iterations"])
         self.server.send_sync(EVENT, message, self.server.client_id)
 

@@ -22,7 +22,7 @@ def register_routes() -> None:
     @server.routes.get("/latent_clip/runs")
     async def runs(request: web.Request) -> web.Response:
         """Every run that is going on, from its first iteration."""
-        return web.json_response({"runs": [run.so_far() for run in RUNS.values() if run.state is not None]})
+        return web.json_response({"runs": [message for run in RUNS.values() if (message := run.so_far())]})
 
     @server.routes.post("/latent_clip/stop")
     async def stop(request: web.Request) -> web.Response:
