@@ -29,21 +29,23 @@ def run(rounds: int = 15) -> dict:
     """Medians of the loop's own seconds, as the trace says them."""
     workflow = json.loads((PACK_ROOT / "workflows" / "reno-try-it-now.json").read_text())
     seconds: dict[str, list[float]] = {"without a page": [], "with a page": []}
-    with tempfile.TemporaryDirectory() as folder:
-        with ComfyServer(Path(os.environ["COMFYUI_PATH"]), make_base(Path(folder))) as server:
-            prompt = ui_to_api(workflow, server.object_info())
-            by_type = {node["class_type"]: key for key, node in prompt.items()}
-            prompt[by_type["LatentCLIPOptimizeNoise"]]["inputs"]["iterations"] = ITERATIONS
-            events = 0
-            for turn in range(rounds + 1):
-                for name, values in seconds.items():
-                    prompt[by_type["RandomNoise"]]["inputs"]["noise_seed"] += 1
-                    with _page(server.url) if name == "with a page" else contextlib.nullcontext([]) as heard:
-                        result = server.run(prompt, client_id=CLIENT)
-                    events = max(events, len(heard))
-                    trace = result.outputs[by_type["LatentCLIPOptimizeNoise"]]["latent_clip"][0]
-                    if turn:
-                        values.append(trace["iterations"][-1]["seconds"])
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ComfyServer(Path(os.environ["COMFYUI_PATH"]), make_base(Path(folder))) as server,
+    ):
+        prompt = ui_to_api(workflow, server.object_info())
+        by_type = {node["class_type"]: key for key, node in prompt.items()}
+        reno, noise = by_type["LatentCLIPOptimizeNoise"], prompt[by_type["RandomNoise"]]
+        prompt[reno]["inputs"]["iterations"] = ITERATIONS
+        events = 0
+        for turn in range(rounds + 1):
+            for name, values in seconds.items():
+                noise["inputs"]["noise_seed"] += 1
+                with _page(server.url) if name == "with a page" else contextlib.nullcontext([]) as heard:
+                    result = server.run(prompt, client_id=CLIENT)
+                events = max(events, len(heard))
+                if turn:
+                    values.append(result.outputs[reno]["latent_clip"][0]["iterations"][-1]["seconds"])
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {
         "device": device_name(),
@@ -62,12 +64,12 @@ def _page(url: str):
     loop, ready = asyncio.new_event_loop(), threading.Event()
 
     async def listen() -> None:
-        async with aiohttp.ClientSession() as session:
-            async with session.ws_connect(f"{url}/ws?clientId={CLIENT}", max_msg_size=0) as socket:
-                ready.set()
-                async for message in socket:
-                    if message.type is aiohttp.WSMsgType.TEXT and '"latent_clip.reno"' in message.data:
-                        heard.append(message.data)
+        address = f"{url}/ws?clientId={CLIENT}"
+        async with aiohttp.ClientSession() as session, session.ws_connect(address, max_msg_size=0) as socket:
+            ready.set()
+            async for message in socket:
+                if message.type is aiohttp.WSMsgType.TEXT and '"latent_clip.reno"' in message.data:
+                    heard.append(message.data)  # noqa: PERF401 - as they come
 
     task = loop.create_task(listen())
     thread = threading.Thread(target=lambda: loop.run_until_complete(asyncio.gather(task, return_exceptions=True)))
