@@ -9,6 +9,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -160,10 +161,12 @@ class CLIP(nn.Module):
     def context_length(self) -> int:
         return self.text.context_length
 
-    def encode_image(self, images: Tensor) -> Tensor:
-        """See `VisionTransformer`."""
-        return self.visual(images)
+    def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
+        """See `VisionTransformer`; of unit length where `normalize` is true."""
+        features = self.visual(images)
+        return F.normalize(features, dim=-1) if normalize else features
 
-    def encode_text(self, ids: Tensor) -> Tensor:
-        """See `TextTransformer`."""
-        return self.text(ids)
+    def encode_text(self, ids: Tensor, normalize: bool = False) -> Tensor:
+        """See `TextTransformer`; of unit length where `normalize` is true."""
+        features = self.text(ids)
+        return F.normalize(features, dim=-1) if normalize else features
