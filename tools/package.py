@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from .comfy_server import PACK_ROOT, ComfyServer, Result, make_base
+from .comfy_server import PACK_ROOT, ComfyError, ComfyServer, Result, make_base
 from .pip_check import changes, installed_for, parse_requirements, pinned_versions
 from .ui_to_api import ui_to_api
 
@@ -104,7 +104,7 @@ def check_in_host(server: ComfyServer, pack: Path) -> Checks:
     infos = server.object_info()
     ours = {name for name, info in infos.items() if info["python_module"] == module}
     wanted = node_ids(PACK_ROOT)
-    lacking = "" if ours == wanted else f", not {', '.join(sorted(wanted ^ ours))}"
+    lacking = "" if ours == wanted else f", not {', '.join(sorted(wanted ^ ours))}; see {server.log_path}"
     yield ours == wanted, f"{len(ours)} of {len(wanted)} nodes are registered from the archive{lacking}"
     neighbours = {"NeighbourGreedy", "NeighbourPins"} <= infos.keys()
     yield (
@@ -124,7 +124,10 @@ def check_in_host(server: ComfyServer, pack: Path) -> Checks:
 
 def check_workflow(server: ComfyServer, infos: dict, path: Path) -> tuple[bool, str]:
     """Queue a shipped workflow as the page would."""
-    result: Result = server.run(ui_to_api(json.loads(path.read_text(encoding="utf-8")), infos))
+    try:
+        result: Result = server.run(ui_to_api(json.loads(path.read_text(encoding="utf-8")), infos))
+    except (ComfyError, ValueError) as error:
+        return False, f"{path.stem} did not run: {error}"
     images = [image for output in result.outputs.values() for image in output.get("images", [])]
     return bool(
         images
