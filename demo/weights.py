@@ -10,12 +10,12 @@ import json
 from pathlib import Path
 
 import torch
+from open_clip.model import CustomTextCLIP
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..models import latent_clip
-from ..models.clip import CLIP
 from ..models.latent_clip import LatentCLIP
 from ..models.pixel_clip import PixelCLIP
 
@@ -84,7 +84,7 @@ def load_pixel_clip() -> PixelCLIP:
     """The frozen pixel CLIP, with open_clip's pixel mean and std; its text tower reads open_clip's tokens."""
     weights, config = load_weights("pixel_clip")
     with torch.device("meta"):
-        model = CLIP(**config)
+        model = CustomTextCLIP(**config)
     model.load_state_dict(weights, strict=True, assign=True)
     model.text.attn_mask = model.text.build_causal_mask()
     return PixelCLIP("Shapes World pixel CLIP", model.train(False).requires_grad_(False), config)

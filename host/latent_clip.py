@@ -12,7 +12,6 @@ from ..methods.features import encode_latents
 from ..models.config import latent_grid
 from ..models.fit import Fit
 from ..models.latent_spaces import LatentSpace
-from ..models.tokenizer import Tokenizer
 from .folders import LATENT_CLIP, find_file
 from .towers import TowerPatcher, device_and_dtype, tower_dtype, tower_patcher
 
@@ -27,9 +26,11 @@ class TextTower:
     """
 
     def __init__(self, module: nn.Module, context_length: int):
+        from open_clip.tokenizer import SimpleTokenizer
+
         device = mm.text_encoder_device()
         self.patcher = tower_patcher(module, device, mm.text_encoder_offload_device())
-        self.tokenizer = Tokenizer(context_length)
+        self.tokenizer = SimpleTokenizer(context_length=context_length)
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
 
     def encode(self, texts: list[str]) -> Tensor:

@@ -11,7 +11,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 class TowerPatcher(comfy.model_patcher.ModelPatcher):
     """A ModelPatcher for networks of plain torch modules, which is moved whole or not at all.
 
-    The host's partial loading counts on its own layer classes casting weights on the fly. Plain torch layers do not,
+    The host's partial loading counts on its own layer classes casting weights on the fly. open_clip's layers do not,
     and parameters of modules that have children (class embedding, in_proj) would be left behind on the CPU.
     """
 

@@ -263,14 +263,14 @@ def expected_shapes(config: dict) -> dict[str, tuple[int, ...]]:
     """Key → shape of every tensor of `LatentCLIP(config)`.
 
     Raises:
-        CheckpointError: no such model can be built.
+        CheckpointError: open_clip cannot build such a model.
     """
     from .latent_clip import LatentCLIP
 
     try:
         with torch.device("meta"):
             return {key: tuple(tensor.shape) for key, tensor in LatentCLIP(config).state_dict().items()}
-    except Exception as error:  # whatever torch stumbles over, the config is what is wrong
+    except Exception as error:  # whatever open_clip stumbles over, the config is what is wrong
         raise CheckpointError(
             f"No Latent-CLIP can be built from this config: {error!r}. Config: {json.dumps(config)[:400]}"
         ) from error

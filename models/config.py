@@ -39,7 +39,7 @@ def name_of_config(config: dict) -> str | None:
 
 
 def check_config(config: dict) -> None:
-    """Refuse what is no config of this family.
+    """Refuse what is no config of this family; open_clip knows more keys, and would fetch some of them from the network.
 
     Raises:
         ValueError: a part is missing, unknown, or not a positive number.

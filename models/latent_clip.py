@@ -1,18 +1,19 @@
-"""Latent-CLIP (arXiv 2503.08455): a CLIP whose image tower reads a VAE latent.
+"""Latent-CLIP (arXiv 2503.08455): open_clip's CLIP whose image tower reads a VAE latent.
 
-What differs from a CLIP on pixels is the patch convolution, which takes the latent's channels, and the grid: `image_size`
-of a config is in pixels, so the tower sees `image_size / latent_factor` latent cells.
+The towers and the tokenizer are open_clip's. What differs is the patch convolution, which takes the latent's channels,
+and the grid: `image_size` of a config is in pixels, so the tower sees `image_size / latent_factor` latent cells.
 """
 
-import torch
+import copy
 
-from .clip import CLIP
+import torch
+from open_clip.model import CustomTextCLIP
+from torch import nn
+
 from .config import latent_grid
 
-LATENT_KEYS = {"latent_encoder_name", "latent_factor", "latent_n_channels", "latent_n_decoding_layers"}
 
-
-class LatentCLIP(CLIP):
+class LatentCLIP(CustomTextCLIP):
     """CLIP over raw latents.
 
     `encode_image` takes raw latents (B, C, grid, grid), the VAE's posterior sample, *not* multiplied by the scale of
@@ -24,9 +25,15 @@ class LatentCLIP(CLIP):
     """
 
     def __init__(self, config: dict):
-        vision_cfg = {key: value for key, value in config["vision_cfg"].items() if key not in LATENT_KEYS}
-        vision_cfg |= {"image_size": latent_grid(config), "channels": config["vision_cfg"]["latent_n_channels"]}
+        vision_cfg = copy.deepcopy(config["vision_cfg"])
+        for key in ("latent_encoder_name", "latent_factor", "latent_n_channels", "latent_n_decoding_layers"):
+            vision_cfg.pop(key, None)
+        vision_cfg["image_size"] = latent_grid(config)
         super().__init__(config["embed_dim"], vision_cfg, config["text_cfg"], config.get("quick_gelu", False))
+        width, patch_size = vision_cfg["width"], vision_cfg["patch_size"]
+        self.visual.conv1 = nn.Conv2d(
+            config["vision_cfg"]["latent_n_channels"], width, patch_size, stride=patch_size, bias=False
+        )
 
 
 def load_latent_clip(config: dict, state_dict: dict[str, torch.Tensor]) -> LatentCLIP:

@@ -1,24 +1,24 @@
 """Read CLIP checkpoints that look at pixels, in open_clip's layout: the decode-and-judge baseline.
 
 OpenCLIP and LAION weights, HPSv2.1 (`HPS_v2.1_compressed.pt`) and PickScore-style CLIP-H files have this layout. Its
-shapes do not tell head widths and the activation, so the architecture is looked up in pixel_clips.json, open_clip's configs.
+shapes do not tell head widths and the activation, so the architecture is looked up among open_clip's own configs.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
+import open_clip
 import torch
+from open_clip.model import CustomTextCLIP
 
 from .checkpoint import CheckpointError, check_keys, check_weights, original_to_custom_text, read_tensors
-from .clip import CLIP
 from .config import MAX_LAYERS
 
-OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
-OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
-CONFIGS = Path(__file__).with_name("pixel_clips.json")
+OPENAI_MEAN = open_clip.OPENAI_DATASET_MEAN
+OPENAI_STD = open_clip.OPENAI_DATASET_STD
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class PixelCLIP:
     """
 
     name: str
-    model: CLIP
+    model: CustomTextCLIP
     config: dict
     mean: tuple[float, float, float] = OPENAI_MEAN
     std: tuple[float, float, float] = OPENAI_STD
@@ -88,9 +88,7 @@ def _find_config(path: Path, metadata: Mapping[str, str], shapes: Mapping[str, t
         raise CheckpointError(
             f"{path.name}: its open_clip config cannot be read ({error}). Repair or remove {beside.name}."
         ) from error
-    for name, config in known_configs().items():
-        if _widths(config) != _fingerprint(shapes):
-            continue
+    for name, config in _candidates(_fingerprint(shapes)):
         with torch.device("meta"):
             expected = _build(config).state_dict()
         if {key: tuple(tensor.shape) for key, tensor in expected.items()} == shapes:
@@ -106,19 +104,27 @@ def _fingerprint(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
     return width, patch, shapes["text.token_embedding.weight"][1], shapes.get("visual.proj", (0, 0))[1]
 
 
-def _widths(config: dict) -> tuple[int, ...]:
-    vision, text = config["vision_cfg"], config["text_cfg"]
-    return vision["width"], vision["patch_size"], text["width"], config["embed_dim"]
+@lru_cache(maxsize=8)
+def _candidates(fingerprint: tuple[int, ...]) -> list[tuple[str, dict]]:
+    """open_clip's plain CLIP ViTs with these widths, the ordinary activation first (a quick_gelu twin has the same shapes)."""
+    found = []
+    for name in open_clip.list_models():
+        config = open_clip.get_model_config(name)
+        vision, text = config["vision_cfg"], config["text_cfg"]
+        if (
+            not isinstance(vision, dict)
+            or not isinstance(text, dict)
+            or "patch_size" not in vision
+            or text.get("hf_model_name")
+        ):
+            continue
+        if (vision["width"], vision["patch_size"], text["width"], config["embed_dim"]) == fingerprint:
+            found.append((name, config))
+    return sorted(found, key=lambda item: (item[1].get("quick_gelu", False), item[0]))
 
 
-@cache
-def known_configs() -> dict[str, dict]:
-    """open_clip's plain CLIP ViTs by name, without the quick_gelu twins, which have the same shapes."""
-    return json.loads(CONFIGS.read_text(encoding="utf-8"))
-
-
-def _build_from_file(path: Path, config: dict) -> CLIP:
-    """Build from a config that came with a file."""
+def _build_from_file(path: Path, config: dict) -> CustomTextCLIP:
+    """Build from a config that came with a file, which must not make open_clip fetch anything from the network."""
     for tower in (config.get("vision_cfg"), config.get("text_cfg")):
         if not isinstance(tower, dict) or any(key.startswith(("hf_", "timm_")) for key in tower):
             raise CheckpointError(
@@ -131,10 +137,10 @@ def _build_from_file(path: Path, config: dict) -> CLIP:
     try:
         with torch.device("meta"):
             return _build(config)
-    except Exception as error:  # whatever torch stumbles over, the config is what is wrong
+    except Exception as error:  # whatever open_clip stumbles over, the config is what is wrong
         raise CheckpointError(f"{path.name}: no CLIP can be built from its config: {error!r}.") from error
 
 
-def _build(config: dict) -> CLIP:
+def _build(config: dict) -> CustomTextCLIP:
     known = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
-    return CLIP(**{key: config[key] for key in known if key in config})
+    return CustomTextCLIP(**{key: config[key] for key in known if key in config})

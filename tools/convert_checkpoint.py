@@ -19,6 +19,7 @@ if not __package__:  # run as a script: start again as a module of the pack, so 
 
 import torch
 import torch.nn.functional as F
+from open_clip.tokenizer import SimpleTokenizer
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -26,7 +27,6 @@ from torch import Tensor
 from ..models.checkpoint import Checkpoint, CheckpointError, read_checkpoint, safetensors_metadata
 from ..models.config import latent_grid
 from ..models.latent_clip import load_latent_clip
-from ..models.tokenizer import Tokenizer
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LARGEST_CHANGE = {"fp32": 1e-6, "fp16": 1e-3, "bf16": 1e-2}  # of a cosine
@@ -86,7 +86,7 @@ def probe(checkpoint: Checkpoint) -> Tensor:
     model = load_latent_clip(checkpoint.config, {key: tensor.float() for key, tensor in checkpoint.state_dict.items()})
     grid, text = latent_grid(checkpoint.config), checkpoint.config["text_cfg"]
     noise = torch.randn(4, checkpoint.space.channels, grid, grid, generator=torch.Generator().manual_seed(0))
-    tokens = Tokenizer(text["context_length"])(PROMPTS).clamp(max=text["vocab_size"] - 1)
+    tokens = SimpleTokenizer(context_length=text["context_length"])(PROMPTS).clamp(max=text["vocab_size"] - 1)
     images = model.encode_image(noise / checkpoint.space.scale + checkpoint.space.shift)
     return F.normalize(images, dim=-1) @ F.normalize(model.encode_text(tokens), dim=-1).T
 

@@ -30,7 +30,7 @@ HOSTS = {
 }
 NEWEST = "0.30.0"
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]  # one consistent set; the host pins none
-TOOLS = ["pytest", "playwright", "ruff", "mypy", "open_clip_torch"]  # the last one to compare with
+TOOLS = ["pytest", "playwright", "ruff", "mypy"]
 
 
 def fail(message: str) -> None:
@@ -168,7 +168,7 @@ def adopt(tree: Path) -> tuple[Path, Path]:
     print(f"using ComfyUI in {tree} with {python}")
     if subprocess.run([python, "-c", "import torch, aiohttp"], capture_output=True).returncode:
         fail(f"{python} has no torch or aiohttp: run dev with the Python that you start ComfyUI with")
-    if subprocess.run([python, "-c", "import einops, regex, safetensors"], capture_output=True).returncode:
+    if subprocess.run([python, "-c", "import open_clip, einops, safetensors"], capture_output=True).returncode:
         with step("installing the pack's requirements.txt there"):
             pip(python, "install", "-r", str(ROOT / "requirements.txt"))
     return python, tree

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "methods": {"methods", "models"},
     "models": {"models"},
 }
-LIBRARIES = {"torch", "numpy", "einops", "regex", "safetensors"}  # all that the mathematics needs
+LIBRARIES = {"torch", "numpy", "einops", "open_clip", "safetensors"}  # all that the mathematics needs
 LIGHT = {"comfy_api", "folder_paths"}  # the host has loaded these before it meets a pack
 
 
@@ -135,4 +135,6 @@ def test_imports_are_found(source, expected):
 
 def test_heavy_imports_are_found_through_other_files():
     assert "torch" in loaded_with(ROOT / "host" / "reports.py", set())
-    assert "regex" in loaded_with(ROOT / "host" / "latent_clip.py", set())
+    assert "open_clip" in loaded_with(ROOT / "methods" / "features.py", set()) | loaded_with(
+        ROOT / "models" / "latent_clip.py", set()
+    )

@@ -8,7 +8,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from open_clip.model import CLIP
+from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
@@ -204,3 +204,8 @@ def test_other_layouts_are_told_what_is_expected(tmp_path):
     )
     with pytest.raises(CheckpointError, match=r"expected a CLIP in open_clip's layout.*got keys such as vision_model"):
         read_pixel_clip(tmp_path / "clip.safetensors")
+
+
+def test_a_tiny_custom_text_clip_is_the_same_class(tiny, tmp_path):
+    bare(tiny.state_dict(), tmp_path / "clip.pt")
+    assert isinstance(read_pixel_clip(tmp_path / "clip.pt").model, CustomTextCLIP)
