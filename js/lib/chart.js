@@ -3,7 +3,7 @@
  */
 
 import { decimalsFor, formatNumber } from "./rows.js";
-import { itemsOf, pathOf, rangeOf, totalOf } from "./trace.js";
+import { columnsOf, pathOf, rangeOf } from "./trace.js";
 
 const MARGIN = { top: 10, right: 10, bottom: 18, left: 52 };
 const MOST_OTHERS = 32; // lines of other items behind the chosen one
@@ -21,7 +21,7 @@ const MOST_OTHERS = 32; // lines of other items behind the chosen one
  * @param {number|null} view.cursor an iteration to point at
  */
 export function drawChart(svg, { width, height }, { trace, series, line, item, cursor }) {
-    const columns = Math.max(2, trace.ended === "" ? totalOf(trace) : trace.iterations.length);
+    const columns = columnsOf(trace);
     const x = scale(0, columns - 1, MARGIN.left, width - MARGIN.right);
     const yOf = (range) => scale(range.min, range.max, height - MARGIN.bottom, MARGIN.top);
     const ranges = series.map(({ values }) => rangeOf(values));
@@ -54,7 +54,7 @@ export function drawChart(svg, { width, height }, { trace, series, line, item, c
 export function iterationAt(share, width, trace) {
     const last = trace.iterations.length - 1;
     if (last < 0) return null;
-    const columns = Math.max(2, trace.ended === "" ? totalOf(trace) : trace.iterations.length);
+    const columns = columnsOf(trace);
     const at = scale(MARGIN.left, width - MARGIN.right, 0, columns - 1)(share * width);
     return Math.min(last, Math.max(0, Math.round(at)));
 }

@@ -7,9 +7,21 @@ import { decimalsOf, drawChart, iterationAt, shape } from "./chart.js";
 import { copyPng, copyText, toPng } from "./copying.js";
 import { element, thumbnail } from "./dom.js";
 import { formatNumber, formatWeight } from "./rows.js";
-import { addEvent, formatDuration, gain, itemsOf, readTrace, seriesOf, speedOf, toCsv, totalOf } from "./trace.js";
+import {
+    addEvent,
+    formatDuration,
+    gain,
+    itemsOf,
+    readTrace,
+    seriesOf,
+    shortNames,
+    speedOf,
+    toCsv,
+    totalOf,
+} from "./trace.js";
 
 const PICTURE = { width: 760, height: 380 };
+const HEADING = 66; // pixels of the picture
 const NOTE_MILLISECONDS = 1500;
 const ENDINGS = {
     iterations: "endIterations",
@@ -134,11 +146,11 @@ export function createCurves({ text, stop, getTitle }) {
 
     function draw() {
         const shown = trace !== null && trace.iterations.length > 0;
-        root.classList.toggle("latent-clip-has-trace", shown);
+        root.classList.toggle("latent-clip-has-rows", shown);
         if (!shown) return;
         const running = trace.ended === "";
         status.textContent = statusOf(trace, series[0], item, text);
-        status.title = status.textContent;
+        status.title = running ? status.textContent : statusOf(trace, series[0], item, text, "bestAt");
         stopButton.hidden = !running;
         stopButton.disabled = stopping;
         stopButton.textContent = stopping ? text("stopping") : text("stop");
@@ -168,6 +180,7 @@ export function createCurves({ text, stop, getTitle }) {
             made.append(element("i", "latent-clip-swatch"), element("span", "latent-clip-name"), element("b", ""));
             return made;
         });
+        const labels = lineNames();
         series.forEach(({ name, weight, values }, index) => {
             const entry = legend.children[index];
             const label = name || text("sum");
@@ -176,9 +189,15 @@ export function createCurves({ text, stop, getTitle }) {
             entry.setAttribute("aria-pressed", index === line);
             entry.title = weight === null ? label : `${label} × ${formatWeight(weight)}`;
             swatch.hidden = series.length === 1;
-            words.textContent = label;
+            words.textContent = labels[index];
             number.textContent = formatNumber(values[item]?.[at] ?? null, decimalsOf(values));
         });
+    }
+
+    function lineNames() {
+        const terms = series.filter(({ name }) => name);
+        const names = shortNames(terms.map(({ name }) => name));
+        return terms.length < series.length ? [text("sum"), ...names] : names;
     }
 
     function drawItems() {
@@ -228,13 +247,20 @@ export function createCurves({ text, stop, getTitle }) {
         const copy = shape("svg", "latent-clip-svg latent-clip-hidden");
         root.append(copy);
         try {
-            drawChart(copy, { width, height: height - 44 }, { trace, series, line, item, cursor: null });
-            copy.setAttribute("viewBox", `0 -44 ${width} ${height}`);
-            const title = shape("text", "latent-clip-picture-title", { x: 12, y: -22 });
-            title.textContent = `${getTitle()} · ${text("item", { index: item })} · ${series[line].name || text("sum")}`;
-            const subtitle = shape("text", "latent-clip-tick", { x: 12, y: -5 });
-            subtitle.textContent = statusOf(trace, series[0], item, text);
-            copy.append(title, subtitle);
+            drawChart(copy, { width, height: height - HEADING }, { trace, series, line, item, cursor: null });
+            copy.setAttribute("viewBox", `0 ${-HEADING} ${width} ${height}`);
+            const title = shape("text", "latent-clip-picture-title", { x: 12, y: 26 - HEADING });
+            title.textContent = `${getTitle()} · ${text("item", { index: item })}`;
+            const subtitle = shape("text", "latent-clip-tick", { x: 12, y: 44 - HEADING });
+            subtitle.textContent = statusOf(trace, series[0], item, text, "bestAt");
+            const names = shape("text", "latent-clip-tick", { x: 12, y: 60 - HEADING });
+            names.append(...lineNames().map((name, index) => {
+                const made = shape("tspan", "latent-clip-line-name", { dx: index ? 12 : 0 });
+                made.style.setProperty("--line", `var(--line-${index % 6})`);
+                made.textContent = `■ ${name}`;
+                return made;
+            }));
+            copy.append(title, subtitle, names);
             return await toPng(copy, PICTURE, getComputedStyle(root).backgroundColor);
         } finally {
             copy.remove();
@@ -273,7 +299,7 @@ export function createCurves({ text, stop, getTitle }) {
     };
 }
 
-function statusOf(trace, { values }, item, text) {
+function statusOf(trace, { values }, item, text, sentence = "bestWith") {
     const done = trace.iterations.length;
     if (trace.ended === "") {
         const { perSecond, left } = speedOf(trace);
@@ -287,7 +313,7 @@ function statusOf(trace, { values }, item, text) {
     const decimals = decimalsOf(values);
     const best = trace.best[item] ?? null;
     const more = gain(values[item]?.[0] ?? null, best);
-    const parts = [text("bestAt", {
+    const parts = [text(sentence, {
         value: formatNumber(best, decimals),
         gain: `${more >= 0 ? "+" : ""}${formatNumber(more, decimals)}`,
         iteration: trace.bestIteration[item] ?? 0,

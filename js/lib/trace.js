@@ -72,6 +72,21 @@ export const itemsOf = (trace) => trace.best.length;
 export const totalOf = (trace) => Math.max(trace.iterations.length, finite(trace.settings.iterations) ?? 0);
 
 /**
+ * Iterations that the chart has room for: all of them in a short run, so that nothing moves; a long one doubles its room.
+ *
+ * @param {Trace} trace
+ * @returns {number} at least 2
+ */
+export function columnsOf(trace) {
+    const done = trace.iterations.length;
+    if (trace.ended !== "") return Math.max(2, done);
+    const room = 2 ** Math.ceil(Math.log2(Math.max(SHORT, done)));
+    return Math.max(2, Math.min(totalOf(trace), room));
+}
+
+const SHORT = 64; // iterations
+
+/**
  * The lines that there are to draw: the weighted sum, and its terms where there are several.
  *
  * @param {Trace} trace
@@ -85,6 +100,18 @@ export function seriesOf(trace) {
         line("", null, total),
         ...trace.terms.map(({ name, weight }) => line(name, weight, (iteration) => iteration.terms?.[name])),
     ];
+}
+
+/**
+ * Names without the word before the colon that they all begin with, as "match: " of several texts.
+ *
+ * @param {string[]} names
+ * @returns {string[]} the names as they are where that would leave nothing to tell them by
+ */
+export function shortNames(names) {
+    const prefix = names[0]?.match(/^[^:]*: /)?.[0];
+    const shared = prefix && names.length > 1 && names.every((name) => name.startsWith(prefix) && name.length > prefix.length);
+    return shared ? names.map((name) => name.slice(prefix.length)) : names;
 }
 
 function table(trace, read) {

@@ -3,6 +3,7 @@ import { test } from "node:test";
 
 import {
     addEvent,
+    columnsOf,
     formatDuration,
     gain,
     itemsOf,
@@ -10,6 +11,7 @@ import {
     rangeOf,
     readTrace,
     seriesOf,
+    shortNames,
     speedOf,
     toCsv,
     totalOf,
@@ -92,6 +94,14 @@ test("a single term needs no line of its own", () => {
     assert.deepEqual(series[0].values[0], [0, 1, 2]);
 });
 
+test("names lose what they share before a colon, and nothing else", () => {
+    assert.deepEqual(shortNames(["match: a fox", "match: snow"]), ["a fox", "snow"]);
+    assert.deepEqual(shortNames(["match: a fox", "avoid: snow"]), ["match: a fox", "avoid: snow"]);
+    assert.deepEqual(shortNames(["match: a fox"]), ["match: a fox"]);
+    assert.deepEqual(shortNames(["match: ", "match: snow"]), ["match: ", "match: snow"]);
+    assert.deepEqual(shortNames([]), []);
+});
+
 test("the range holds all numbers and always has a length", () => {
     assert.deepEqual(rangeOf([[1, null], [-2, 0]]), { min: -2, max: 1 });
     assert.deepEqual(rangeOf([[null], []]), { min: 0, max: 1 });
@@ -118,6 +128,12 @@ test("speed and remaining time come from the last iterations", () => {
 
 test("durations", () => {
     assert.deepEqual([0, 0.2, 59.5, 61, 3723, -4].map(formatDuration), ["0:00", "0:01", "1:00", "1:01", "1:02:03", "0:00"]);
+});
+
+test("a short run has room for all iterations from the start, a long one for twice as many when it must", () => {
+    const room = (done, total, ended = "") => columnsOf(readTrace(message(0, done, { settings: { iterations: total }, ended })));
+    assert.deepEqual([room(1, 50), room(1, 1000), room(64, 1000), room(65, 1000), room(600, 1000)], [50, 64, 64, 128, 1000]);
+    assert.deepEqual([room(1, 1), room(1, 50, "done"), room(7, 50, "done")], [2, 2, 7]);
 });
 
 test("a gain needs both numbers", () => {
