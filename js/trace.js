@@ -13,7 +13,7 @@ import { makeTexts } from "./lib/texts.js";
 const NODE = "LatentCLIPOptimizeNoise";
 const EVENT = "latent_clip.reno";
 const HEIGHT = 262; // of the widget with its margins, whatever it shows; dragging the node larger gives it to the chart
-const WIDTH = 360; // of a new node
+const WIDTH = 400; // of a new node
 const panels = new WeakMap();
 let text = makeTexts({}, "en");
 let asking = false;

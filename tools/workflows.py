@@ -219,7 +219,7 @@ def optimise(
     noise = graph.add(2, "RandomNoise", 90, noise_seed=1)
     guider = graph.add(2, "BasicGuider", 60, model=model[0], conditioning=positive[0])
     node = graph.add(
-        3, "LatentCLIPOptimizeNoise", 480, noise=noise[0], guider=guider[0], sigmas=sigmas[0], latent_image=empty[0],
+        3, "LatentCLIPOptimizeNoise", 620, noise=noise[0], guider=guider[0], sigmas=sigmas[0], latent_image=empty[0],
         reward=reward[0], **settings,
     )  # fmt: skip
     return empty, node

@@ -84,7 +84,7 @@ export function createPanel({ text, getOrder, setOrder, getThreshold = () => nul
         button.hidden = rows.length < 2;
 
         const shown = sortRows(rows, order).slice(0, MOST_ROWS);
-        list.replaceChildren(...shown.map((row) => rowElement(row, kind, range, format, text)));
+        list.replaceChildren(...shown.map((row) => rowElement(row, range, format, text)));
         if (rows.length > MOST_ROWS) {
             list.append(element("li", "latent-clip-more", text("more", { count: rows.length - MOST_ROWS })));
         }
@@ -138,11 +138,11 @@ function summaryOf({ kind, rows, selects }, text) {
     return selects ? `${count}, ${text("keptCount", { count: rows.filter((row) => row.kept).length })}` : count;
 }
 
-function rowElement(row, kind, range, format, text) {
+function rowElement(row, range, format, text) {
     const fill = element("span", "latent-clip-fill");
     fill.style.width = `${100 * barLength(row.value, range)}%`;
     const bar = element("span", "latent-clip-bar", fill, element("span", "latent-clip-label", row.label));
-    const mark = row.blocked ? "✕" : row.kept ? "✓" : row.best && row.kept === null && kind !== "safety" ? "★" : "";
+    const mark = row.blocked ? "✕" : row.kept ? "✓" : row.best && row.kept === null ? "★" : "";
     const made = element(
         "li",
         "",
@@ -154,7 +154,7 @@ function rowElement(row, kind, range, format, text) {
         element("span", "latent-clip-mark", mark),
     );
     made.dataset.index = row.index;
-    made.classList.toggle("latent-clip-best", row.best && kind !== "safety");
+    made.classList.toggle("latent-clip-best", row.best);
     made.classList.toggle("latent-clip-blocked", row.blocked);
     made.classList.toggle("latent-clip-dropped", row.kept === false);
     made.tabIndex = -1;

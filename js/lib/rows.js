@@ -11,7 +11,7 @@
  * @property {boolean|null} kept by a selection; null where nothing is selected
  * @property {boolean} blocked by a gate
  * @property {string} reason why it is blocked, else empty
- * @property {string} label the best label of a classified latent, the worst category of a gated one, else empty
+ * @property {string} label the best label of a classified latent, the worst category of a gated one, or why it has none, else empty
  * @property {string} thumbnail data URL, or empty
  * @property {Detail[]} details what the value is made of
  *
@@ -35,7 +35,7 @@ export function readReport(message) {
         return { kind: "classes", rows: rank(classRows(message)), selects: false };
     }
     if (message?.kind === "safety" && Array.isArray(message.blocked)) {
-        return { kind: "safety", rows: rank(safetyRows(message)), selects: false };
+        return { kind: "safety", rows: rank(safetyRows(message)).map((row) => ({ ...row, best: false })), selects: false };
     }
     return null;
 }
@@ -87,13 +87,15 @@ function safetyRows({ names, thresholds, scores, blocked, reasons, thumbnails })
         const over = ({ value, threshold }) => (value === null ? Infinity : value - (threshold ?? 0));
         details.sort((a, b) => over(b) - over(a));
         const [worst] = details;
+        const reason = String(list(reasons)[index] ?? "");
+        const value = worst ? finite(over(worst)) : null;
         return {
             index,
-            value: worst ? finite(over(worst)) : null,
+            value,
             kept: null,
             blocked: Boolean(isBlocked),
-            reason: String(list(reasons)[index] ?? ""),
-            label: worst?.name ?? "",
+            reason,
+            label: value === null ? reason : worst.name,
             thumbnail: list(thumbnails)[index] ?? "",
             details,
         };

@@ -222,7 +222,7 @@ def test_the_gate_shows_the_worst_category_and_hides_what_it_blocked(desk):
     desk.page.wait_for_timeout(300)
     panel = panel_of(desk, "LatentCLIPSafetyGate")
     assert [(row[1], row[2], row[3], row[4]) for row in rows(panel)] == [
-        ("#2", "hate", "–", "✕"),
+        ("#2", "could not be judged: NaN", "–", "✕"),
         ("#1", "violence", "1.75", "✕"),
         ("#0", "violence", "−2.50", ""),
     ]
@@ -232,6 +232,7 @@ def test_the_gate_shows_the_worst_category_and_hides_what_it_blocked(desk):
     assert filters == ["blur(4px)", "blur(4px)", "none"]
     panel.locator("li").nth(1).hover()
     card = desk.page.locator(".latent-clip-card")
+    assert "#1 · blocked" in card.inner_text()
     assert "3.25 of 1.50" in card.inner_text()
     assert "self-harm" in card.inner_text()
     assert card.locator("img").evaluate("img => getComputedStyle(img).filter") == "blur(4px)"

@@ -143,8 +143,9 @@ test("a gate's row is its worst category, as far as it is over that category's o
     assert.deepEqual(rows.map(({ label, value, blocked }) => [label, value, blocked]), [
         ["violence", -0.5, false],
         ["hate", 0.5, true],
-        ["hate", null, true],
+        ["could not be judged", null, true],
     ]);
+    assert.ok(rows.every(({ best }) => !best), "no item of a gate is the best one");
     assert.deepEqual(rows[0].details[0], { name: "violence", value: 1.5, threshold: 2, weight: null });
     assert.equal(rows[2].reason, "could not be judged");
 });
@@ -153,7 +154,7 @@ test("what could not be judged comes first, and a gate without categories has ro
     assert.deepEqual(indices(sortRows(readReport(gate()).rows, "best")), [2, 1, 0]);
     assert.deepEqual(indices(sortRows(readReport(gate()).rows, "batch")), [0, 1, 2]);
     const { rows } = readReport(gate({ names: [], thresholds: [], scores: [[], [], []], thumbnails: [] }));
-    assert.deepEqual(rows.map(({ label, value, details }) => [label, value, details]), Array(3).fill(["", null, []]));
+    assert.deepEqual(rows.map(({ label, value, details }) => [label, value, details]), ["", "hate 0.50 of 0.00", "could not be judged"].map((reason) => [reason, null, []]));
 });
 
 test("the threshold follows the pointer along the axis, in steps of the widget", () => {
