@@ -5,6 +5,7 @@ The scanner reads words, not meanings, so words are what is looked for here: als
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,30 @@ def relative_imports(path: Path):
 def test_what_a_shipped_module_imports_is_shipped_too(path):
     for module, submodules in relative_imports(path):
         assert {*module, *submodules} & set(SHIPPED), f"{module[0]} is not in the archive"
+
+
+# what ComfyUI itself has, what our requirements.txt names, and torch
+THERE = {
+    "torch",
+    "numpy",
+    "PIL",
+    "aiohttp",
+    "comfy",
+    "comfy_api",
+    "comfy_execution",
+    "folder_paths",
+    "latent_preview",
+    "nodes",
+}
+THERE |= {"einops", "open_clip", "safetensors", "pack"}
+
+
+@pytest.mark.parametrize("path", [path for path in SHIPPED if path.suffix == ".py"], ids=str)
+def test_a_shipped_module_imports_no_package_that_may_be_missing(path):
+    nodes = list(ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+    assert {name.split(".")[0] for name in names} <= THERE | set(sys.stdlib_module_names)
 
 
 class TestProject:
