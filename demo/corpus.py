@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from open_clip.tokenizer import SimpleTokenizer
@@ -56,6 +56,15 @@ class Corpus:
 
     scenes: list[Scene]
     latents: Tensor
+
+    def rows(self, rng: random.Random, count: int, single: float) -> Tensor:
+        """Indices (count,) of scenes, of which a fraction `single` shows one thing."""
+        return torch.tensor([rng.choice(self._by_count[rng.random() >= single]) for _ in range(count)])
+
+    @cached_property
+    def _by_count(self) -> tuple[list[int], list[int]]:
+        one = [i for i, scene in enumerate(self.scenes) if len(scene.shapes) == 1]
+        return one, [i for i, scene in enumerate(self.scenes) if len(scene.shapes) > 1]
 
 
 def pick_caption(rng: random.Random, scene: Scene, and_share: float, reading_order: bool) -> Caption:

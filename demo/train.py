@@ -1,7 +1,7 @@
 """Make the Shapes World weights: python tools/pack.py demo.train (needs a ComfyUI on the path).
 
-Stages: autoencoder, latents of the corpus, Latent-CLIP, pixel CLIP, diffusion teacher, distilled student. Each is seeded,
-is kept in .cache/shapes_world/ and goes on where it stopped. Delete that folder to start afresh.
+Stages: autoencoder, latents of the corpus, Latent-CLIP, pixel CLIP, diffusion teacher, distilled student, decoder again. Each
+is seeded, is kept in .cache/shapes_world/ and goes on where it stopped. Delete that folder to start afresh.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
     use_cpu()
     from .train_clip import LATENT_CONFIG, PIXEL_CONFIG, train_latent_clip, train_pixel_clip
     from .train_generator import train_generator
-    from .train_vae import encode_scenes, train_vae
+    from .train_vae import encode_scenes, finish_decoder, train_vae
 
     began = time.monotonic()
 
@@ -43,7 +43,6 @@ def main() -> None:
 
     ids = used_ids()
     vae = train_vae()
-    save_weights("vae", vae.state_dict(), ids)
     done("autoencoder")
     scenes = sample_corpus("corpus", SCENES)
     corpus = Corpus(scenes, encode_scenes(vae, "corpus", scenes))
@@ -52,10 +51,13 @@ def main() -> None:
     done("Latent-CLIP")
     save_weights("pixel_clip", train_pixel_clip(corpus).state_dict(), ids, PIXEL_CONFIG)
     done("pixel CLIP")
-    generator = train_generator(corpus).state_dict()
-    del generator["text.text_projection.weight"]  # no model reads the pooled text, so no loss reached it
-    save_weights("generator", generator, ids)
+    generator = train_generator(corpus)
+    weights = generator.state_dict()
+    del weights["text.text_projection.weight"]  # no model reads the pooled text, so no loss reached it
+    save_weights("generator", weights, ids)
     done("generator")
+    save_weights("vae", finish_decoder(vae, generator, corpus).state_dict(), ids)
+    done("decoder")
     print(f"checkpoints of the stages are in {CACHE}")
 
 

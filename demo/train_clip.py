@@ -36,7 +36,7 @@ BATCH = 96
 
 @dataclass(frozen=True)
 class Stage:
-    """Steps and mixture: share of "and" among captions of two things; odds of reversed to swapped relations among misses."""
+    """Steps and mixture: share of "and" among captions of two things; odds of reversed to swapped relations among misses; share of scenes of one thing."""
 
     suffix: str
     steps: int
@@ -45,11 +45,13 @@ class Stage:
     and_share: float
     reversals: int
     swaps: int = 1
+    single: float = 0.25
 
 
 STAGES = (
     Stage("", 700, 1.5e-3, seed=6, and_share=0.5, reversals=1),
     Stage("_relations", 300, 1.0e-3, seed=7, and_share=0.2, reversals=2),
+    Stage("_reversals", 500, 1.0e-3, seed=10, and_share=0.15, reversals=6, single=0.35),
 )
 
 LATENT_NOISE, PIXEL_NOISE = 1.0, 0.05  # largest std of the augmentation: raw latents have std 7.7, pixels span 1
@@ -107,7 +109,7 @@ def train_clip(
     truths = [true_captions(scene) for scene in corpus.scenes]
 
     def loss_of(draw: Draw, stage: Stage) -> tuple[Tensor, dict[str, float]]:
-        rows = draw.rows(len(corpus.scenes), BATCH)
+        rows = corpus.rows(draw.python, BATCH, stage.single)
         captions = [
             pick_caption(draw.python, corpus.scenes[row], stage.and_share, reading_order=False) for row in rows.tolist()
         ]

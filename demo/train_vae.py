@@ -5,6 +5,7 @@
    noise, so that near latents mean near pictures.
 2. Each channel is shifted and scaled *inside the weights* to mean 0 and std 1 / 0.13025.
 3. The decoder alone on noisier latents, because a generator's latents are never quite the encoder's.
+4. When the generator is trained, the decoder alone again, on what the generator makes of latents with noise on them.
 """
 
 from __future__ import annotations
@@ -16,13 +17,18 @@ from torch import Tensor, nn
 
 from ..host.shapes_world import LATENT_SCALE, build_vae
 from .captions import THINGS
+from .corpus import Corpus, pick_caption, tokenize_for_host
+from .diffusion import add_noise, x0_from_v
 from .scenes import Scene, render, sample_crowd, sample_scene, sample_things
+from .train_generator import Generator
 from .training import Draw, Recipe, cached, fit, initialise
 
 NOISE = 0.2
 CROWDS = Recipe("vae_crowds", steps=1100, lr=2e-3, seed=1)
 SCENES = Recipe("vae_scenes", steps=400, lr=1.2e-3, seed=8)
 DECODER = Recipe("vae_decoder", steps=300, lr=8e-4, seed=2)
+FINISH = Recipe("vae_finish", steps=300, lr=6e-4, seed=12)
+FINISH_UP_TO = 600  # timestep; with more noise the generator draws another picture than the one it was shown
 BATCH = 8
 
 
@@ -89,6 +95,25 @@ def train_vae() -> nn.Module:
         return loss, {}
 
     fit(vae, DECODER, decode_noisy)
+    return vae
+
+
+def finish_decoder(vae: nn.Module, generator: Generator, corpus: Corpus) -> nn.Module:
+    """Run or resume the last stage: teach the decoder the flaws of this generator's latents. The encoder stays."""
+    generator.requires_grad_(False)
+    vae.encoder.requires_grad_(False), vae.quant_conv.requires_grad_(False)
+
+    def decode_predicted(draw: Draw) -> tuple[Tensor, dict[str, float]]:
+        rows = corpus.rows(draw.python, 2 * BATCH, single=0.4)
+        scenes = [corpus.scenes[row] for row in rows.tolist()]
+        captions = [str(pick_caption(draw.python, scene, 0.5, reading_order=True)) for scene in scenes]
+        with torch.no_grad():
+            t = (draw.uniform(len(rows)) * FINISH_UP_TO).long()
+            x_t, _ = add_noise(corpus.latents[rows] * LATENT_SCALE, draw.normal(len(rows), 4, 8, 8), t)
+            x0 = x0_from_v(x_t, generator.velocity(x_t, t, generator.context(tokenize_for_host(captions))), t)
+        return picture_loss(vae.decode(x0 / LATENT_SCALE), render(scenes) * 2 - 1), {}
+
+    fit(vae, FINISH, decode_predicted)
     return vae
 
 
