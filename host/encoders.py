@@ -5,6 +5,7 @@ from typing import Protocol, cast
 import comfy.model_patcher
 import torch
 
+from ..methods.guidance import Objective
 from ..methods.rewards import Encoder, Reward
 
 
@@ -26,6 +27,6 @@ class HostEncoder(Encoder, Protocol):
         ...
 
 
-def host_encoders(reward: Reward) -> list[HostEncoder]:
-    """The distinct encoders of a reward that was made by this pack's nodes, where every encoder is one of these."""
-    return cast(list[HostEncoder], reward.encoders)
+def host_encoders(judge: Reward | Objective) -> list[HostEncoder]:
+    """The distinct encoders of what was made by this pack's nodes, where every encoder is one of these."""
+    return cast(list[HostEncoder], judge.encoders)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..models.latent_spaces import LatentSpace, LatentSpaceError, check_raw_latents
 
 THUMBNAIL_SIDE = 96  # pixels
+MAX_THUMBNAILS = 64  # a node is no place for more
 
 # latent space → the host's latent formats that share its VAE; the first one draws thumbnails
 FORMATS = {

@@ -11,10 +11,8 @@ from ..methods.rewards import Reward
 from ..models.fit import Fit
 from ..models.latent_spaces import LatentSpace
 from .latent_clip import LoadedLatentCLIP
-from .latents import raw_latents_of, thumbnails
+from .latents import MAX_THUMBNAILS, raw_latents_of, thumbnails
 from .scoring import encode, evaluate
-
-MAX_THUMBNAILS = 64  # a node is no place for more
 
 
 @dataclass(frozen=True)

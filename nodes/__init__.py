@@ -9,6 +9,12 @@ def all_nodes() -> list[type[io.ComfyNode]]:
     from .load import LatentCLIPLoader
     from .optimize import LatentCLIPOptimizeNoise
     from .rewards import LatentCLIPCombineRewards, LatentCLIPLatentReward, LatentCLIPPixelReward, LatentCLIPTextReward
+    from .safety import (
+        LatentCLIPAvoidReward,
+        LatentCLIPGuideModel,
+        LatentCLIPSafetyGate,
+        LatentCLIPSafetyGuidance,
+    )
     from .score import LatentCLIPScore, LatentCLIPSelect
     from .shapes_world import LatentCLIPShapesWorld
 
@@ -17,11 +23,15 @@ def all_nodes() -> list[type[io.ComfyNode]]:
         LatentCLIPTextReward,
         LatentCLIPLatentReward,
         LatentCLIPPixelReward,
+        LatentCLIPAvoidReward,
         LatentCLIPCombineRewards,
         LatentCLIPScore,
         LatentCLIPSelect,
         LatentCLIPClassify,
         LatentCLIPOptimizeNoise,
+        LatentCLIPGuideModel,
+        LatentCLIPSafetyGuidance,
+        LatentCLIPSafetyGate,
         LatentCLIPShapesWorld,
     ]
 

@@ -1,0 +1,51 @@
+"""Concept sets inside the host: the shipped one, the user's own files, and lines typed into a node."""
+
+from pathlib import Path
+
+import folder_paths
+
+from ..methods.concepts import ConceptDirections, concept_directions
+from ..models.concepts import ConceptError, ConceptSet, parse_concepts, read_concepts, shipped_concepts
+from .folders import LATENT_CLIP
+from .latent_clip import LoadedLatentCLIP
+
+FOLDER = "concepts"  # below ComfyUI/models/latent_clip
+TYPED = "typed below"
+SHIPPED = "i2p"
+
+
+def concept_options() -> list[str]:
+    """What a node offers: the shipped set, typed lines, and every JSON file of models/latent_clip/concepts."""
+    return [SHIPPED, TYPED, *sorted(_files())]
+
+
+def load_concepts(choice: str, typed: str = "", categories: str = "", thresholds: str = "") -> ConceptSet:
+    """The concept set that a node's widgets describe.
+
+    Args:
+        choice: one of `concept_options`. typed: lines, for the choice "typed below".
+        categories: the names to use, separated by commas; empty for all.
+        thresholds: one number for all, or lines `name: number`; empty for those of the set.
+
+    Raises:
+        ConceptError: says what is wrong with which of them.
+    """
+    if choice == SHIPPED:
+        concepts = shipped_concepts()
+    elif choice == TYPED:
+        concepts = parse_concepts(typed)
+    elif choice in (files := _files()):
+        concepts = read_concepts(files[choice])
+    else:
+        raise ConceptError(f"Got the concept set {choice!r}, expected one of: {', '.join(concept_options())}.")
+    return concepts.only(categories).with_thresholds(thresholds)
+
+
+def directions(clip: LoadedLatentCLIP, concepts: ConceptSet) -> ConceptDirections:
+    """The set as this CLIP sees it; its texts are encoded once and cached with the model."""
+    return concept_directions(clip.encode_text, concepts, clip.logit_scale)
+
+
+def _files() -> dict[str, Path]:
+    folders = [Path(folder) / FOLDER for folder in folder_paths.get_folder_paths(LATENT_CLIP)]
+    return {path.name: path for folder in reversed(folders) for path in folder.glob("*.json")}

@@ -1,0 +1,59 @@
+"""The verdict of a safety gate: an item passes only if every number says so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BLUR_CELLS = 32  # latent cells per cell of the blurred latent: 1024 px keep 4×4 colours, which show no content
+VIEW_NOISE = 0.15  # standard deviation of the noise of an extra view, as a share of the item's own
+
+
+def reasons_to_block(scores: Tensor, names: Sequence[str], thresholds: Sequence[float]) -> list[str]:
+    """Why each item is blocked; an empty text for those that pass.
+
+    Args:
+        scores: log-odds (B, categories).
+    """
+    if not names or scores.ndim != 2 or scores.shape[1] != len(names) or len(thresholds) != len(names):
+        return ["there is nothing to judge by"] * len(scores)
+    return [_reason(row, names, thresholds) for row in scores.tolist()]
+
+
+def _reason(row: list[float], names: Sequence[str], thresholds: Sequence[float]) -> str:
+    over = []
+    for score, name, threshold in zip(row, names, thresholds):
+        if not (math.isfinite(score) and math.isfinite(threshold)):
+            return f"{name} could not be judged: log-odds {score}, threshold {threshold}"
+        if not score < threshold:
+            over.append((score - threshold, f"{name}: log-odds {score:.2f}, threshold {threshold:.2f}"))
+    return "; ".join(text for _, text in sorted(over, reverse=True))
+
+
+def extra_views(raw_latents: Tensor, count: int) -> Tensor:
+    """The same latents with a little seeded noise, and shifted by a cell: (count, B, C, H, W).
+
+    A latent made to fool the judge is tuned to the cell; what the image shows is not.
+    """
+    generator = torch.Generator().manual_seed(0)
+    spread = raw_latents.flatten(1).std(dim=1).view(-1, 1, 1, 1)
+    views = []
+    for index in range(count):
+        down, right = ((0, 0), (1, 0), (0, 1), (-1, 0), (0, -1))[index % 5]
+        padded = F.pad(raw_latents, (1, 1, 1, 1), mode="replicate")
+        height, width = raw_latents.shape[-2:]
+        moved = padded[..., 1 + down : 1 + down + height, 1 + right : 1 + right + width]
+        noise = torch.randn(raw_latents.shape, generator=generator).to(raw_latents)
+        views.append(moved + VIEW_NOISE * spread * noise)
+    return torch.stack(views)
+
+
+def blurred(raw_latents: Tensor) -> Tensor:
+    """Latents of which only the coarsest colours are left: (B, C, H, W) of the same shape."""
+    size = raw_latents.shape[-2:]
+    coarse = F.adaptive_avg_pool2d(raw_latents, [max(1, side // BLUR_CELLS) for side in size])
+    return F.interpolate(coarse, size, mode="bilinear", align_corners=False)

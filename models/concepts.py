@@ -1,0 +1,179 @@
+"""Concept sets: what to keep out, as data. Categories with phrases, neutral anchors to compare with, and thresholds.
+
+A set comes from a JSON file (the seven I2P categories ship with the pack) or from lines such as
+`weapons: a gun, a rifle`; the line `neutral: ...` replaces the anchors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+SHIPPED = Path(__file__).resolve().parent / "concept_sets"
+FORMAT = 1
+NEUTRAL = "neutral"
+
+
+class ConceptError(ValueError):
+    """A concept set that cannot be used; the message says what came, what was expected and what to do."""
+
+
+@dataclass(frozen=True)
+class Category:
+    """One thing to keep out.
+
+    Attributes:
+        phrases: texts that describe it.
+        threshold: log-odds from which an image counts as showing it; 0 is "as likely as the anchors".
+    """
+
+    name: str
+    phrases: tuple[str, ...]
+    threshold: float = 0.0
+
+
+@dataclass(frozen=True)
+class ConceptSet:
+    """Categories, the neutral texts that they are measured against, and where the thresholds come from."""
+
+    name: str
+    categories: tuple[Category, ...]
+    anchors: tuple[str, ...]
+    provenance: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        if not self.categories:
+            raise ConceptError(f"The concept set {self.name!r} has no category, expected at least one.")
+        if not self.anchors:
+            raise ConceptError(f"The concept set {self.name!r} has no neutral anchors, expected at least one.")
+        names = [category.name for category in self.categories]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ConceptError(f"The concept set {self.name!r} names a category twice: {', '.join(repeated)}.")
+        for category in self.categories:
+            if not category.name.strip() or not category.phrases:
+                raise ConceptError(
+                    f"The category {category.name!r} of {self.name!r} has no phrases, expected at least one."
+                )
+            if not math.isfinite(category.threshold):
+                raise ConceptError(
+                    f"The threshold of {category.name!r} is {category.threshold}, expected a finite number."
+                )
+        for text in (*self.anchors, *(phrase for category in self.categories for phrase in category.phrases)):
+            if not text.strip():
+                raise ConceptError(f"The concept set {self.name!r} has an empty phrase. Remove it.")
+
+    def only(self, names: str) -> ConceptSet:
+        """The categories named in a comma-separated text; all of them where it is empty.
+
+        Raises:
+            ConceptError: an unknown name.
+        """
+        wanted = _split(names)
+        known = {category.name: category for category in self.categories}
+        if unknown := [name for name in wanted if name not in known]:
+            raise ConceptError(f"Got the category {unknown[0]!r}, expected some of: {', '.join(known)}.")
+        return replace(self, categories=tuple(known[name] for name in wanted)) if wanted else self
+
+    def with_thresholds(self, text: str) -> ConceptSet:
+        """Thresholds from a text: one number for all categories, or lines `name: number`; empty keeps them.
+
+        Raises:
+            ConceptError: an unknown name, or no finite number.
+        """
+        thresholds = {category.name: category.threshold for category in self.categories}
+        for line in _lines(text):
+            name, colon, value = line.rpartition(":")
+            if colon and name.strip() not in thresholds:
+                raise ConceptError(f"Got a threshold for {name.strip()!r}, expected one of: {', '.join(thresholds)}.")
+            thresholds |= dict.fromkeys([name.strip()] if colon else list(thresholds), _number(value, line))
+        return replace(
+            self,
+            categories=tuple(replace(category, threshold=thresholds[category.name]) for category in self.categories),
+        )
+
+    def as_dict(self) -> dict:
+        """What `read_concepts` reads."""
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "anchors": list(self.anchors),
+            "categories": [
+                {"name": category.name, "phrases": list(category.phrases), "threshold": category.threshold}
+                for category in self.categories
+            ],
+            "provenance": self.provenance,
+        }
+
+
+def read_concepts(path: Path) -> ConceptSet:
+    """A concept set from a JSON file.
+
+    Raises:
+        ConceptError: it is no concept set; the message names the first fault.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise ConceptError(f'{path.name} is no concept set: expected an object with "format": {FORMAT}.')
+        categories = tuple(
+            Category(_text(entry["name"]), tuple(map(_text, entry["phrases"])), float(entry.get("threshold", 0.0)))
+            for entry in data["categories"]
+        )
+        return ConceptSet(
+            _text(data["name"]), categories, tuple(map(_text, data["anchors"])), data.get("provenance", {})
+        )
+    except OSError as error:
+        raise ConceptError(f"The concept set {path.name} cannot be read: {error.strerror}.") from error
+    except ConceptError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConceptError(f"{path.name} is no concept set of format {FORMAT}: {error!r}.") from error
+
+
+def shipped_concepts() -> ConceptSet:
+    """The seven categories of I2P."""
+    return read_concepts(SHIPPED / "i2p.json")
+
+
+def parse_concepts(text: str) -> ConceptSet:
+    """A concept set from lines `name: phrase, phrase`; without a `neutral:` line it has the shipped set's anchors.
+
+    Raises:
+        ConceptError: no line, or one that is none.
+    """
+    categories, anchors = [], None
+    for line in _lines(text):
+        name, colon, phrases = line.partition(":")
+        if not colon or not _split(phrases):
+            raise ConceptError(f"Got {line!r}, expected a line such as 'weapons: a gun, a rifle'.")
+        if name.strip() == NEUTRAL:
+            anchors = tuple(_split(phrases))
+        else:
+            categories.append(Category(name.strip(), tuple(_split(phrases))))
+    return ConceptSet("typed", tuple(categories), anchors or shipped_concepts().anchors)
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected a text, got {value!r}")
+    return value
+
+
+def _number(text: str, line: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ConceptError(f"Got the threshold {line!r}, expected a number, or lines such as 'violence: 1.5'.")
+    return value

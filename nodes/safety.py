@@ -1,0 +1,252 @@
+"""Keep harmful content out: a reward, a guided model, and a gate, all before any decode."""
+
+import json
+
+from comfy_api.latest import io
+
+from .rewards import REWARDS, latent_clip_input, reward_output
+from .score import reward_input
+from .sockets import CATEGORY, fit_input, weight_input
+
+SAFETY = f"{CATEGORY}/safety"
+
+
+def concept_inputs() -> list[io.Input]:
+    """What to keep out. They are the first arguments of `host.concepts.load_concepts`, in its order."""
+    from ..host.concepts import concept_options
+
+    return [
+        io.Combo.Input(
+            "concepts",
+            options=concept_options(),
+            tooltip="i2p: hate, harassment, violence, self-harm, sexual content, shocking images, illegal activity. "
+            "typed below: your own lines. Files in models/latent_clip/concepts appear here.",
+        ),
+        io.String.Input(
+            "typed",
+            multiline=True,
+            default="",
+            tooltip="For 'typed below': lines such as 'weapons: a gun, a rifle'. A line 'neutral: ...' says what they are "
+            "compared with; without one, everyday scenes.",
+        ),
+        io.String.Input(
+            "categories",
+            default="",
+            tooltip="Only these categories of the set, separated by commas. Empty: all of them.",
+        ),
+        io.String.Input(
+            "thresholds",
+            multiline=True,
+            default="",
+            tooltip="Log-odds from which an image counts as showing a category: one number for all, or lines such as "
+            "'violence: 1.5'. Lower is stricter. Empty: those of the set. Calibrate them on your own images.",
+        ),
+    ]
+
+
+def window_inputs(strength: float) -> list[io.Input]:
+    """When and how hard to steer."""
+    return [
+        io.Float.Input(
+            "strength",
+            default=strength,
+            min=0.0,
+            max=10.0,
+            step=0.05,
+            tooltip="Largest correction of one step, in standard deviations of the latent. Too high: images break.",
+        ),
+        io.Float.Input(
+            "start",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="Steer from here; 0 is pure noise.",
+            advanced=True,
+        ),
+        io.Float.Input(
+            "end",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="Steer until here; 1 is the clean image.",
+            advanced=True,
+        ),
+        io.Int.Input(
+            "every_n", default=1, min=1, max=100, tooltip="Steer only at every n-th step, to save time.", advanced=True
+        ),
+        io.Float.Input(
+            "momentum",
+            default=0.0,
+            min=0.0,
+            max=0.99,
+            step=0.05,
+            tooltip="How much of the last step's direction lives on. 0 is usual.",
+            advanced=True,
+        ),
+    ]
+
+
+class LatentCLIPAvoidReward(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="LatentCLIPAvoidReward",
+            display_name="Reward: Avoid Concepts",
+            category=REWARDS,
+            description="Zero while a latent is innocent, negative as it shows more of a concept than its threshold. With "
+            "Optimize Noise it moves the noise away from the concepts; with Guide Model it steers the sampler.",
+            search_aliases=["safety", "negative", "nsfw"],
+            inputs=[latent_clip_input(), *concept_inputs(), weight_input(), fit_input()],
+            outputs=[reward_output()],
+        )
+
+    @classmethod
+    def execute(cls, latent_clip, concepts, typed, categories, thresholds, weight, fit):
+        from ..host.concepts import directions, load_concepts
+        from ..methods.rewards import avoid_reward
+
+        concept_set = load_concepts(concepts, typed, categories, thresholds)
+        return io.NodeOutput(avoid_reward(latent_clip.encoder(fit), directions(latent_clip, concept_set), weight))
+
+
+class LatentCLIPGuideModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="LatentCLIPGuideModel",
+            display_name="Guide Model by Reward",
+            category=CATEGORY,
+            description="Steers every sampling with this model up a reward, by a small bounded correction at each step. Works with "
+            "every sampler, cfg, masks and LoRA. Nothing is decoded by rewards on latents.",
+            search_aliases=["clip guidance", "steer", "reward guidance"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to steer; LoRAs may come before or after."),
+                reward_input(),
+                *window_inputs(strength=0.2),
+            ],
+            outputs=[io.Model.Output(display_name="MODEL", tooltip="The same model, steered when it is sampled.")],
+        )
+
+    @classmethod
+    def execute(cls, model, reward, strength, start, end, every_n, momentum):
+        from ..host.guidance import guide_model
+        from ..methods.guidance import ClimbReward, GuidanceSettings
+
+        settings = GuidanceSettings(strength, momentum)
+        return io.NodeOutput(guide_model(model, ClimbReward(reward), settings, start, end, every_n))
+
+
+class LatentCLIPSafetyGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="LatentCLIPSafetyGuidance",
+            display_name="Safety Guidance",
+            category=SAFETY,
+            description="One node between loader and sampler: steers away from harmful content while an image is made. An image that "
+            "never comes near a category stays the same, bit for bit. It lowers the rate, it is no guarantee: put a Safety Gate behind it.",
+            search_aliases=["safe", "nsfw", "sld", "censor"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to steer; LoRAs may come before or after."),
+                latent_clip_input(),
+                *concept_inputs(),
+                *window_inputs(strength=1.0),
+                fit_input(),
+            ],
+            outputs=[io.Model.Output(display_name="MODEL", tooltip="The same model, steered when it is sampled.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, latent_clip, concepts, typed, categories, thresholds, strength, start, end, every_n, momentum, fit
+    ):
+        from ..host.concepts import directions, load_concepts
+        from ..host.guidance import guide_model
+        from ..methods.guidance import AvoidConcepts, GuidanceSettings
+
+        concept_set = load_concepts(concepts, typed, categories, thresholds)
+        objective = AvoidConcepts(latent_clip.encoder(fit), directions(latent_clip, concept_set))
+        settings = GuidanceSettings(strength, momentum)
+        return io.NodeOutput(guide_model(model, objective, settings, start, end, every_n))
+
+
+class LatentCLIPSafetyGate(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="LatentCLIPSafetyGate",
+            display_name="Safety Gate",
+            category=SAFETY,
+            description="Lets a latent pass only if it could be judged and every category is below its threshold. It fails closed: "
+            "broken numbers, the wrong latent space, a bad concept set or any error block the image, and the report says why.",
+            search_aliases=["safety checker", "nsfw filter", "censor", "moderation"],
+            inputs=[
+                io.Latent.Input("latent", tooltip="What the sampler made, before any decode."),
+                latent_clip_input(),
+                *concept_inputs(),
+                io.Combo.Input(
+                    "on_block",
+                    options=["grey", "blur", "drop", "stop"],
+                    tooltip="grey: a flat field. blur: only the coarsest colours are left. drop: the image leaves the batch. "
+                    "stop: the prompt ends with a message.",
+                ),
+                io.Int.Input(
+                    "views",
+                    default=0,
+                    min=0,
+                    max=16,
+                    tooltip="So many copies with a little noise and shift must pass as well. Costs as much again each; helps "
+                    "against latents made to fool the judge.",
+                    advanced=True,
+                ),
+                fit_input(),
+                io.Boolean.Input(
+                    "audit_log",
+                    default=False,
+                    tooltip="Append scores and verdicts to latent_clip/safety.jsonl in ComfyUI's user folder. Never the image.",
+                    advanced=True,
+                ),
+                io.Boolean.Input(
+                    "log_prompt",
+                    default=False,
+                    tooltip="Also write the texts of the prompt into that log. Mind the law where you are.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(
+                    display_name="safe", tooltip="What may be decoded. Nothing runs after it if nothing is left."
+                ),
+                io.Boolean.Output(
+                    display_name="blocked", is_output_list=True, tooltip="One per latent that came in, in batch order."
+                ),
+                io.Boolean.Output(display_name="any_blocked", tooltip="Whether at least one was blocked."),
+                io.String.Output(
+                    display_name="report", tooltip="JSON: log-odds of every category, verdicts and reasons."
+                ),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls, latent, latent_clip, concepts, typed, categories, thresholds, on_block, views, fit, audit_log, log_prompt
+    ):
+        from ..host.concepts import load_concepts
+        from ..host.gate import run_gate
+
+        def read():
+            return load_concepts(concepts, typed, categories, thresholds)
+
+        prompt = cls.hidden.prompt if log_prompt else None
+        safe, report = run_gate(latent, latent_clip, read, on_block, fit, views, audit_log, prompt)
+        return io.NodeOutput(
+            safe,
+            report.blocked,
+            any(report.blocked),
+            json.dumps(report.as_dict()),
+            ui={"latent_clip": [report.as_ui()]},
+        )
