@@ -16,7 +16,7 @@ LONG = 1000  # iterations that nobody waits for
 
 @pytest.fixture
 def desk(page):
-    page.page.set_default_timeout(20_000)
+    page.page.set_default_timeout(60_000)
     page.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     yield page
     page.js("() => app.api.interrupt()")
@@ -78,8 +78,14 @@ def last_iteration(page) -> int:
 
 
 def wait_for_iteration(page, index: int) -> None:
+    """Of the run that goes on; the page may still show an earlier one."""
     page.page.wait_for_function(
-        "index => Number(document.querySelector('.latent-clip-chart')?.getAttribute('aria-valuemax') ?? -1) >= index", arg=index
+        """index => {
+            const panel = document.querySelector('.latent-clip-curves.latent-clip-has-rows');
+            const running = panel && !panel.querySelector('.latent-clip-stop').hidden;
+            return running && Number(panel.querySelector('.latent-clip-chart').getAttribute('aria-valuemax')) >= index;
+        }""",
+        arg=index,
     )
 
 
