@@ -100,7 +100,8 @@ class Maker:
     ) -> Run:
         """ReNO from each noise, by one judge; `keep` names evaluations after which the best so far is recorded."""
         contexts, targets = self._contexts(texts), self.text_features(judge, texts)
-        states, kept = [], {k: [] for k in keep}
+        states: list[RenoState] = []
+        kept: dict[int, list[Tensor]] = {k: [] for k in keep}
         began = time.perf_counter()
         for at in range(0, len(noise), BATCH):
             part = slice(at, at + BATCH)
@@ -117,7 +118,13 @@ class Maker:
         )
 
     def _climb(
-        self, judge: str, contexts: Tensor, targets: Tensor, noise: Tensor, settings: RenoSettings, kept: dict
+        self,
+        judge: str,
+        contexts: Tensor,
+        targets: Tensor,
+        noise: Tensor,
+        settings: RenoSettings,
+        kept: dict[int, list[Tensor]],
     ) -> RenoState:
         now: list[int] = []  # the items that the current evaluation is about: each has a text of its own
         reward = Reward((Term(judge, self.encoders[judge], lambda f: (f * targets[now]).sum(-1)),))

@@ -36,12 +36,10 @@ RESULTS, DOCUMENT, IMAGES = ROOT / "demo/reno_results.json", ROOT / "docs/reno-s
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 CATEGORIES = ("single", "and", "relation")
 
-PROMPTS, SEEDS = (
-    {"single": 30, "and": 100, "relation": 100},
-    3,
-)  # 30 is every single caption there is; noises per prompt
+PROMPTS = {"single": 30, "and": 100, "relation": 100}  # 30 is every single caption there is
+SEEDS = 3  # noises per prompt
 TUNING = 68  # prompts per category that settings were chosen on, from sample_prompts("tune reno …")
-EVALUATIONS, LEARNING_RATE = 5, 5.0  # chosen on the tuning prompts, for both rewards; the rest are the defaults
+EVALUATIONS, LEARNING_RATE = 5, 5.0  # chosen on the tuning prompts with Latent-CLIP; the rest are the defaults
 LONG, LONG_PROMPTS = 30, {"single": 10, "and": 24, "relation": 24}  # the long runs that show a hacked reward
 KEEP = (1, 2, 3, 5, 7, 10, 15, 20, 30)
 LATENT, PIXEL = "Latent-CLIP", "pixel CLIP"
@@ -82,7 +80,7 @@ def study_prompts() -> dict[str, list[Caption]]:
     """Distinct prompts by category. Those of two things say nothing that a tuning prompt says."""
     from .measures import sample_prompts
 
-    prompts = {}
+    prompts: dict[str, list[Caption]] = {}
     for name, count in PROMPTS.items():
         taken = set() if name == "single" else {caption.meaning() for caption in tuning_prompts(name)}
         prompts[name] = []
