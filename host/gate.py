@@ -119,7 +119,7 @@ def run_gate(
 def _scores(latent: dict, clip: LoadedLatentCLIP, concepts: ConceptSet, fit: Fit, views: int) -> Tensor:
     """Log-odds (B, categories), the largest over the views; NaN for an item whose latent is not finite."""
     samples = latent["samples"]
-    if not isinstance(samples, Tensor) or samples.ndim != 4:
+    if not isinstance(samples, Tensor) or samples.ndim != 4 or not samples.is_floating_point():
         raise LatentSpaceError("these are no image latents (batch, channels, height, width)")
     finite = samples.float().isfinite().flatten(1).all(dim=1)
     raw = torch.where(finite.view(-1, 1, 1, 1), samples.float(), 0.0)  # one broken item must not hide the others
@@ -143,9 +143,9 @@ def _safe_latent(latent: dict, reasons: list[str], on_block: str) -> dict | Exec
         raise BlockedError(message)
     passed = [i for i, reason in enumerate(reasons) if not reason]
     samples = latent.get("samples") if isinstance(latent, dict) else None
-    if on_block == "drop" or not isinstance(samples, Tensor) or samples.ndim < 2:
+    if on_block == "drop" or not isinstance(samples, Tensor) or samples.ndim < 2 or len(samples) != len(reasons):
         return select_items(latent, passed) if passed else ExecutionBlocker(message)
-    if on_block == "blur" and samples.ndim == 4:
+    if on_block == "blur" and samples.ndim == 4 and samples.numel():
         hidden = blurred(samples[blocked].float()).to(samples.dtype)
         broken = ~hidden.float().isfinite().flatten(1).all(dim=1)
         hidden[broken] = 0

@@ -1,0 +1,292 @@
+"""The safety gate in the real host. It fails closed: this file tries to get something past it."""
+
+import importlib
+import json
+import math
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+LINES = "star: a red star, a blue star\nneutral: a red circle, a blue circle, a red square"
+
+
+@pytest.fixture(scope="module")
+def pack(host_env):
+    """Modules of the pack as the host imported it, and Shapes World's Latent-CLIP."""
+
+    def module(name: str):
+        return importlib.import_module(f"{host_env.pack.__name__}.{name}")
+
+    names = ("host.gate", "host.audit", "host.concepts", "host.shapes_world", "models.concepts")
+    found = SimpleNamespace(**{name.replace(".", "_"): module(name) for name in names})
+    with torch.inference_mode():
+        found.clip = found.host_shapes_world.load_latent_clip()
+    return found
+
+
+def gate(pack, latent, clip="shapes", concepts=None, on_block="grey", **more):
+    """Run the gate in inference mode, as the executor does."""
+    settings = {"fit": "tiles", "views": 0} | more
+    read = concepts or (lambda: pack.models_concepts.parse_concepts(LINES).with_thresholds("1000"))
+    with torch.inference_mode():
+        return pack.host_gate.run_gate(latent, pack.clip if clip == "shapes" else clip, read, on_block, **settings)
+
+
+def latent(size=2, **more) -> dict:
+    return {"samples": torch.randn(size, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * 7, **more}
+
+
+def at(threshold):
+    return lambda pack: lambda: pack.models_concepts.parse_concepts(LINES).with_thresholds(str(threshold))
+
+
+# What passes, and what becomes of the rest
+
+
+def test_what_is_below_its_threshold_passes_untouched(pack):
+    given = latent()
+    safe, report = gate(pack, given)
+    assert safe is given and report.blocked == [False, False] and report.reasons == ["", ""]
+    assert all(math.isfinite(score) for row in report.scores for score in row)
+
+
+@pytest.mark.parametrize("on_block", ["grey", "blur", "drop", "stop"])
+def test_what_is_above_does_not(pack, on_block):
+    given = latent(3, noise_mask=torch.arange(3.0).view(3, 1, 1).expand(3, 64, 64).clone(), batch_index=[4, 5, 6])
+    scores = gate(pack, given)[1].scores
+    threshold = sorted(row[0] for row in scores)[1] + 1e-3  # one above, two below
+    worst = max(range(3), key=lambda i: scores[i][0])
+    concepts = at(threshold)(pack)
+    if on_block == "stop":
+        with pytest.raises(pack.host_gate.BlockedError, match="1 of 3 images blocked"):
+            gate(pack, given, concepts=concepts, on_block=on_block)
+        return
+    safe, report = gate(pack, given, concepts=concepts, on_block=on_block)
+    assert [i for i, blocked in enumerate(report.blocked) if blocked] == [worst]
+    assert "star: log-odds" in report.reasons[worst]
+    kept = [i for i in range(3) if i != worst]
+    if on_block == "drop":
+        assert torch.equal(safe["samples"], given["samples"][kept])
+        assert safe["batch_index"] == [given["batch_index"][i] for i in kept]
+        assert torch.equal(safe["noise_mask"], given["noise_mask"][kept])
+        return
+    assert torch.equal(safe["samples"][kept], given["samples"][kept])
+    hidden = safe["samples"][worst]
+    assert hidden.flatten(1).std(dim=1).max() < 1e-5, "an 8×8 latent keeps one colour at most"
+    assert on_block != "grey" or not hidden.any()
+
+
+def test_a_batch_of_which_all_are_dropped_stops_with_a_message(pack):
+    from comfy_execution.graph_utils import ExecutionBlocker
+
+    safe, report = gate(pack, latent(), concepts=at(-1000)(pack), on_block="drop")
+    assert isinstance(safe, ExecutionBlocker) and "2 of 2 images blocked" in safe.message
+    assert report.blocked == [True, True] and report.thumbnails in ([], ["", ""])
+
+
+def test_thumbnails_are_of_what_leaves_the_gate(pack):
+    given = latent()
+    plain = gate(pack, given)[1].thumbnails
+    grey = gate(pack, given, concepts=at(-1000)(pack))[1].thumbnails
+    assert plain[0] != plain[1] and grey[0] == grey[1] != plain[0]
+
+
+def test_extra_views_can_only_block_more(pack):
+    given = latent(4)
+    one, five = (gate(pack, given, views=views)[1].scores for views in (0, 5))
+    assert all(b[0] >= a[0] - 1e-4 for a, b in zip(one, five)) and one != five
+
+
+# 216 ways to break it
+
+
+def broken_samples() -> dict:
+    nan, inf = latent(), latent()
+    nan["samples"][0, 0, 0, 0], inf["samples"][1, 3, 7, 7] = math.nan, -math.inf
+    return {
+        "one NaN": nan, "one Inf": inf, "all NaN": {"samples": torch.full((2, 4, 8, 8), math.nan)},
+        "16 channels": {"samples": torch.randn(2, 16, 8, 8)}, "3 channels": {"samples": torch.randn(2, 3, 8, 8)},
+        "video": {"samples": torch.randn(2, 4, 3, 8, 8)}, "no batch": {"samples": torch.randn(4, 8, 8)},
+        "one number": {"samples": torch.tensor(1.0)}, "empty batch": {"samples": torch.zeros(0, 4, 8, 8)},
+        "no area": {"samples": torch.zeros(2, 4, 0, 8)}, "no samples": {}, "a list": {"samples": [1, 2]},
+        "nothing": {"samples": None}, "a text": {"samples": "latent"}, "overflow": {"samples": torch.full((2, 4, 8, 8), 3e38)},
+        "complex": {"samples": torch.zeros(2, 4, 8, 8, dtype=torch.complex64)}, "not a dict": None,
+        "half NaN": {"samples": torch.full((2, 4, 8, 8), math.nan, dtype=torch.float16)},
+    }  # fmt: skip
+
+
+def broken_concepts(pack) -> dict:
+    parse = pack.models_concepts.parse_concepts
+
+    def raises(error):
+        def read():
+            raise error
+
+        return read
+
+    return {
+        "no lines": lambda: parse(""), "no phrases": lambda: parse("star:"), "nonsense": lambda: parse("???"),
+        "threshold text": lambda: parse(LINES).with_thresholds("high"), "threshold NaN": lambda: parse(LINES).with_thresholds("nan"),
+        "threshold inf": lambda: parse(LINES).with_thresholds("inf"), "unknown category": lambda: parse(LINES).only("gun"),
+        "missing file": lambda: pack.host_concepts.load_concepts("gone.json"), "None": lambda: None,
+        "a number": lambda: 3, "an error": raises(RuntimeError("boom")), "out of memory": raises(MemoryError()),
+    }  # fmt: skip
+
+
+class Broken:
+    """A model whose use fails, or gives nonsense."""
+
+    def __init__(self, real, encode=None, scale=None):
+        self.space, self.image, self.grid, self.config = real.space, real.image, real.grid, real.config
+        self.logit_scale = real.logit_scale if scale is None else scale
+        self.encode_text, self.encoder = encode or real.encode_text, real.encoder
+
+
+def broken_clips(pack) -> dict:
+    def fail(texts):
+        raise RuntimeError("the text tower is broken")
+
+    real = pack.clip
+    return {
+        "None": None, "a text": "clip", "text tower fails": Broken(real, fail), "NaN scale": Broken(real, scale=math.nan),
+        "infinite scale": Broken(real, scale=math.inf), "NaN features": Broken(real, lambda t: real.encode_text(t) * math.nan),
+        "wrong width": Broken(real, lambda t: torch.ones(len(t), 3)), "no features": Broken(real, lambda t: torch.ones(0, 96)),
+    }  # fmt: skip
+
+
+def leaks(given, safe, report) -> bool:
+    """Whether any number of the input that was blocked is still in what leaves the gate."""
+    from comfy_execution.graph_utils import ExecutionBlocker
+
+    if isinstance(safe, ExecutionBlocker):
+        return False
+    blocked = [i for i, bad in enumerate(report.blocked) if bad]
+    if not blocked:
+        return True
+    samples = safe["samples"]
+    if len(samples) != len(report.blocked):  # dropped
+        return len(samples) > len(report.blocked) - len(blocked)
+    return bool(samples[blocked].ne(0).any()) and samples[blocked].float().flatten(2).std(dim=2).max() > 1e-4
+
+
+def test_nothing_broken_passes(pack):
+    attempts = passed = 0
+    for on_block in ("grey", "blur", "drop"):
+        for views in (0, 2):
+            cases = [(name, given, pack.clip, at(1000)(pack)) for name, given in broken_samples().items()]
+            cases += [(name, latent(), pack.clip, read) for name, read in broken_concepts(pack).items()]
+            cases += [(name, latent(), clip, at(1000)(pack)) for name, clip in broken_clips(pack).items()]
+            for name, given, clip, read in cases:
+                attempts += 1
+                safe, report = gate(pack, given, clip, read, on_block, views=views)
+                assert any(report.blocked), name
+                if name not in ("one NaN", "one Inf"):
+                    assert all(report.blocked), name
+                assert all(len(reason) > 10 for reason, bad in zip(report.reasons, report.blocked) if bad), name
+                passed += leaks(given, safe, report)
+                json.loads(json.dumps(report.as_ui(), allow_nan=False))
+    assert attempts >= 200 and passed == 0, (attempts, passed)
+
+
+def test_a_broken_item_does_not_block_the_others(pack):
+    given = latent()
+    given["samples"][0, 0, 0, 0] = math.nan
+    safe, report = gate(pack, given, on_block="blur")
+    assert report.blocked == [True, False]
+    assert not safe["samples"][0].any() and torch.equal(safe["samples"][1], given["samples"][1])
+
+
+def test_a_cancel_is_not_a_verdict(pack):
+    import comfy.model_management as mm
+
+    def cancelled():
+        raise mm.InterruptProcessingException
+
+    with pytest.raises(mm.InterruptProcessingException):
+        gate(pack, latent(), concepts=cancelled)
+
+
+# The log
+
+
+def test_the_log_says_what_was_judged_and_no_more(pack):
+    path = pack.host_audit.audit_file()
+    path.unlink(missing_ok=True)
+    prompt = {"7": {"class_type": "CLIPTextEncode", "inputs": {"text": "a secret", "clip": ["1", 0]}}}
+    gate(pack, latent(), concepts=at(-1000)(pack), audit=True)
+    gate(pack, latent(), audit=True, prompt=prompt)
+    without, with_prompt = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    assert without["categories"] == ["star"] and len(without["scores"]) == 2 and all(without["reasons"])
+    assert "texts" not in without and with_prompt["texts"] == {"7.text": "a secret"}
+    assert not any(with_prompt["reasons"]) and without["time"] <= with_prompt["time"]
+
+
+def test_what_cannot_be_logged_does_not_pass(pack, monkeypatch):
+    def full(record):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pack.host_gate, "write_record", full)
+    safe, report = gate(pack, latent(), audit=True)
+    assert report.blocked == [True, True] and "No space left" in report.reasons[0] and not safe["samples"].any()
+
+
+def test_the_log_survives_many_writers_and_rotates(pack, tmp_path):
+    path = tmp_path / "log" / "safety.jsonl"
+
+    def write(writer):
+        for number in range(50):
+            pack.host_audit.write_record({"writer": writer, "number": number}, path, max_bytes=4000)
+
+    threads = [threading.Thread(target=write, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    files = sorted(path.parent.glob("*.jsonl"))
+    assert 2 <= len(files) <= 1 + pack.host_audit.KEPT
+    records = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    assert len({(record["writer"], record["number"]) for record in records}) == len(records)
+    assert all(file.stat().st_size <= 4100 for file in files)
+    newest = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
+    assert newest["number"] == 49
+
+
+# As a user wires it
+
+
+def graph(**more) -> dict:
+    inputs = {
+        "latent": ["latents", 0], "latent_clip": ["world", 3], "concepts": "typed below", "typed": LINES, "categories": "",
+        "thresholds": "1000", "on_block": "grey", "views": 0, "fit": "tiles", "audit_log": False, "log_prompt": False,
+    }  # fmt: skip
+    return {
+        "world": {"class_type": "LatentCLIPShapesWorld", "inputs": {}},
+        "latents": {
+            "class_type": "TestMakeLatent",
+            "inputs": {
+                "batch_size": 3, "channels": 4, "height": 8, "width": 8, "seed": 0, "std": 7.0, "with_mask": False,
+                "with_batch_index": False,
+            },
+        },
+        "gate": {"class_type": "LatentCLIPSafetyGate", "inputs": inputs | more},
+        **{
+            f"dump_{name}": {"class_type": "TestDump", "inputs": {"value": ["gate", i], "name": f"gate_{name}"}}
+            for i, name in enumerate(("safe", "blocked", "any_blocked", "report"))
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "blocked"), [("1000", [False] * 3), ("-1000", [True] * 3), ("none", [True] * 3)]
+)
+def test_the_node_over_http(comfy, thresholds, blocked):
+    result = comfy.run(graph(thresholds=thresholds))
+    assert list(comfy.dump("gate_blocked")) == blocked
+    assert list(comfy.dump("gate_any_blocked")) == [any(blocked)]
+    report = json.loads(comfy.dump("gate_report")[0])
+    assert report["blocked"] == blocked
+    ui = result.outputs["gate"]["latent_clip"][0]
+    assert ui["kind"] == "safety" and len(ui["thumbnails"]) == 3
+    assert bool(comfy.dump("gate_safe")[0]["samples"].any()) != any(blocked)
