@@ -143,7 +143,7 @@ def read(image: Tensor) -> Reading:
         return Reading((), "no pale ground")
     label, alpha = unmixed
     explained = np.zeros(alpha.shape, dtype=bool)
-    objects = []
+    objects, problem = [], None
     for index, colour in enumerate(COLOURS):
         regions, count = ndimage.label((alpha > 0.5) & (label == index))
         for number in range(1, count + 1):
@@ -152,12 +152,13 @@ def read(image: Tensor) -> Reading:
                 continue
             seen = _identify(pixels, alpha, region, colour)
             if isinstance(seen, str):
-                return Reading(tuple(objects), seen)
+                problem = problem or seen  # and read on: what else is there may still matter
+                continue
             objects.append(seen)
             explained |= ndimage.binary_dilation(region, iterations=2)
-    if ((alpha > 0.4) & ~explained).sum() > MAX_STRAY:
-        return Reading(tuple(objects), "stray colour")
-    return Reading(tuple(objects), None if objects else "nothing there")
+    if problem is None and ((alpha > 0.4) & ~explained).sum() > MAX_STRAY:
+        problem = "stray colour"
+    return Reading(tuple(objects), problem or (None if objects else "nothing there"))
 
 
 def agrees(reading: Reading, caption: Caption) -> bool:
