@@ -16,6 +16,7 @@ from .folders import LATENT_CLIP, find_file
 from .towers import TowerPatcher, device_and_dtype, tower_dtype, tower_patcher
 
 LOGGER = logging.getLogger(__name__)
+END_OF_TEXT = "<end_of_text>"  # the tokenizer takes it for its own token, at which CLIP reads the features
 TEXT_CACHE_SIZE = 512  # prompts; at 640 floats each 1.3 MB
 
 
@@ -55,6 +56,8 @@ class TextTower:
 
     def _forward(self, texts: list[str]) -> Tensor:
         for text in texts:
+            if END_OF_TEXT in text:
+                LOGGER.warning("This prompt holds a literal %s; what follows it is not read: %.60s…", END_OF_TEXT, text)
             if len(self.tokenizer.encode(text)) > self.tokenizer.context_length - 2:
                 LOGGER.warning(
                     "This prompt is longer than %d tokens; its end is not read: %.60s…",

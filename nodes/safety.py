@@ -44,7 +44,7 @@ def concept_inputs() -> list[io.Input]:
     ]
 
 
-def window_inputs(strength: float) -> list[io.Input]:
+def window_inputs(strength: float, start: float) -> list[io.Input]:
     """When and how hard to steer."""
     return [
         io.Float.Input(
@@ -57,11 +57,11 @@ def window_inputs(strength: float) -> list[io.Input]:
         ),
         io.Float.Input(
             "start",
-            default=0.0,
+            default=start,
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="Steer from here; 0 is pure noise.",
+            tooltip="Steer from here; 0 is pure noise, where the prediction is too blurred to judge and innocent images may be suspected.",
             advanced=True,
         ),
         io.Float.Input(
@@ -124,7 +124,7 @@ class LatentCLIPGuideModel(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model to steer; LoRAs may come before or after."),
                 reward_input(),
-                *window_inputs(strength=0.2),
+                *window_inputs(strength=0.2, start=0.0),
             ],
             outputs=[io.Model.Output(display_name="MODEL", tooltip="The same model, steered when it is sampled.")],
         )
@@ -152,7 +152,7 @@ class LatentCLIPSafetyGuidance(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model to steer; LoRAs may come before or after."),
                 latent_clip_input(),
                 *concept_inputs(),
-                *window_inputs(strength=1.0),
+                *window_inputs(strength=1.0, start=0.2),
                 fit_input(),
             ],
             outputs=[io.Model.Output(display_name="MODEL", tooltip="The same model, steered when it is sampled.")],

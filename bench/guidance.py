@@ -1,0 +1,70 @@
+"""What Safety Guidance adds to a sampling step: one look of a Latent-CLIP and its way back, against SDXL's U-Net with cfg."""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..methods.features import encode_latents
+from ..models.config import latent_grid, published_configs
+from ..models.latent_clip import LatentCLIP
+from .reno_memory import SDXL_UNET
+from .timing import alternate, device_name, use_cpu_host
+
+STEP = "U-Net, cond and uncond"
+
+
+def run(rounds: int = 3) -> dict:
+    """FLOP of a step of 1024 pixels and of the judge's way there and back, and seconds of both at 512 pixels."""
+    use_cpu_host()
+    result: dict = {"device": device_name(), "dtype": "float32", "rounds": rounds}
+    with torch.device("meta"):
+        unet = _unet()
+        flops = {STEP: _flops(lambda: _step(unet, torch.zeros(2, 4, 128, 128)))}
+        for name, config in published_configs().items():
+            tower, grid = LatentCLIP(config).visual, latent_grid(config)
+            flops[name] = _flops(lambda tower=tower, grid=grid: _look(tower, grid, torch.zeros(1, 4, 128, 128)))
+    result["1024 px"] = {
+        name: {"gflop": round(count / 1e9, 1), "share_of_the_step": round(count / flops[STEP], 5)}
+        for name, count in flops.items()
+    }
+    unet = _unet().train(False).requires_grad_(False)
+    for parameter in unet.parameters():  # the host's layers leave their weights uninitialised
+        parameter.normal_(std=0.02)
+    judges = {STEP: lambda: _step(unet, torch.randn(2, 4, 64, 64))}
+    for name, config in published_configs().items():
+        tower, grid = LatentCLIP(config).visual.train(False).requires_grad_(False), latent_grid(config)
+        judges[name] = lambda tower=tower, grid=grid: _look(tower, grid, torch.randn(1, 4, 64, 64))
+    seconds = alternate(judges, rounds)
+    result["512 px"] = {
+        name: {"seconds": round(value, 4), "share_of_the_step": round(value / seconds[STEP], 5)}
+        for name, value in seconds.items()
+    }
+    return result
+
+
+def _unet() -> nn.Module:
+    import comfy.ops
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    return UNetModel(**SDXL_UNET, operations=comfy.ops.disable_weight_init)
+
+
+@torch.no_grad()
+def _step(unet: nn.Module, x: Tensor) -> Tensor:
+    from ..host.gradients import differentiable_attention
+
+    # the host asks a real device for its free memory otherwise
+    options = {"optimized_attention_override": differentiable_attention}
+    context, y = torch.zeros(len(x), 77, 2048), torch.zeros(len(x), 2816)
+    return unet(x, torch.ones(len(x)), context=context, y=y, transformer_options=options)
+
+
+def _look(tower: nn.Module, grid: int, latents: Tensor) -> Tensor:
+    latents.requires_grad_()
+    return torch.autograd.grad(encode_latents(tower, latents, grid, "tiles").sum(), latents)[0]
+
+
+def _flops(function) -> int:
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
