@@ -36,7 +36,7 @@ from .comfy_server import PACK_ROOT, ComfyError, ComfyServer, make_base
 from .contact_sheet import Entry, draw_sheet
 
 OUTPUT = PACK_ROOT / "output" / "demo"
-BATCH, KEEP, MORE_PROMPTS = 16, 4, 11
+BATCH, KEEP, MORE_PROMPTS = 16, 4, 5
 FIRST_PROMPT = "a blue star left of a red circle"
 
 
