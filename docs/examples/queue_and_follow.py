@@ -14,8 +14,6 @@ from pathlib import Path
 
 import aiohttp
 
-ENDS = {"execution_success", "execution_error", "execution_interrupted"}
-
 
 async def queue(session: aiohttp.ClientSession, prompt: dict, client_id: str) -> str:
     """POST /prompt; returns the prompt's id. Exits with the host's reasons where it refuses."""
@@ -44,8 +42,10 @@ async def follow(socket: aiohttp.ClientWebSocketResponse, prompt: dict, prompt_i
             print(f"  iteration {latest['index']}: rewards {latest['rewards']}")
         elif kind == "execution_error":
             raise SystemExit(f"{data['node_type']} #{data['node_id']}: {data['exception_message']}")
-        if kind in ENDS:
-            return
+        elif kind == "execution_interrupted":
+            raise SystemExit("interrupted")
+        if kind == "executing" and data.get("node") is None:
+            return  # sent after the history is written, which execution_success is not
 
 
 async def reports(session: aiohttp.ClientSession, prompt_id: str) -> dict[str, dict]:
