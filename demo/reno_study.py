@@ -371,7 +371,7 @@ def plot(results: dict) -> None:
         bars.bar(places, values, 0.13, yerr=errors, label=label, error_kw={"lw": 0.8})
     bars.set_xticks(range(4), [*CATEGORIES, "all"])
     bars.set(ylabel="judged right, %", ylim=(0, 100), title="Judged right, by kind of prompt")
-    bars.legend(fontsize=8, loc="lower right")
+    bars.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3)
     for name, run in results["long"].items():
         if "prior" not in name:
             continue
