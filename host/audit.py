@@ -1,7 +1,7 @@
 """The safety gate's log: one JSON line per judged batch, append-only, rotated by size, safe with several writers."""
 
 import json
-import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,7 +49,7 @@ def _rotate(path: Path) -> None:
 def _locked(path: Path) -> Iterator[None]:
     """Alone among the threads of this process and among all processes that write here."""
     with _in_process, path.open("a+b") as file:
-        if os.name == "nt":
+        if sys.platform == "win32":
             import msvcrt
 
             file.seek(0)
@@ -61,6 +61,6 @@ def _locked(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if os.name == "nt":
+            if sys.platform == "win32":
                 file.seek(0)
                 msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)

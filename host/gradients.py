@@ -24,7 +24,8 @@ def gradients(modules: Iterable[nn.Module]) -> Iterator[None]:
         originals = []
         try:
             for module in {part for whole in modules for part in whole.modules()}:
-                for tensors in (module._parameters, module._buffers):
+                tables: tuple[dict, ...] = (module._parameters, module._buffers)
+                for tensors in tables:
                     for name, tensor in tensors.items():
                         if tensor is not None and (tensor.is_inference() or tensor.requires_grad):
                             originals.append((tensors, name, tensor))

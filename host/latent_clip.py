@@ -3,6 +3,7 @@
 import logging
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import comfy.model_management as mm
 import torch
@@ -14,6 +15,9 @@ from ..models.fit import Fit
 from ..models.latent_spaces import LatentSpace
 from .folders import LATENT_CLIP, find_file
 from .towers import TowerPatcher, device_and_dtype, tower_dtype, tower_patcher
+
+if TYPE_CHECKING:  # open_clip takes seconds to import
+    from ..models.latent_clip import LatentCLIP
 
 LOGGER = logging.getLogger(__name__)
 END_OF_TEXT = "<end_of_text>"  # the tokenizer takes it for its own token, at which CLIP reads the features
@@ -82,7 +86,7 @@ class LoadedLatentCLIP:
         image: patcher of the image tower. text: the text tower with its cache.
     """
 
-    def __init__(self, model: nn.Module, config: dict, space: LatentSpace, name: str, dtype: str = "auto"):
+    def __init__(self, model: "LatentCLIP", config: dict, space: LatentSpace, name: str, dtype: str = "auto"):
         device = mm.get_torch_device()
         self.name = name
         self.config = config

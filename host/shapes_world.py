@@ -35,7 +35,7 @@ UNET_CONFIG = {
     "use_checkpoint": False, "dtype": torch.float32,
 }  # fmt: skip
 
-TEXT_CONFIG = {
+TEXT_CONFIG: dict = {
     "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 512, "hidden_act": "gelu",
     "max_position_embeddings": CONTEXT_LENGTH, "eos_token_id": 49407, "vocab_size": 49408,
 }  # fmt: skip

@@ -54,6 +54,6 @@ def extra_views(raw_latents: Tensor, count: int) -> Tensor:
 
 def blurred(raw_latents: Tensor) -> Tensor:
     """Latents of which only the coarsest colours are left: (B, C, H, W) of the same shape."""
-    size = raw_latents.shape[-2:]
-    coarse = F.adaptive_avg_pool2d(raw_latents, [max(1, side // BLUR_CELLS) for side in size])
-    return F.interpolate(coarse, size, mode="bilinear", align_corners=False)
+    height, width = raw_latents.shape[-2:]
+    coarse = F.adaptive_avg_pool2d(raw_latents, (max(1, height // BLUR_CELLS), max(1, width // BLUR_CELLS)))
+    return F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
