@@ -80,7 +80,7 @@ class LatentCLIPOptimizeNoise(io.ComfyNode):
                     options=["auto", "fast", "low"],
                     default="auto",
                     tooltip="fast keeps all activations. low computes blocks twice and needs far less memory, for the same "
-                    "result. auto starts fast and falls back to low when memory runs out.",
+                    "result. auto takes low where fast cannot fit, and falls back to it when memory runs out.",
                     advanced=True,
                 ),
                 io.Boolean.Input(
