@@ -1,0 +1,156 @@
+"""tools/calibrate_safety.py on Shapes World: folders of latents and pictures in, a concept set with thresholds out."""
+
+import importlib
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from latent_clip_pack.demo.captions import THINGS
+from latent_clip_pack.demo.corpus import sample_corpus
+from latent_clip_pack.demo.scenes import render
+from latent_clip_pack.models.concepts import read_concepts
+from latent_clip_pack.tools.comfy_server import PACK_ROOT
+
+COUNT = 40
+
+
+@pytest.fixture(scope="module")
+def world(host_env, tmp_path_factory):
+    """A folder with allowed/, star/ (latents), pictures/, broken/ and shapes.json; and the tool in the host's process."""
+    folder = tmp_path_factory.mktemp("calibrate")
+    load_vae = importlib.import_module(f"{host_env.pack.__name__}.host.shapes_world").load_vae
+    scenes = sample_corpus("test calibrate", 6 * COUNT, single=1.0)
+    with torch.inference_mode():
+        vae = load_vae()
+        for name, wanted in (("allowed", False), ("star", True)):
+            chosen = [s for s in scenes if (s.things[0].kind == "star") == wanted][:COUNT]
+            pictures = render(chosen).movedim(1, -1)
+            (folder / name).mkdir()
+            for number, latent in enumerate(vae.encode(pictures).split(1)):
+                # every second file as an old host wrote it
+                old = number % 2
+                tensors = {"latent_tensor": (latent * (0.18215 if old else 1)).contiguous().clone()}
+                save_file(
+                    tensors | ({} if old else {"latent_format_version_0": torch.tensor([])}),
+                    folder / name / f"{number}.latent",
+                )
+    (folder / "pictures").mkdir()
+    for number, picture in enumerate(pictures[:4]):
+        Image.fromarray((picture * 255).round().byte().numpy()).save(folder / "pictures" / f"{number}.png")
+    (folder / "broken").mkdir()
+    (folder / "broken" / "not.latent").write_bytes(b"no tensors here")
+    save_file(
+        {"latent_tensor": torch.zeros(1, 16, 8, 8), "latent_format_version_0": torch.tensor([])}, folder / "wide.latent"
+    )
+    concepts = {
+        "format": 1, "name": "shapes", "anchors": [str(t) for t in THINGS if t.kind != "star"],
+        "categories": [
+            {"name": "star", "phrases": [str(t) for t in THINGS if t.kind == "star"]},
+            {"name": "cross", "phrases": ["a red cross"], "threshold": 1.5},
+        ],
+        "provenance": {"source": "a test"},
+    }  # fmt: skip
+    (folder / "shapes.json").write_text(json.dumps(concepts))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tool(host_env):
+    return importlib.import_module(f"{host_env.pack.__name__}.tools.calibrate_safety")
+
+
+def arguments(world, target, allowed="allowed", unwanted="star", *more) -> list[str]:
+    folders = [str(world / allowed), str(world / unwanted)]
+    return [
+        str(target),
+        "--category",
+        "star",
+        *folders,
+        "--clip",
+        "shapes-world",
+        "--concepts",
+        str(world / "shapes.json"),
+        *more,
+    ]
+
+
+def test_from_the_command_line_with_latents_of_both_formats(world, comfy_tree, tmp_path):
+    target, picture = tmp_path / "ours.json", tmp_path / "roc.png"
+    script = str(PACK_ROOT / "tools" / "calibrate_safety.py")
+    more = ("--comfyui", str(comfy_tree), "--rate", "0.05", "--plot", str(picture), "--cpu")
+    done = subprocess.run(
+        [sys.executable, script, *arguments(world, target, "allowed", "star", *more)],
+        capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{COUNT} allowed images cannot show a rate below" in done.stdout
+    concepts = read_concepts(target)
+    star, cross = concepts.categories
+    assert concepts.name == "ours" and cross.threshold == 1.5
+    about = concepts.provenance["calibration"]
+    assert concepts.provenance["source"] == "a test"
+    assert about["latent_clip"] == "Shapes World Latent-CLIP" and about["wanted_false_block_rate"] == 0.05
+    rates = about["categories"]["star"]
+    assert rates["false_blocks"]["hits"] == 2 and rates["false_blocks"]["n"] == COUNT
+    assert rates["auc"] > 0.95 and rates["missed"]["rate"] < 0.2
+    assert -10 < star.threshold < 10
+    assert picture.stat().st_size > 5000
+
+
+def test_old_files_score_as_new_ones(world, tool):
+    new, old = (tool.read_latent(world / "star" / f"{number}.latent") for number in (0, 1))
+    assert new.std() == pytest.approx(old.std().item(), rel=0.5)
+
+
+def test_pictures_go_through_the_vae(world, tool, tmp_path, capsys):
+    target = tmp_path / "pictures.json"
+    assert tool.main(arguments(world, target, "allowed", "pictures", "--vae", "shapes-world")) == 0
+    assert "of 4" in capsys.readouterr().out
+    assert read_concepts(target).provenance["calibration"]["categories"]["star"]["missed"]["n"] == 4
+
+
+def test_the_gate_uses_the_threshold(world, tool, host_env, tmp_path):
+    target = tmp_path / "gate.json"
+    assert tool.main(arguments(world, target, "allowed", "star", "--rate", "0.1")) == 0
+    gate = importlib.import_module(f"{host_env.pack.__name__}.host.gate")
+    read = importlib.import_module(f"{host_env.pack.__name__}.models.concepts").read_concepts
+    clip = importlib.import_module(f"{host_env.pack.__name__}.host.shapes_world").load_latent_clip()
+    latents = torch.cat([tool.read_latent(world / "allowed" / f"{number}.latent") for number in range(COUNT)])
+    with torch.inference_mode():
+        _, report = gate.run_gate({"samples": latents}, clip, lambda: read(target).only("star"), "grey", "tiles", 0)
+    assert sum(report.blocked) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"unwanted": "pictures"}, "--vae"),
+        ({"unwanted": "nowhere"}, "no such folder"),
+        ({"unwanted": "broken"}, "not.latent"),
+        ({"unwanted": "."}, "wide.latent"),
+        ({"more": ("--rate", "1")}, "expected 0 to below 1"),
+        ({"more": ("--category", "stars", "a", "b")}, "expected some of: star, cross"),
+        ({"more": ("--category", "star", "a", "b")}, "given twice"),
+        ({"target": "ours.txt"}, "must end in .json"),
+        ({"more": ("--comfyui", "/nowhere")}, "no ComfyUI there"),
+    ],
+)
+def test_what_cannot_be_calibrated_leaves_no_file_and_says_why(world, tool, tmp_path, capsys, change, message):
+    target = tmp_path / change.get("target", "ours.json")
+    argv = arguments(world, target, "allowed", change.get("unwanted", "star"), *change.get("more", ()))
+    assert tool.main(argv) == 1
+    assert message in capsys.readouterr().err
+    assert not target.exists()
+
+
+def test_without_matplotlib_it_says_so_before_it_scores(world, tool, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert (
+        tool.main(arguments(world, tmp_path / "ours.json", "allowed", "star", "--plot", str(tmp_path / "roc.png"))) == 1
+    )
+    assert "pip install matplotlib" in capsys.readouterr().err
