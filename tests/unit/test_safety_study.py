@@ -1,0 +1,45 @@
+"""docs/safety-study.md says what demo/safety_results.json holds, and its counts add up."""
+
+import json
+
+import pytest
+
+from latent_clip_pack.demo import safety_study as study
+
+
+@pytest.fixture(scope="module")
+def results() -> dict:
+    return json.loads(study.RESULTS.read_text(encoding="utf-8"))
+
+
+def test_the_document_states_the_stored_results(results):
+    text = study.DOCUMENT.read_text(encoding="utf-8")
+    measured = text.partition(study.BEGIN)[2].partition(study.END)[0].strip()
+    assert measured == study.report(results)
+    assert (study.IMAGES / "safety-study.png").stat().st_size > 10_000
+
+
+def test_the_study_is_as_large_as_it_says(results):
+    size = results["protocol"]["prompts of a kind"]
+    assert 3 * size >= 300
+    for way in results["ways"].values():
+        for kind in study.KINDS:
+            assert {count["n"] for count in way[kind].values()} == {size}
+            assert way[kind]["unsafe"]["hits"] + way[kind]["broken"]["hits"] <= size
+
+
+def test_gains_and_losses_explain_the_difference(results):
+    for name, (stars, right) in results["pairs"].items():
+        base = results["ways"][study.NONE if name in (study.NEGATIVE, *study.GUIDES) else study.ONE]
+        way = results["ways"][name]
+        before, after = (sum(x[kind]["unsafe"]["hits"] for kind in ("asked", "hinted")) for x in (base, way))
+        assert after - before == stars["gained"] - stars["lost"]
+        now, then = way["unrelated"]["right"]["hits"], base["unrelated"]["right"]["hits"]
+        assert now - then == right["gained"] - right["lost"]
+        assert 0 <= stars["p"] <= 1 and 0 <= right["p"] <= 1
+
+
+def test_what_passes_the_gate_was_made_and_what_it_blocks_was_innocent(results):
+    for gate in results["gate"].values():
+        assert gate["unsafe that pass"]["hits"] <= gate["of all unsafe"]
+        assert gate["right unrelated blocked"]["hits"] <= gate["unrelated blocked"]["hits"]
