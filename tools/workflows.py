@@ -15,16 +15,18 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent.parent / "workflows"
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-COLUMN, GAP, TITLE = 340, 50, 30
+COLUMN, GAP, TITLE, INSET = 340, 50, 30, 15
 SDXL_TURBO, SDXL_BASE, LATENT_CLIP = (
     "sd_xl_turbo_1.0_fp16.safetensors",
     "sd_xl_base_1.0.safetensors",
     "latent-clip-b-8.safetensors",
 )
-FILES = f"""
-- `models/checkpoints/{SDXL_TURBO}` (stabilityai/sdxl-turbo)
+LATENT_CLIP_FILE = f"""\
 - `models/latent_clip/{LATENT_CLIP}`: `checkpoints/epoch_34.pt` of wendlerc/latent-clip-b-8-512-34b-80k, converted with `tools/convert_checkpoint.py`
 """
+FILES = f"""
+- `models/checkpoints/{SDXL_TURBO}` (stabilityai/sdxl-turbo)
+{LATENT_CLIP_FILE}"""
 
 
 @dataclass
@@ -49,6 +51,7 @@ class Graph:
     info: dict
     nodes: list[Node] = field(default_factory=list)
     heights: dict[int, int] = field(default_factory=dict)
+    groups: list[dict] = field(default_factory=list)
 
     def add(self, column: int, type: str, height: int = 120, title: str | None = None, /, **inputs) -> Node:
         """Place a node. Inputs are values, or `node[i]` for a wire, which may also feed a widget."""
@@ -62,6 +65,18 @@ class Graph:
         """A note that says what this is, what to download and where."""
         self.add(column, "MarkdownNote", height, "Read me", text=text.strip())
 
+    def group(self, title: str, *nodes: Node) -> None:
+        """A titled frame around nodes."""
+        left, top = (min(node.at[i] for node in nodes) - INSET for i in (0, 1))
+        right, bottom = (max(node.at[i] + node.size[i] for node in nodes) + INSET for i in (0, 1))
+        top -= 2 * TITLE
+        self.groups.append({"title": title, "bounding": [left, top, right - left, bottom - top], "color": "#3f789e"})
+
+    def new_row(self, *columns: int) -> None:
+        """Go on below all nodes of these columns, at one height, with room for the frame of a group."""
+        below = max(self.heights.get(column, 0) for column in columns)
+        self.heights |= dict.fromkeys(columns, below + (2 * INSET + TITLE if below else 0))
+
     def save(self, name: str) -> None:
         """Write workflows/<name>.json."""
         links: list[list] = []
@@ -69,7 +84,7 @@ class Graph:
         for source, slot, link in ((link[1], link[2], link[0]) for link in links):
             saved[source - 1]["outputs"][slot]["links"].append(link)
         workflow = {
-            "last_node_id": len(saved), "last_link_id": len(links), "nodes": saved, "links": links, "groups": [], "config": {},
+            "last_node_id": len(saved), "last_link_id": len(links), "nodes": saved, "links": links, "groups": self.groups, "config": {},
             "extra": {}, "version": 0.4,
         }  # fmt: skip
         (FOLDER / f"{name}.json").write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
@@ -86,7 +101,14 @@ class Graph:
         info, given = self.info[node.type], dict(node.inputs)
         for kind in ("required", "optional"):
             for name, spec in info["input"].get(kind, {}).items():
-                self._input(saved, name, spec, given.pop(name, None), links)
+                if spec[0] == "COMFY_AUTOGROW_V3":  # a slot per wire, named group.slot, and a free one
+                    template = spec[1]["template"]
+                    slot = next(iter(template["input"]["required"].values()))
+                    wired = [key for key in given if key.startswith(f"{name}.")]
+                    for key in [*wired, f"{name}.{template['prefix']}{len(wired)}"]:
+                        self._input(saved, key, slot, given.pop(key, None), links)
+                else:
+                    self._input(saved, name, spec, given.pop(name, None), links)
         if given:
             raise ValueError(f"{node.type} has no input {', '.join(given)}")
         for slot, type in enumerate(info["output"]):
@@ -101,7 +123,8 @@ class Graph:
             saved["inputs"].append({"name": name, "type": type, "link": len(links) + 1 if wired else None})
             if wired:
                 source, slot = value
-                links.append([len(links) + 1, source.id, slot, saved["id"], len(saved["inputs"]) - 1, type])
+                carried = self.info[source.type]["output"][slot]  # the input's own type may be a template
+                links.append([len(links) + 1, source.id, slot, saved["id"], len(saved["inputs"]) - 1, carried])
         if widget:
             if wired:
                 saved["inputs"][-1]["widget"] = {"name": name}
@@ -309,7 +332,169 @@ The noise is optimised on fast SDXL-Turbo and then starts 20 steps of SDXL base,
     graph.save("reno-then-multistep")
 
 
-WORKFLOWS = (try_it_now, pick_the_best, classify_and_route, reno_try_it_now, reno_sdxl_turbo, reno_then_multistep)
+def safety_try_it_now(info: dict) -> None:
+    """Shapes World where stars count as harmful: plain, guided, gated."""
+    graph = Graph(info)
+    world = graph.add(0, "LatentCLIPShapesWorld", 120)
+    text = graph.add(0, "PrimitiveStringMultiline", 110, "Prompt", value="a yellow star")
+    concepts = graph.add(
+        0, "PrimitiveStringMultiline", 330, "What to keep out", value=f"star: {things('star')}\nneutral: "
+        + ", ".join(things(kind) for kind in ("circle", "square", "triangle", "cross")),
+    )  # fmt: skip
+    graph.note(0, """
+## Safety: try it now
+In this world a **star** stands for what nobody should see. Nothing to download, no GPU needed.
+
+- *Plain*: what the prompt asks for.
+- *Guided*: the same seed, steered away from stars while it is made.
+- *Gated*: the plain latents again, judged before any decode; what shows a star becomes grey.
+
+Then change the prompt to "a blue circle": nothing is steered, and nothing is blocked. Try both words in one prompt, or another
+*strength*. Too strong breaks pictures, too weak leaves stars: neither node is a guarantee.
+""", 330)  # fmt: skip
+    positive = graph.add(1, "CLIPTextEncode", 110, "Positive", clip=world[1], text=text[0])
+    negative = graph.add(1, "CLIPTextEncode", 110, "Negative", clip=world[1], text="")
+    empty = graph.add(1, "EmptyLatentImage", 110, width=64, height=64, batch_size=4)
+    concept_inputs = {"latent_clip": world[3], "concepts": "typed below", "typed": concepts[0], "thresholds": "2"}
+
+    def sample(model: Node) -> Node:
+        return graph.add(
+            3, "KSampler", 270, model=model[0], positive=positive[0], negative=negative[0], latent_image=empty[0], seed=1, steps=8,
+            cfg=3.0, sampler_name="euler", scheduler="normal", denoise=1.0,
+        )  # fmt: skip
+
+    def show(title: str, latent: Node, *before: Node) -> None:
+        decoded = graph.add(4, "VAEDecode", 60, samples=latent[0], vae=world[2])
+        image = enlarge(graph, 4, decoded[0])
+        name = title.split()[0].lower()
+        saved = graph.add(5, "SaveImage", 360, images=image[0], filename_prefix=f"latent-clip/safety-{name}")
+        graph.group(title, *before, decoded, image, saved)
+        graph.new_row(2, 3, 4, 5)
+
+    plain = sample(world)
+    show("Plain", plain, plain)
+    guide = graph.add(2, "LatentCLIPSafetyGuidance", 400, model=world[0], **concept_inputs)
+    guided = sample(guide)
+    show("Guided", guided, guide, guided)
+    gate = graph.add(3, "LatentCLIPSafetyGate", 560, latent=plain[0], **concept_inputs, on_block="grey")
+    show("Gated", gate, gate)
+    graph.save("safety-try-it-now")
+
+
+def things(kind: str) -> str:
+    """The phrases of Shapes World for one kind of shape."""
+    colours = ("red", "orange", "yellow", "green", "blue", "purple")
+    return ", ".join(f"an {colour} {kind}" if colour == "orange" else f"a {colour} {kind}" for colour in colours)
+
+
+def safety_guidance_sdxl(info: dict) -> None:
+    """SDXL base, steered away from the seven I2P categories, with a gate behind it."""
+    graph = Graph(info)
+    base = graph.add(0, "CheckpointLoaderSimple", 110, ckpt_name=SDXL_BASE)
+    clip = graph.add(0, "LatentCLIPLoader", 110, file=LATENT_CLIP)
+    text = graph.add(0, "PrimitiveStringMultiline", 130, "Prompt", value="a crowded market street at dusk, documentary photo")
+    graph.note(0, f"""
+## Safety Guidance with SDXL
+Steered away from harmful content while the image is made; a gate looks at the result before it is decoded. A blocked image becomes
+a grey field.
+- `models/checkpoints/{SDXL_BASE}` (stabilityai/stable-diffusion-xl-base-1.0)
+{LATENT_CLIP_FILE}
+Both nodes use the thresholds of the set, 0, until you calibrate them on images of your own. They lower the rate of harmful images;
+they guarantee nothing.
+""", 400)  # fmt: skip
+    guide = graph.add(1, "LatentCLIPSafetyGuidance", 430, model=base[0], latent_clip=clip[0], concepts="i2p")
+    positive = graph.add(1, "CLIPTextEncode", 110, "Positive", clip=base[1], text=text[0])
+    negative = graph.add(1, "CLIPTextEncode", 110, "Negative", clip=base[1], text="")
+    empty = graph.add(1, "EmptyLatentImage", 110, width=1024, height=1024, batch_size=1)
+    sampled = graph.add(
+        2, "KSampler", 270, model=guide[0], positive=positive[0], negative=negative[0], latent_image=empty[0], seed=1, steps=25,
+        cfg=6.0, sampler_name="dpmpp_2m", scheduler="karras", denoise=1.0,
+    )  # fmt: skip
+    gate = graph.add(3, "LatentCLIPSafetyGate", 600, latent=sampled[0], latent_clip=clip[0], concepts="i2p", on_block="grey")
+    decoded = graph.add(4, "VAEDecode", 60, samples=gate[0], vae=base[2])
+    saved = graph.add(4, "SaveImage", 400, images=decoded[0], filename_prefix="latent-clip/safety")
+    graph.group("Load", base, clip, text)
+    graph.group("Steer", guide, positive, negative, empty)
+    graph.group("Sample", sampled)
+    graph.group("Judge the latent", gate)
+    graph.group("Decode what may pass", decoded, saved)
+    graph.save("safety-guidance-sdxl")
+
+
+def safety_reno_sdxl_turbo(info: dict) -> None:
+    """ReNO that climbs the prompt and leaves the categories."""
+    graph = Graph(info)
+    checkpoint = graph.add(0, "CheckpointLoaderSimple", 110, ckpt_name=SDXL_TURBO)
+    clip = graph.add(0, "LatentCLIPLoader", 110, file=LATENT_CLIP)
+    text = graph.add(0, "PrimitiveStringMultiline", 130, "Prompt", value="two boxers in a ring, film still")
+    graph.note(0, f"""
+## Optimise the noise, away from harm
+The starting noise of a one-step model is changed until the image fits the prompt and shows less of the seven categories. An image below
+every threshold is judged by the prompt alone. Saves the image of the untouched noise and the best one.
+{FILES}
+*Avoid* counts log-odds, which are up to 100 times as large as the cosines of *Match Text*: hence its small weight. Raise it if the best
+image still shows what you avoid, lower it if the prompt is lost.
+""", 420)  # fmt: skip
+    positive = graph.add(1, "CLIPTextEncode", 110, clip=checkpoint[1], text=text[0])
+    match = graph.add(1, "LatentCLIPTextReward", 260, latent_clip=clip[0], text=text[0])
+    avoid = graph.add(1, "LatentCLIPAvoidReward", 390, latent_clip=clip[0], concepts="i2p", weight=0.05)
+    sigmas = graph.add(2, "SDTurboScheduler", 90, model=checkpoint[0], steps=1, denoise=1.0)
+    combined = graph.add(2, "LatentCLIPCombineRewards", 80, **{"rewards.reward_0": match[0], "rewards.reward_1": avoid[0]})
+    empty, node = optimise(graph, checkpoint, positive, 512, combined, sigmas, iterations=50)
+    saved = []
+    for slot, name in ((2, "first"), (0, "best")):
+        decoded = graph.add(4, "VAEDecode", 60, samples=node[slot], vae=checkpoint[2])
+        saved += [decoded, graph.add(
+            4, "SaveImage", 300, name.capitalize(), images=decoded[0], filename_prefix=f"latent-clip/safety-reno-{name}"
+        )]  # fmt: skip
+    graph.group("Load", checkpoint, clip, text)
+    graph.group("What to climb, what to leave", match, avoid, positive)
+    graph.group("One step", sigmas, combined, empty, *(item for item in graph.nodes if item.type in ("RandomNoise", "BasicGuider")))
+    graph.group("Optimise", node)
+    graph.group("Before and after", *saved)
+    graph.save("safety-reno-sdxl-turbo")
+
+
+def safety_gate_service(info: dict) -> None:
+    """A batch behind a gate that drops and logs, for a program that queues this graph."""
+    graph = Graph(info)
+    checkpoint, clip, text, positive, negative = sdxl_turbo(graph, "people at a festival, evening light")
+    graph.note(0, f"""
+## A gate for a service
+Of eight latents only those that pass are decoded; the others leave the batch. Scores, verdicts and reasons go into
+`latent_clip/safety.jsonl` in ComfyUI's user folder, without images and, here, without prompts.
+
+*any_blocked* chooses the folder: complete batches go to `service/complete`, others to `service/partial`. The report is shown as text, so
+a program finds it in the history of the prompt. If nothing passes, nothing is saved.
+{FILES}
+Calibrate the thresholds first; where the law asks for more than this, put a check of the pixels behind it.
+""", 460)  # fmt: skip
+    empty = graph.add(1, "EmptyLatentImage", 110, width=512, height=512, batch_size=8)
+    sampled = graph.add(
+        1, "KSampler", 270, model=checkpoint[0], positive=positive[0], negative=negative[0], latent_image=empty[0], seed=1, steps=1,
+        cfg=1.0, sampler_name="euler_ancestral", scheduler="normal", denoise=1.0,
+    )  # fmt: skip
+    gate = graph.add(
+        2, "LatentCLIPSafetyGate", 620, latent=sampled[0], latent_clip=clip[0], concepts="i2p", on_block="drop", audit_log=True
+    )
+    complete = graph.add(3, "PrimitiveString", 60, "All passed", value="latent-clip/service/complete")
+    partial = graph.add(3, "PrimitiveString", 60, "Some were blocked", value="latent-clip/service/partial")
+    folder = graph.add(3, "ComfySwitchNode", 90, "Where to", switch=gate[2], on_false=complete[0], on_true=partial[0])
+    report = graph.add(3, "PreviewAny", 200, "Report", source=gate[3])
+    decoded = graph.add(4, "VAEDecode", 60, samples=gate[0], vae=checkpoint[2])
+    saved = graph.add(4, "SaveImage", 400, images=decoded[0], filename_prefix=folder[0])
+    graph.group("Load", checkpoint, clip, text)
+    graph.group("Make a batch", positive, negative, empty, sampled)
+    graph.group("Judge the latents", gate)
+    graph.group("Tell the caller", complete, partial, folder, report)
+    graph.group("Decode what passed", decoded, saved)
+    graph.save("safety-gate-service")
+
+
+WORKFLOWS = (
+    try_it_now, pick_the_best, classify_and_route, reno_try_it_now, reno_sdxl_turbo, reno_then_multistep, safety_try_it_now,
+    safety_guidance_sdxl, safety_reno_sdxl_turbo, safety_gate_service,
+)  # fmt: skip
 
 
 def main() -> None:
