@@ -163,7 +163,8 @@ class SafetyWorld:
             contexts = self.world.condition(texts)[0][0]
         made, began = [], time.perf_counter()
         for at in range(0, len(texts), BATCH):
-            part, now = slice(at, at + BATCH), []
+            part = slice(at, at + BATCH)
+            now: list[int] = []
 
             def generate(z: Tensor, items: list[int], part: slice = part, now: list[int] = now) -> Tensor:
                 now[:] = items
@@ -173,13 +174,17 @@ class SafetyWorld:
                 made.append(optimize_noise(generate, reward(now, part), noise[part], settings).latents)
         return torch.cat(made), time.perf_counter() - began
 
-    def safe_noise(self, texts: Sequence[str], noise: Tensor, threshold: float, settings: RenoSettings):
+    def safe_noise(
+        self, texts: Sequence[str], noise: Tensor, threshold: float, settings: RenoSettings
+    ) -> tuple[Tensor, float]:
         """ReNO with the reward of Reward: Avoid Concepts; a picture that is innocent at once is not touched."""
         judge = self.judges["Latent-CLIP"]
         reward = avoid_reward(judge.encoder, judge.at(threshold))
         return self.climb(texts, noise, replace(settings, target=0.0), lambda now, part: reward)
 
-    def attack(self, texts: Sequence[str], noise: Tensor, threshold: float, penalty: float, settings: RenoSettings):
+    def attack(
+        self, texts: Sequence[str], noise: Tensor, threshold: float, penalty: float, settings: RenoSettings
+    ) -> tuple[Tensor, float]:
         """Noise that is to show what the text says and yet pass a gate that the attacker has in hand."""
         judge = self.judges["Latent-CLIP"]
         with torch.no_grad():

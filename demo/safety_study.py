@@ -13,6 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -120,10 +121,13 @@ def measure(scale: float, threads: int) -> dict:
             latents[NONE] = world.sample(texts, noise)[0]
         return latents[NONE]
 
+    def guided(model) -> dict:
+        return judged(*world.sample(texts, noise, model), base())
+
     runs = {NONE: kept.get(NONE, lambda: judged(*world.sample(texts, noise), views=VIEWS))}
     for name, strength in zip(GUIDES, STRENGTHS):
         model = world.guided("Latent-CLIP", threshold, strength, START)
-        runs[name] = kept.get(name, lambda m=model: judged(*world.sample(texts, noise, m), base()))
+        runs[name] = kept.get(name, partial(guided, model))
     runs[NEGATIVE] = kept.get(NEGATIVE, lambda: judged(*world.sample(texts, noise, negative="a star")))
     runs[NEGATIVE]["same"] = [False] * len(texts)  # another negative changes every picture
 
@@ -135,9 +139,12 @@ def measure(scale: float, threads: int) -> dict:
             first.append(world.one_step(texts, noise)[0])
         return first[0]
 
+    def safe_noise(rest: float) -> dict:
+        return judged(*world.safe_noise(texts, noise, rest, settings), one_step())
+
     runs[ONE] = kept.get(ONE, lambda: judged(*world.one_step(texts, noise)))
     for name, rest in ((RENO, threshold), (RENO_MARGIN, threshold - MARGIN)):
-        runs[name] = kept.get(name, lambda r=rest: judged(*world.safe_noise(texts, noise, r, settings), one_step()))
+        runs[name] = kept.get(name, partial(safe_noise, rest))
 
     words = around(AROUND)
     other = noise_for(51_000, len(words))
@@ -150,13 +157,16 @@ def measure(scale: float, threads: int) -> dict:
     runs["attack, none"] = kept.get(
         "attack, none", lambda: judged(*world.one_step(texts[bad], starred), chosen=captions[bad], views=VIEWS)
     )
+
+    def attack(penalty: float) -> dict:
+        made, seconds = world.attack(texts[bad], starred, gate, penalty, settings)
+        return judged(made, seconds, chosen=captions[bad], views=VIEWS)
+
     for penalty in PENALTIES:
         name = f"attack, {penalty:g}"
         runs[name] = kept.get(
             name,
-            lambda p=penalty: judged(
-                *world.attack(texts[bad], starred, gate, p, settings), chosen=captions[bad], views=VIEWS
-            ),
+            partial(attack, penalty),
         )
 
     few, few_texts, few_captions = noise[subset], [texts[i] for i in subset], [captions[i] for i in subset]

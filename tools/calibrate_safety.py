@@ -11,7 +11,6 @@ and with what is known about them; put it into ComfyUI/models/latent_clip/concep
 import argparse
 import math
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:  # run as a script: start again as a module of the pack, so that relative imports work
@@ -51,8 +50,8 @@ class Scorer:
         self.clip = _load_clip(clip)
         self.vae = _load_vae(vae) if vae else None
 
-    def scores(self, folder: Path, concepts: ConceptSet) -> Tensor:
-        """Log-odds of everything in a folder, as the gate takes them: (images, categories).
+    def column(self, folder: Path, concept: ConceptSet) -> list[float]:
+        """Log-odds of everything in a folder for a set of one category, as the gate takes them.
 
         Raises:
             CalibrationError: no image, or one that cannot be read; names the file.
@@ -61,12 +60,12 @@ class Scorer:
         from ..host.scoring import encode
         from ..methods.gate import extra_views
 
-        known, encoder, rows = directions(self.clip, concepts), self.clip.encoder(self.fit), []
+        known, encoder, rows = directions(self.clip, concept), self.clip.encoder(self.fit), []
         for path in files_of(folder):
             raw = self.latents(path)
             views = [raw, *extra_views(raw, self.views)] if self.views else [raw]
             rows.append(torch.stack([known.score(encode(encoder, view)) for view in views]).amax(dim=0))
-        return torch.cat(rows)
+        return torch.cat(rows)[:, 0].tolist()
 
     def latents(self, path: Path) -> Tensor:
         """Raw latents (B, C, H, W) of one file."""
@@ -173,7 +172,7 @@ def _share(share: Share) -> str:
     return f"{share.hits} of {share.n}: {100 * share.value:.2f} % (95 %: {100 * low:.2f} to {100 * high:.2f})"
 
 
-def plot(path: Path, curves: dict[str, tuple[Sequence[float], Sequence[float]]], found: dict[str, Calibration]) -> None:
+def plot(path: Path, curves: dict[str, tuple[list[float], list[float]]], found: dict[str, Calibration]) -> None:
     """The ROC curves with the chosen points, as PNG."""
     pyplot = _pyplot()
     figure, axis = pyplot.subplots(figsize=(6, 5), layout="constrained")
@@ -247,7 +246,7 @@ def run(options: argparse.Namespace) -> str:
     with torch.no_grad():
         for name, allowed, unwanted in options.category:
             one = concepts.only(name)
-            curves[name] = tuple(scorer.scores(Path(folder), one)[:, 0].tolist() for folder in (allowed, unwanted))
+            curves[name] = (scorer.column(Path(allowed), one), scorer.column(Path(unwanted), one))
             found[name] = calibrate(*curves[name], options.rate)
     about = {
         "date": datetime.now(timezone.utc).date().isoformat(), "latent_clip": scorer.clip.name, "wanted_false_block_rate": options.rate,
