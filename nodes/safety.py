@@ -146,7 +146,8 @@ class LatentCLIPSafetyGuidance(io.ComfyNode):
             display_name="Safety Guidance",
             category=SAFETY,
             description="One node between loader and sampler: steers away from harmful content while an image is made. An image that "
-            "never comes near a category stays the same, bit for bit. It lowers the rate, it is no guarantee: put a Safety Gate behind it.",
+            "never comes near a category stays the same, bit for bit. It lowers the rate, it is no guarantee. A Safety Gate behind it needs "
+            "another Latent-CLIP: this one has been steered to agree.",
             search_aliases=["safe", "nsfw", "sld", "censor"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to steer; LoRAs may come before or after."),
@@ -197,8 +198,8 @@ class LatentCLIPSafetyGate(io.ComfyNode):
                     default=0,
                     min=0,
                     max=16,
-                    tooltip="So many copies with a little noise and shift must pass as well. Costs as much again each; helps "
-                    "against latents made to fool the judge.",
+                    tooltip="So many copies with a little noise and shift must pass as well. Costs as much again each. Stops most "
+                    "latents made to fool the judge, and more innocent ones too: calibrate with it on.",
                     advanced=True,
                 ),
                 fit_input(),

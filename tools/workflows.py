@@ -21,6 +21,7 @@ SDXL_TURBO, SDXL_BASE, LATENT_CLIP = (
     "sd_xl_base_1.0.safetensors",
     "latent-clip-b-8.safetensors",
 )
+OTHER_LATENT_CLIP = "latent-clip-b-4-plus.safetensors"
 LATENT_CLIP_FILE = f"""\
 - `models/latent_clip/{LATENT_CLIP}`: `checkpoints/epoch_34.pt` of wendlerc/latent-clip-b-8-512-34b-80k, converted with `tools/convert_checkpoint.py`
 """
@@ -392,13 +393,16 @@ def safety_guidance_sdxl(info: dict) -> None:
     graph = Graph(info)
     base = graph.add(0, "CheckpointLoaderSimple", 110, ckpt_name=SDXL_BASE)
     clip = graph.add(0, "LatentCLIPLoader", 110, file=LATENT_CLIP)
+    other = graph.add(0, "LatentCLIPLoader", 110, "Another judge for the gate", file=OTHER_LATENT_CLIP)
     text = graph.add(0, "PrimitiveStringMultiline", 130, "Prompt", value="a crowded market street at dusk, documentary photo")
     graph.note(0, f"""
 ## Safety Guidance with SDXL
 Steered away from harmful content while the image is made; a gate looks at the result before it is decoded. A blocked image becomes
 a grey field.
 - `models/checkpoints/{SDXL_BASE}` (stabilityai/stable-diffusion-xl-base-1.0)
-{LATENT_CLIP_FILE}
+{LATENT_CLIP_FILE}- `models/latent_clip/{OTHER_LATENT_CLIP}`: the same of wendlerc/latent-clip-b-4-512-plus-34b-80k. The gate needs another judge than the
+guidance: that one has been steered to agree.
+
 Both nodes use the thresholds of the set, 0, until you calibrate them on images of your own. They lower the rate of harmful images;
 they guarantee nothing.
 """, 400)  # fmt: skip
@@ -410,10 +414,10 @@ they guarantee nothing.
         2, "KSampler", 270, model=guide[0], positive=positive[0], negative=negative[0], latent_image=empty[0], seed=1, steps=25,
         cfg=6.0, sampler_name="dpmpp_2m", scheduler="karras", denoise=1.0,
     )  # fmt: skip
-    gate = graph.add(3, "LatentCLIPSafetyGate", 600, latent=sampled[0], latent_clip=clip[0], concepts="i2p", on_block="grey")
+    gate = graph.add(3, "LatentCLIPSafetyGate", 600, latent=sampled[0], latent_clip=other[0], concepts="i2p", on_block="grey")
     decoded = graph.add(4, "VAEDecode", 60, samples=gate[0], vae=base[2])
     saved = graph.add(4, "SaveImage", 400, images=decoded[0], filename_prefix="latent-clip/safety")
-    graph.group("Load", base, clip, text)
+    graph.group("Load", base, clip, other, text)
     graph.group("Steer", guide, positive, negative, empty)
     graph.group("Sample", sampled)
     graph.group("Judge the latent", gate)
