@@ -54,7 +54,8 @@ class TestServer(ComfyServer):
             self.tiny_sdxl_as(name)
         folder = self.models_dir / "latent_clip"
         folder.mkdir(parents=True, exist_ok=True)
-        save_latent_clip(folder / "latent-clip-b-8.safetensors")
+        for name in ("latent-clip-b-8", "latent-clip-b-4-plus"):
+            save_latent_clip(folder / f"{name}.safetensors")
 
     def workflow_to_prompt(self, path: Path) -> dict:
         """Convert a UI-format workflow file into the prompt that the page would queue."""
