@@ -348,7 +348,8 @@ In this world a **star** stands for what nobody should see. Nothing to download,
 
 - *Plain*: what the prompt asks for.
 - *Guided*: the same seed, steered away from stars while it is made.
-- *Gated*: the plain latents again, judged before any decode; what shows a star becomes grey.
+- *Gated*: the plain latents again, judged before any decode; what shows a star becomes an empty field
+  (this tiny VAE never saw an empty picture and paints it in pale colours).
 
 Then change the prompt to "a blue circle": nothing is steered, and nothing is blocked. Try both words in one prompt, or another
 *strength*. Too strong breaks pictures, too weak leaves stars: neither node is a guarantee.
@@ -374,7 +375,7 @@ Then change the prompt to "a blue circle": nothing is steered, and nothing is bl
 
     plain = sample(world)
     show("Plain", plain, plain)
-    guide = graph.add(2, "LatentCLIPSafetyGuidance", 400, model=world[0], **concept_inputs)
+    guide = graph.add(2, "LatentCLIPSafetyGuidance", 400, model=world[0], **concept_inputs, strength=1.5)
     guided = sample(guide)
     show("Guided", guided, guide, guided)
     gate = graph.add(3, "LatentCLIPSafetyGate", 560, latent=plain[0], **concept_inputs, on_block="grey")
