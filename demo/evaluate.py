@@ -5,28 +5,20 @@ Needs a ComfyUI on the path, as demo.train does. Scenes and noises come from see
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 
 import torch
 
+from .report import begin, publish, table
 from .statistics import Rate
-from .train import use_cpu
 
 HERE = Path(__file__).resolve().parent
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-
-
-def _table(columns: list[str], rows: list[list[object]]) -> str:
-    lines = ["| " + " | ".join(map(str, row)) + " |" for row in [columns, ["---"] * len(columns), *rows]]
-    return "\n".join(lines)
 
 
 def _cross_table(corner: str, columns: dict[str, dict[str, Rate]]) -> str:
     """One column per name, one row per key of their rates."""
     keys = list(next(iter(columns.values())))
-    return _table([corner, *columns], [[key, *(rates[key] for rates in columns.values())] for key in keys])
+    return table([corner, *columns], [[key, *(rates[key] for rates in columns.values())] for key in keys])
 
 
 def report(results: dict) -> str:
@@ -36,16 +28,16 @@ def report(results: dict) -> str:
     ratio = seconds["pixel CLIP"] / seconds["Latent-CLIP"]
     return "\n\n".join([
         "### Judge: true captions accepted, false ones accepted by mistake",
-        _table(["pictures", "accepted"], [[name, rate] for name, rate in results["judge"].items()]),
+        table(["pictures", "accepted"], [[name, rate] for name, rate in results["judge"].items()]),
         "### Autoencoder: round trips still read as their caption",
-        _table(["scenes", "read right"], [[name, rate] for name, rate in results["vae"].items()]),
+        table(["scenes", "read right"], [[name, rate] for name, rate in results["vae"].items()]),
         "### Latent-CLIP and pixel CLIP, equal size, steps, scenes and captions",
         _cross_table("task", results["clips"]),
         "### Generator: judged success of one picture per prompt (euler; cfg 1 for one step, else 3)",
         _cross_table("prompts", results["generator"]),
         "### Best of 8 one-step pictures",
-        _table(["chosen by", "judged success"], [[name, rate] for name, rate in best.rates.items()]),
-        _table(["paired by prompt and seed", "exact McNemar p"], [[name, f"{p:.2g}"] for name, p in best.p_values.items()]),
+        table(["chosen by", "judged success"], [[name, rate] for name, rate in best.rates.items()]),
+        table(["paired by prompt and seed", "exact McNemar p"], [[name, f"{p:.2g}"] for name, p in best.p_values.items()]),
         f"From eight latents to the chosen picture: {1000 * seconds['Latent-CLIP']:.0f} ms by Latent-CLIP (score 8, decode 1), "
         f"{1000 * seconds['pixel CLIP']:.0f} ms by the pixel CLIP (decode 8, score 8): {ratio:.1f} times as long.",
     ])  # fmt: skip
@@ -64,15 +56,7 @@ def as_json(value: object) -> object:
 
 def main() -> None:
     """Measure, print, and write results.json and the card."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--scale", type=float, default=1.0, help="fraction of the full number of samples, for a quick look"
-    )
-    parser.add_argument("--no-write", action="store_true", help="only print")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    use_cpu()
+    options = begin(__doc__ or "")
     from . import measures
 
     def n(full: int) -> int:
@@ -91,10 +75,7 @@ def main() -> None:
     print(text)
     if options.no_write:
         return
-    (HERE / "results.json").write_text(json.dumps(as_json(results), indent=2) + "\n")
-    card = HERE / "README.md"
-    before, _, rest = card.read_text(encoding="utf-8").partition(BEGIN)
-    card.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    publish(as_json(results), text, HERE / "results.json", HERE / "README.md")
 
 
 if __name__ == "__main__":

@@ -7,12 +7,11 @@ Finished parts are kept in .cache/shapes_world/reno_study/, so that a run that w
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -22,8 +21,8 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
+from .report import begin, publish, table
 from .statistics import Rate, mcnemar
-from .train import use_cpu
 from .training import CACHE
 from .weights import FOLDER
 
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, DOCUMENT, IMAGES = ROOT / "demo/reno_results.json", ROOT / "docs/reno-study.md", ROOT / "docs/images"
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 CATEGORIES = ("single", "and", "relation")
 
 PROMPTS = {"single": 30, "and": 100, "relation": 100}  # 30 is every single caption there is
@@ -274,10 +272,6 @@ def _long_summary(run: dict) -> dict:
 # ----------------------------------------------------------------------------------------------------- tables and plots
 
 
-def _table(columns: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [columns, ["---"] * len(columns), *rows])
-
-
 def _named(method: str, n: int) -> str:
     return method.replace(" 2N,", f" {2 * n},").replace(" N,", f" {n},")
 
@@ -295,7 +289,7 @@ def report(results: dict) -> str:
     p, methods = results["protocol"], results["methods"]
     named = {name: _named(name, p["n"]) for name in methods}
     one = methods[ONE_STEP]
-    main = _table(
+    main = table(
         ["way", *CATEGORIES, "all", "Latent-CLIP reward", "pixel CLIP reward", "ms / picture"],
         [
             [
@@ -305,7 +299,7 @@ def report(results: dict) -> str:
             for name, row in methods.items()
         ],
     )  # fmt: skip
-    pairs = _table(
+    pairs = table(
         ["from", "to", "became right", "became wrong", "p (pictures)", "p (prompts)"],
         [
             [named[x["first"]], named[x["second"]], x["gained"], x["lost"], f"{x['p']:.2g}", f"{x['p_by_prompt']:.2g}"]
@@ -315,7 +309,7 @@ def report(results: dict) -> str:
     long = results["long"]
     counts = list(next(iter(long.values()))["curve"])
     fixed = [name for name in long if "prior" in name]
-    curve = _table(
+    curve = table(
         ["climbed", *counts],
         [
             line
@@ -329,7 +323,7 @@ def report(results: dict) -> str:
             )
         ],
     )
-    ends = _table(
+    ends = table(
         ["run", "judged right", "had been right before", "mean evaluations", "noise norm / expected"],
         [
             [name, _rate(run["end"]), run["end"]["was right before"], run["evaluations"], f"{run['norm']:.3f}"]
@@ -391,21 +385,13 @@ def plot(results: dict) -> None:
 
 def main() -> None:
     """Measure what is not kept, and write results, tables and plots."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--scale", type=float, default=1.0, help="fraction of the prompts, for a quick look")
-    parser.add_argument("--no-write", action="store_true", help="only print")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    use_cpu()
+    options = begin(__doc__ or "")
     results = measure(options.scale, options.threads)
     text = report(results)
     print(text)
     if options.no_write:
         return
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)
-    DOCUMENT.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    publish(results, text, RESULTS, DOCUMENT)
     plot(results)
 
 

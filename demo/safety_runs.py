@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from ..methods.gate import extra_views
 from ..methods.guidance import AvoidConcepts, GuidanceSettings
 from ..methods.reno import RenoSettings, optimize_noise
 from ..methods.rewards import Encoder, Reward, Term, avoid_reward
-from ..models.concepts import Category, ConceptSet
+from ..models.concepts import Category, ConceptSet, shipped_concepts
 from . import weights as shipped
 from .captions import COLOURS, THINGS, Caption, Thing
 from .corpus import sample_corpus
@@ -50,11 +49,8 @@ def single_words() -> ConceptSet:
 
 
 def whole_pictures() -> ConceptSet:
-    """The same with phrases and anchors that describe pictures of two things, as captions do."""
-    pairs = [str(Caption(pair)) for pair in itertools.combinations(OTHERS, 2)]
-    random.Random(0).shuffle(pairs)
-    phrases = [*map(str, STARS), *(str(Caption((star, other))) for star in STARS for other in OTHERS)]
-    return ConceptSet("stars", (Category(FORBIDDEN, tuple(phrases)),), (*map(str, OTHERS), *pairs[:200]))
+    """The shipped set: phrases are every star alone and beside every other thing, anchors the other things and 200 of their pairs."""
+    return shipped_concepts("shapes-world-stars").with_thresholds("0")
 
 
 def prompts(seed: str, count: int) -> dict[str, list[Caption]]:

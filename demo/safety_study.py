@@ -7,7 +7,6 @@ matplotlib. Finished parts are kept in .cache/shapes_world/safety_study/, so tha
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import statistics
@@ -19,9 +18,8 @@ from pathlib import Path
 import torch
 
 from ..methods.calibration import Calibration, Share, calibrate
-from .reno_study import BEGIN, END, _table
+from .report import begin, publish, table
 from .statistics import Rate, mcnemar
-from .train import use_cpu
 from .training import CACHE
 from .weights import FOLDER
 
@@ -341,20 +339,20 @@ def report(results: dict) -> str:
     def outcome(ways: dict) -> str:
         head = ["way", "asked: star visible", "asked: broken", "hinted: star visible", "hinted: broken", "hinted: the other thing is there",
                 "unrelated: right", "unrelated: identical"]  # fmt: skip
-        return _table(head, [
+        return table(head, [
             [name, _rate(k["asked"]["unsafe"]), _of(k["asked"]["broken"]), _rate(k["hinted"]["unsafe"]), _of(k["hinted"]["broken"]),
              _rate(k["hinted"]["rest"]), _rate(k["unrelated"]["right"]), _of(k["unrelated"]["same"])]
             for name, k in ways.items()
         ])  # fmt: skip
 
-    calibration = _table(
+    calibration = table(
         ["judge", "threshold", "false blocks (exact 95 %)", "missed stars (exact 95 %)", "AUC"],
         [
             [name, f"{c['threshold']:.2f}", *(_exact(c[key]) for key in ("false blocks", "missed")), f"{c['auc']:.4f}"]
             for name, c in results["calibration"].items()
         ],
     )  # fmt: skip
-    pairs = _table(
+    pairs = table(
         ["way", "stars gone", "stars new", "p", "unrelated became right", "became wrong", "p"],
         [
             [
@@ -369,24 +367,24 @@ def report(results: dict) -> str:
             for name, (stars, right) in results["pairs"].items()
         ],
     )
-    gate = _table(
+    gate = table(
         ["before the gate", "stars made", "stars that pass, of the pictures asked for or hinted at", "stars among what passed", "unrelated blocked", "right unrelated blocked"],
         [
             [name, g["of all unsafe"], _rate(g["unsafe that pass"]), _rate(g["unsafe among passed"]), _rate(g["unrelated blocked"]), _rate(g["right unrelated blocked"])]
             for name, g in results["gate"].items()
         ],
     )  # fmt: skip
-    around = _table(
+    around = table(
         ["way", "star visible", "broken", "star visible and passes the gate"],
         [[name, _rate(row["unsafe"]), _of(row["broken"]), _rate(row["unsafe that pass the gate"])] for name, row in results["around"].items()],
     )  # fmt: skip
     judges = list(results["other judges"][NONE])
-    crossed = _table(
+    crossed = table(
         ["stars of", *judges],
         [[name, *(_of(row[judge]) for judge in judges)] for name, row in results["other judges"].items()],
     )
     gates = list(next(iter(results["attack"].values()))["gates"])
-    attack = _table(
+    attack = table(
         ["noise", "star visible", "broken", *(f"through: {name}" for name in gates)],
         [
             [name, _rate(row["unsafe"]), _of(row["broken"]), *(_of(row["gates"][g]["through"]) for g in gates)]
@@ -395,7 +393,7 @@ def report(results: dict) -> str:
         + [["*unrelated pictures blocked by that gate*", "", "", *(_of(results["attack"]["attack, none"]["gates"][g]["unrelated blocked"]) for g in gates)]],
     )  # fmt: skip
     ms = results["milliseconds"]
-    times = _table(["what", "ms / picture"], [[name, f"{value:.1f}"] for name, value in ms.items()])
+    times = table(["what", "ms / picture"], [[name, f"{value:.1f}"] for name, value in ms.items()])
     steps = {name: k for name, k in results["ways"].items() if name not in (ONE, RENO, RENO_MARGIN)}
     single = {name: k for name, k in results["ways"].items() if name in (ONE, RENO, RENO_MARGIN)}
     thresholds, begins = results["calibration"]["Latent-CLIP"], results["protocol"]["guidance begins at"]
@@ -466,21 +464,13 @@ def plot(results: dict) -> None:
 
 def main() -> None:
     """Measure what is not kept, and write results, tables and plot."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--scale", type=float, default=1.0, help="fraction of the prompts, for a quick look")
-    parser.add_argument("--no-write", action="store_true", help="only print")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    use_cpu()
+    options = begin(__doc__ or "")
     results = measure(options.scale, options.threads)
     text = report(results)
     print(text)
     if options.no_write:
         return
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)
-    DOCUMENT.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    publish(results, text, RESULTS, DOCUMENT)
     plot(results)
 
 

@@ -1,22 +1,21 @@
-"""Concept sets inside the host: the shipped one, the user's own files, and lines typed into a node."""
+"""Concept sets inside the host: the shipped ones, the user's own files, and lines typed into a node."""
 
 from pathlib import Path
 
 import folder_paths
 
 from ..methods.concepts import ConceptDirections, concept_directions
-from ..models.concepts import ConceptError, ConceptSet, parse_concepts, read_concepts, shipped_concepts
+from ..models.concepts import ConceptError, ConceptSet, parse_concepts, read_concepts, shipped_concepts, shipped_names
 from .folders import LATENT_CLIP
 from .latent_clip import LoadedLatentCLIP
 
 FOLDER = "concepts"  # below ComfyUI/models/latent_clip
 TYPED = "typed below"
-SHIPPED = "i2p"
 
 
 def concept_options() -> list[str]:
-    """What a node offers: the shipped set, typed lines, and every JSON file of models/latent_clip/concepts."""
-    return [SHIPPED, TYPED, *sorted(_files())]
+    """What a node offers: the shipped sets, typed lines, and every JSON file of models/latent_clip/concepts."""
+    return [*shipped_names(), TYPED, *sorted(_files())]
 
 
 def load_concepts(choice: str, typed: str = "", categories: str = "", thresholds: str = "") -> ConceptSet:
@@ -30,8 +29,8 @@ def load_concepts(choice: str, typed: str = "", categories: str = "", thresholds
     Raises:
         ConceptError: says what is wrong with which of them.
     """
-    if choice == SHIPPED:
-        concepts = shipped_concepts()
+    if choice in shipped_names():
+        concepts = shipped_concepts(choice)
     elif choice == TYPED:
         concepts = parse_concepts(typed)
     elif choice in (files := _files()):

@@ -22,7 +22,6 @@ from .latents import MAX_THUMBNAILS, raw_latents_of, select_items, thumbnails
 from .scoring import encode
 
 LOGGER = logging.getLogger(__name__)
-ON_BLOCK = ("grey", "blur", "drop", "stop")
 
 
 class BlockedError(RuntimeError):

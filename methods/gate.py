@@ -37,7 +37,7 @@ def _reason(row: list[float], names: Sequence[str], thresholds: Sequence[float])
 def extra_views(raw_latents: Tensor, count: int) -> Tensor:
     """The same latents with a little seeded noise, and shifted by a cell: (count, B, C, H, W).
 
-    A latent made to fool the judge is tuned to the cell; what the image shows is not.
+    They stop most latents that were made to fool the judge, and innocent ones with them (docs/safety-study.md).
     """
     generator = torch.Generator().manual_seed(0)
     spread = raw_latents.flatten(1).std(dim=1).view(-1, 1, 1, 1)

@@ -1,6 +1,6 @@
 """Concept sets: what to keep out, as data. Categories with phrases, neutral anchors to compare with, and thresholds.
 
-A set comes from a JSON file (the seven I2P categories ship with the pack) or from lines such as
+A set comes from a JSON file (the seven I2P categories ship with the pack, and a set of its demo world) or from lines such as
 `weapons: a gun, a rifle`; the line `neutral: ...` replaces the anchors.
 """
 
@@ -132,9 +132,14 @@ def read_concepts(path: Path) -> ConceptSet:
         raise ConceptError(f"{path.name} is no concept set of format {FORMAT}: {error!r}.") from error
 
 
-def shipped_concepts() -> ConceptSet:
-    """The seven categories of I2P."""
-    return read_concepts(SHIPPED / "i2p.json")
+def shipped_names() -> list[str]:
+    """The sets that ship with the pack; the first is the default."""
+    return ["i2p", *sorted(path.stem for path in SHIPPED.glob("*.json") if path.stem != "i2p")]
+
+
+def shipped_concepts(name: str = "i2p") -> ConceptSet:
+    """One of `shipped_names`; `i2p` has the seven categories of the I2P benchmark."""
+    return read_concepts(SHIPPED / f"{name}.json")
 
 
 def parse_concepts(text: str) -> ConceptSet:

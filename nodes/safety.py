@@ -146,8 +146,8 @@ class LatentCLIPSafetyGuidance(io.ComfyNode):
             display_name="Safety Guidance",
             category=SAFETY,
             description="One node between loader and sampler: steers away from harmful content while an image is made. An image that "
-            "never comes near a category stays the same, bit for bit. It lowers the rate, it is no guarantee. A Safety Gate behind it needs "
-            "another Latent-CLIP: this one has been steered to agree.",
+            "never comes near a category stays the same, bit for bit. It is no guarantee: on the demo world it damaged what it should "
+            "remove more often than it removed it. A Safety Gate behind it needs another Latent-CLIP: this one has been steered to agree.",
             search_aliases=["safe", "nsfw", "sld", "censor"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to steer; LoRAs may come before or after."),

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 
 from latent_clip_pack.demo import reno_study as study
+from latent_clip_pack.demo.report import measured
 
 
 @pytest.fixture(scope="module")
@@ -14,9 +15,7 @@ def results() -> dict:
 
 
 def test_the_document_states_the_stored_results(results):
-    text = study.DOCUMENT.read_text(encoding="utf-8")
-    measured = text.partition(study.BEGIN)[2].partition(study.END)[0].strip()
-    assert measured == study.report(results)
+    assert measured(study.DOCUMENT) == study.report(results)
     assert (study.IMAGES / "reno-study.png").stat().st_size > 10_000
 
 

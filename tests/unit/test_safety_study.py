@@ -5,6 +5,8 @@ import json
 import pytest
 
 from latent_clip_pack.demo import safety_study as study
+from latent_clip_pack.demo.report import measured
+from latent_clip_pack.models.concepts import shipped_concepts
 
 
 @pytest.fixture(scope="module")
@@ -13,9 +15,7 @@ def results() -> dict:
 
 
 def test_the_document_states_the_stored_results(results):
-    text = study.DOCUMENT.read_text(encoding="utf-8")
-    measured = text.partition(study.BEGIN)[2].partition(study.END)[0].strip()
-    assert measured == study.report(results)
+    assert measured(study.DOCUMENT) == study.report(results)
     assert (study.IMAGES / "safety-study.png").stat().st_size > 10_000
 
 
@@ -43,3 +43,9 @@ def test_what_passes_the_gate_was_made_and_what_it_blocks_was_innocent(results):
     for gate in results["gate"].values():
         assert gate["unsafe that pass"]["hits"] <= gate["of all unsafe"]
         assert gate["right unrelated blocked"]["hits"] <= gate["unrelated blocked"]["hits"]
+
+
+def test_the_shipped_set_has_the_threshold_that_was_measured(results):
+    (category,) = shipped_concepts("shapes-world-stars").categories
+    assert category.threshold == round(results["calibration"]["Latent-CLIP"]["threshold"], 2)
+    assert len(set(category.phrases)) == 6 + 6 * 24
