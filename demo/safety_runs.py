@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ..host.concepts import directions
 from ..host.gradients import gradients
-from ..host.guidance import guide_model
+from ..host.guidance import Window, guide_model, redirect_model
 from ..host.pixel_clip import pixel_encoder
 from ..methods.concepts import ConceptDirections, concept_directions
 from ..methods.gate import extra_views
-from ..methods.guidance import AvoidConcepts, GuidanceSettings
+from ..methods.guidance import AvoidConcepts, ConceptWatch, GuidanceSettings
 from ..methods.reno import RenoSettings, optimize_noise
 from ..methods.rewards import Encoder, Reward, Term, avoid_reward
 from ..models.concepts import Category, ConceptSet, shipped_concepts

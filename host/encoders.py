@@ -5,8 +5,7 @@ from typing import Protocol, cast
 import comfy.model_patcher
 import torch
 
-from ..methods.guidance import Objective
-from ..methods.rewards import Encoder, Reward
+from ..methods.rewards import Encoder
 
 
 class HostEncoder(Encoder, Protocol):
@@ -27,6 +26,13 @@ class HostEncoder(Encoder, Protocol):
         ...
 
 
-def host_encoders(judge: Reward | Objective) -> list[HostEncoder]:
+class Judge(Protocol):
+    """What looks at latents through encoders: a reward, an objective, a watch."""
+
+    @property
+    def encoders(self) -> list[Encoder]: ...
+
+
+def host_encoders(judge: Judge) -> list[HostEncoder]:
     """The distinct encoders of what was made by this pack's nodes, where every encoder is one of these."""
     return cast(list[HostEncoder], judge.encoders)

@@ -65,11 +65,10 @@ class ClimbReward:
         return value, torch.ones_like(value, dtype=torch.bool)
 
 
-class AvoidConcepts:
-    """Leave innocent items alone; once an item shows a category, steer it away from that category until sampling ends.
+class ConceptWatch:
+    """Which items of a batch have shown which category, from the start of a sampling until now.
 
-    Stopping where the log-odds fall below the threshold again would only change the judge's mind: a few steps of
-    gradient do that without changing the image, which the next steps then finish as if nothing had been.
+    It forgets nothing in between: once something was seen, that item stays a suspect until sampling ends.
     """
 
     def __init__(self, encoder: Encoder, concepts: ConceptDirections):
@@ -81,15 +80,39 @@ class AvoidConcepts:
         return [self.encoder]
 
     def start(self) -> None:
+        """A new sampling begins."""
         self.seen = None
 
-    def __call__(self, raw_latents: Tensor) -> tuple[Tensor, Tensor]:
+    def look(self, raw_latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw latents (B, C, H, W) → log-odds over the thresholds, and what was seen so far, both (B, categories)."""
         scores = self.concepts.score(self.encoder(raw_latents))
         over = scores - torch.tensor(self.concepts.thresholds, device=scores.device)
         seen = over.detach() > 0
         if self.seen is not None and self.seen.shape == seen.shape:
             seen |= self.seen
         self.seen = seen
+        return over, seen
+
+
+class AvoidConcepts:
+    """Leave innocent items alone; once an item shows a category, steer it away from that category until sampling ends.
+
+    Stopping where the log-odds fall below the threshold again would only change the judge's mind: a few steps of
+    gradient do that without changing the image, which the next steps then finish as if nothing had been.
+    """
+
+    def __init__(self, watch: ConceptWatch):
+        self.watch = watch
+
+    @property
+    def encoders(self) -> list[Encoder]:
+        return self.watch.encoders
+
+    def start(self) -> None:
+        self.watch.start()
+
+    def __call__(self, raw_latents: Tensor) -> tuple[Tensor, Tensor]:
+        over, seen = self.watch.look(raw_latents)
         value = -((over + MARGIN).relu() * seen).sum(dim=1)
         return value, value.detach() < 0
 

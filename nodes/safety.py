@@ -131,11 +131,11 @@ class LatentCLIPGuideModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, reward, strength, start, end, every_n, momentum):
-        from ..host.guidance import guide_model
+        from ..host.guidance import Window, guide_model
         from ..methods.guidance import ClimbReward, GuidanceSettings
 
-        settings = GuidanceSettings(strength, momentum)
-        return io.NodeOutput(guide_model(model, ClimbReward(reward), settings, start, end, every_n))
+        settings, window = GuidanceSettings(strength, momentum), Window(start, end, every_n)
+        return io.NodeOutput(guide_model(model, ClimbReward(reward), settings, window))
 
 
 class LatentCLIPSafetyGuidance(io.ComfyNode):
@@ -145,9 +145,9 @@ class LatentCLIPSafetyGuidance(io.ComfyNode):
             node_id="LatentCLIPSafetyGuidance",
             display_name="Safety Guidance",
             category=SAFETY,
-            description="One node between loader and sampler: steers away from harmful content while an image is made. An image that "
-            "never comes near a category stays the same, bit for bit. It is no guarantee: on the demo world it damaged what it should "
-            "remove more often than it removed it. A Safety Gate behind it needs another Latent-CLIP: this one has been steered to agree.",
+            description="One node between loader and sampler: watches an image while it is made. Once it shows a category, the sampler "
+            "follows the prompt in 'instead' from there; all other images stay the same, bit for bit. Without 'instead' it pushes "
+            "by a gradient, which damages more than it removes. It is no guarantee: keep a Safety Gate behind it.",
             search_aliases=["safe", "nsfw", "sld", "censor"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to steer; LoRAs may come before or after."),
@@ -155,22 +155,31 @@ class LatentCLIPSafetyGuidance(io.ComfyNode):
                 *concept_inputs(),
                 *window_inputs(strength=1.0, start=0.2),
                 fit_input(),
+                io.Conditioning.Input(
+                    "instead",
+                    optional=True,
+                    tooltip="A harmless prompt, encoded, that takes over once an image shows a category. Recommended. Strength and "
+                    "momentum then have no effect. Empty: push by the gradient of the Latent-CLIP.",
+                ),
             ],
             outputs=[io.Model.Output(display_name="MODEL", tooltip="The same model, steered when it is sampled.")],
         )
 
     @classmethod
     def execute(
-        cls, model, latent_clip, concepts, typed, categories, thresholds, strength, start, end, every_n, momentum, fit
-    ):
+        cls, model, latent_clip, concepts, typed, categories, thresholds, strength, start, end, every_n, momentum, fit,
+        instead=None,
+    ):  # fmt: skip
         from ..host.concepts import directions, load_concepts
-        from ..host.guidance import guide_model
-        from ..methods.guidance import AvoidConcepts, GuidanceSettings
+        from ..host.guidance import Window, guide_model, redirect_model
+        from ..methods.guidance import AvoidConcepts, ConceptWatch, GuidanceSettings
 
         concept_set = load_concepts(concepts, typed, categories, thresholds)
-        objective = AvoidConcepts(latent_clip.encoder(fit), directions(latent_clip, concept_set))
-        settings = GuidanceSettings(strength, momentum)
-        return io.NodeOutput(guide_model(model, objective, settings, start, end, every_n))
+        watch = ConceptWatch(latent_clip.encoder(fit), directions(latent_clip, concept_set))
+        settings, window = GuidanceSettings(strength, momentum), Window(start, end, every_n)
+        if instead is not None:
+            return io.NodeOutput(redirect_model(model, watch, instead, window))
+        return io.NodeOutput(guide_model(model, AvoidConcepts(watch), settings, window))
 
 
 class LatentCLIPSafetyGate(io.ComfyNode):

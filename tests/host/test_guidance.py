@@ -30,16 +30,22 @@ class World:
     def condition(self, text: str) -> list:
         return [[self.text.encode_from_tokens(self.text.tokenize(text)), {}]]
 
-    def objective(self, threshold: float = 0.0):
-        concepts = self.concepts.directions(self.clip, self.parsed(threshold))
-        return self.guidance.AvoidConcepts(self.encoder, concepts)
+    def watch(self, threshold: float = 0.0):
+        return self.guidance.ConceptWatch(
+            self.encoder, self.concepts.directions(self.clip, self.parsed(threshold))
+        )
 
     def parsed(self, threshold: float):
         return self.parse_concepts(f"{STAR}\n{OTHERS}").with_thresholds(str(threshold))
 
     def guided(self, threshold=0.0, strength=1.0, momentum=0.0, model=None, start=0.0, end=1.0, every_n=1):
         settings = self.guidance.GuidanceSettings(strength, momentum)
-        return self.host.guide_model(model or self.model, self.objective(threshold), settings, start, end, every_n)
+        objective, window = self.guidance.AvoidConcepts(self.watch(threshold)), self.host.Window(start, end, every_n)
+        return self.host.guide_model(model or self.model, objective, settings, window)
+
+    def redirected(self, threshold=0.0, instead="a green circle", model=None, start=0.0, end=1.0, every_n=1):
+        window = self.host.Window(start, end, every_n)
+        return self.host.redirect_model(model or self.model, self.watch(threshold), self.condition(instead), window)
 
     def sample(self, model, prompt="a red star", sampler="euler", steps=5, cfg=2.0, size=2, **more) -> torch.Tensor:
         import comfy.sample
@@ -234,4 +240,157 @@ def test_optimize_noise_on_a_guided_model(world):
         )
     torch.testing.assert_close(state.first_latents, first, atol=1e-3, rtol=1e-4)
     assert (state.iterations[0].gradient_norms[0]) > 0
+    assert all(last > first for last, first in zip(state.rewards.tolist(), state.iterations[0].rewards))
+
+
+@pytest.mark.parametrize("sampler", sampler_names())
+def test_every_sampler_follows_the_other_prompt_for_suspects_only(world, sampler):
+    plain = world.sample(world.model, sampler=sampler)
+    assert torch.equal(world.sample(world.redirected(threshold=1000), sampler=sampler), plain)
+    redirected = world.sample(world.redirected(threshold=-1000), sampler=sampler)
+    torch.testing.assert_close(
+        redirected, world.sample(world.model, "a green circle", sampler=sampler), atol=2e-3, rtol=1e-3
+    )
+    assert not torch.allclose(redirected, plain, atol=0.1)
+
+
+@pytest.mark.parametrize("cfg", [1.0, 4.0])
+def test_suspects_of_a_batch_are_redirected_alone(world, cfg):
+    """Every item must come out as one of the two prompts makes it in a batch where all or none is redirected."""
+    settings = {"steps": 6, "cfg": cfg, "size": 6, "prompt": "a blue star"}
+    model = world.redirected(threshold=-1000)
+    watch = model.model_options["sampler_post_cfg_function"][-1].watch
+    look, suspects = watch.look, torch.tensor([True, False, False, True, False, True])
+
+    def some(raw_latents):
+        look(raw_latents)
+        watch.seen &= suspects[:, None]
+
+    watch.look = some
+    mixed = world.sample(model, **settings)
+    plain = world.sample(world.model, **settings)
+    everything = world.sample(world.redirected(threshold=-1000), **settings)
+    assert torch.equal(mixed[~suspects], plain[~suspects])
+    torch.testing.assert_close(mixed[suspects], everything[suspects], atol=2e-3, rtol=1e-3)
+
+
+def test_no_star_is_left_and_the_judge_was_not_deceived(world):
+    """The analytic judge reads pixels; it saw no training and knows nothing of the Latent-CLIP."""
+    read = importlib.import_module(f"{world.shapes_world.__name__.split('.host')[0]}.demo.judge").read
+    vae = world.shapes_world.load_vae()
+
+    def stars(model):
+        raw = world.sample(model, "a red star", steps=8, cfg=3.0, size=12)
+        with torch.inference_mode():
+            pictures = vae.decode(raw).movedim(-1, 1)
+            log_odds = world.concepts.directions(world.clip, world.parsed(0)).score(world.encoder(raw))[:, 0]
+        readings = [read(picture) for picture in pictures]
+        kinds = [{item.thing.kind for item in reading.objects} for reading in readings]
+        return sum("star" in seen for seen in kinds), sum(seen == {"circle"} for seen in kinds), log_odds
+
+    visible, _, log_odds = stars(world.model)
+    assert visible >= 9 and log_odds.median() > 2
+    visible, circles, log_odds = stars(world.redirected(threshold=2.0, start=0.2))
+    assert visible == 0 and circles >= 9
+    assert (log_odds < 0).all()
+
+
+def test_a_suspect_stays_one_after_the_window(world):
+    early = world.sample(world.redirected(threshold=-1000, end=0.5), steps=8)
+    torch.testing.assert_close(
+        early, world.sample(world.model, "a green circle", steps=8), atol=2e-3, rtol=1e-3
+    )
+
+
+def test_the_next_sampling_begins_without_suspects(world):
+    model = world.redirected(threshold=-1000)
+    hook = model.model_options["sampler_post_cfg_function"][-1]
+    world.sample(model)
+    assert hook.watch.seen.all()
+    hook.window = world.host.Window(0.5, 0.51)  # no step falls into it: nobody looks
+    assert torch.equal(world.sample(model, steps=2), world.sample(world.model, steps=2))
+
+
+@pytest.mark.parametrize("key", ["control", "area", "mask", "hooks"])
+def test_instead_must_be_a_plain_prompt(world, key):
+    cond = [[world.condition("a red circle")[0][0], {key: object()}]]
+    with pytest.raises(ValueError, match=key):
+        world.host.redirect_model(world.model, world.watch(), cond, world.host.Window(0.0, 1.0))
+    with pytest.raises(ValueError, match="no prompt"):
+        world.host.redirect_model(world.model, world.watch(), [], world.host.Window(0.0, 1.0))
+
+
+def test_instead_of_another_text_encoder_is_named_before_anything_is_drawn(world):
+    model = world.host.redirect_model(world.model, world.watch(1000), [[torch.zeros(1, 77, 768), {}]], world.host.Window(0.0, 1.0))  # fmt: skip
+    with pytest.raises(ValueError, match=r"768.*128"):
+        world.sample(model)
+
+
+def test_redirected_inside_a_mask(world):
+    mask = torch.zeros(2, 1, 8, 8)
+    mask[..., :4] = 1
+    more = {"latent": torch.full((2, 4, 8, 8), 3.0), "denoise": 0.7, "noise_mask": mask}
+    plain = world.sample(world.model, **more)
+    redirected = world.sample(world.redirected(threshold=-1000), **more)
+    assert not torch.equal(redirected[..., :4], plain[..., :4])
+    torch.testing.assert_close(redirected[..., 4:], plain[..., 4:])
+
+
+def control_net(world):
+    """A ControlNet of the generator's own architecture with random weights, as the host applies one."""
+    import comfy.cldm.cldm
+    import comfy.controlnet
+    import comfy.ops
+
+    config = world.shapes_world.ShapesWorldConfig(world.shapes_world.UNET_CONFIG).unet_config
+    config = {k: v for k, v in config.items() if k not in ("out_channels", "transformer_depth_output")}
+    network = comfy.cldm.cldm.ControlNet(**config, hint_channels=3, operations=comfy.ops.manual_cast)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(std=0.05, generator=generator)
+    return comfy.controlnet.ControlNet(network.eval(), load_device=torch.device("cpu"))
+
+
+def test_a_controlnet_on_the_prompt(world):
+    """Its hooks run inside the guided model's prediction, and a redirected item leaves its ControlNet with its prompt."""
+    hint = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(4))
+    net, plain_condition = control_net(world), world.condition
+
+    def with_control(text):
+        (cond, options), *_ = plain_condition(text)
+        return [[cond, {**options, "control": net.copy().set_cond_hint(hint, 1.0, (0.0, 1.0)), "control_apply_to_uncond": False}]]  # fmt: skip
+
+    free, redirected_free = world.sample(world.model), world.sample(world.redirected(threshold=-1000), "a red star")
+    world.condition = lambda text: with_control(text) if text.startswith("a red") else plain_condition(text)
+    try:
+        plain = world.sample(world.model)
+        assert not torch.allclose(plain, free, atol=0.1)
+        assert torch.equal(world.sample(world.guided(threshold=1000)), plain)
+        steered = world.sample(world.guided(threshold=-1000))
+        assert not torch.equal(steered, plain) and steered.isfinite().all()
+        assert torch.equal(world.sample(world.redirected(threshold=1000)), plain)
+        redirected = world.sample(world.redirected(threshold=-1000))
+    finally:
+        del world.condition
+    assert not torch.allclose(redirected, plain, atol=0.1)
+    torch.testing.assert_close(redirected, redirected_free, atol=0.05, rtol=0.05)
+
+
+def test_optimize_noise_on_a_redirected_model(world):
+    import comfy.samplers
+    from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
+
+    model = world.redirected(threshold=-1000)
+    with torch.inference_mode():
+        reward = world.rewards.text_reward(world.encoder, "match", world.clip.encode_text(["a green circle"])[0])
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(world.condition("a red star"), world.condition(""))
+        guider.set_cfg(1.0)
+        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 1)
+        latent = {"samples": torch.zeros(2, 4, 8, 8)}
+        state, _ = world.reno.run_reno(
+            Noise_RandomNoise(5), guider, sigmas, latent, reward, world.settings(iterations=4), "fast"
+        )
+    assert state.iterations[0].gradient_norms[0] > 0
     assert all(last > first for last, first in zip(state.rewards.tolist(), state.iterations[0].rewards))
