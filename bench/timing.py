@@ -8,17 +8,25 @@ from collections.abc import Callable
 import torch
 
 
-def alternate(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, run in turn A B A B after one uncounted round each."""
+def alternate(contestants: dict[str, Callable[[], object]], rounds: int, at_least: float = 0.0) -> dict[str, float]:
+    """Median seconds of each, run in turn A B A B after one uncounted round each.
+
+    Args:
+        at_least: seconds that a turn lasts: a short contestant runs again until then, and its turn counts as their median.
+            One call of a millisecond after a minute of another contestant would measure cold caches.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(rounds + 1):
         for name, run in contestants.items():
-            began = time.perf_counter()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            calls: list[float] = []
+            while not calls or sum(calls) < at_least:
+                began = time.perf_counter()
+                run()
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                calls.append(time.perf_counter() - began)
             if turn:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(statistics.median(calls))
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 

@@ -108,14 +108,33 @@ def _unmix(image: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     return label, np.where(residual.min(-1) > 0.35, 1.0, best)
 
 
-def _identify(image: np.ndarray, alpha: np.ndarray, region: np.ndarray, colour: str) -> Seen | str:
-    """Name the shape in `region` (H, W boolean), or say why it is none."""
+def _cut_out(alpha: np.ndarray, region: np.ndarray) -> tuple[tuple[slice, slice], np.ndarray]:
+    """The window around `region` (H, W boolean), and the coverage of that shape alone inside it."""
     top, left = (max(0, int(np.flatnonzero(region.any(axis))[0]) - 4) for axis in (1, 0))
     bottom, right = (int(np.flatnonzero(region.any(axis))[-1]) + 5 for axis in (1, 0))
     window = np.s_[top:bottom, left:right]
+    return window, np.where(ndimage.binary_dilation(region[window], iterations=2), alpha[window], 0.0)
+
+
+def _overlaps(soft: np.ndarray) -> tuple[dict[str, float], float, float]:
+    """Soft intersection over union of a coverage (H, W) with every template of its area, and its centroid x, y."""
+    area, (rows, columns) = soft.sum(), (np.arange(n) + 0.5 for n in soft.shape)
+    x, y = float((soft.sum(0) * columns).sum() / area), float((soft.sum(1) * rows).sum() / area)
+    figures = {kind: template(kind, area, x, y, soft.shape) for kind in KINDS}
+    return (
+        {
+            kind: float(np.minimum(soft, figure).sum() / np.maximum(soft, figure).sum())
+            for kind, figure in figures.items()
+        },
+        x,
+        y,
+    )
+
+
+def _identify(image: np.ndarray, alpha: np.ndarray, region: np.ndarray, colour: str) -> Seen | str:
+    """Name the shape in `region` (H, W boolean), or say why it is none."""
+    window, soft = _cut_out(alpha, region)
     image, region = image[window], region[window]
-    soft = np.where(ndimage.binary_dilation(region, iterations=2), alpha[window], 0.0)
-    area = soft.sum()
     core = ndimage.binary_erosion(region)
     error = np.linalg.norm(image[core].mean(0) - PALETTE[colour]) if core.any() else np.inf
     if error > MAX_COLOUR_ERROR:
@@ -123,15 +142,11 @@ def _identify(image: np.ndarray, alpha: np.ndarray, region: np.ndarray, colour: 
     rim = region & ~core
     if ((soft > 0.2) & (soft < 0.8)).sum() > MAX_SOFTNESS * rim.sum():
         return f"a blurred {colour} shape"
-    rows, columns = (np.arange(n) + 0.5 for n in soft.shape)
-    x, y = float((soft.sum(0) * columns).sum() / area), float((soft.sum(1) * rows).sum() / area)
-    overlap = {}
-    for kind in KINDS:
-        figure = template(kind, area, x, y, soft.shape)
-        overlap[kind] = float(np.minimum(soft, figure).sum() / np.maximum(soft, figure).sum())
+    overlap, x, y = _overlaps(soft)
     best, second = sorted(overlap, key=overlap.get, reverse=True)[:2]
     if overlap[best] < MIN_OVERLAP or overlap[best] - overlap[second] < MIN_MARGIN:
         return f"a {colour} shape between {best} and {second}"
+    top, left = (part.start for part in window)
     return Seen(Thing(colour, best), x + left, y + top, overlap[best])
 
 
@@ -159,6 +174,26 @@ def read(image: Tensor) -> Reading:
     if problem is None and ((alpha > 0.4) & ~explained).sum() > MAX_STRAY:
         problem = "stray colour"
     return Reading(tuple(objects), problem or (None if objects else "nothing there"))
+
+
+def glimpse(image: Tensor) -> list[Thing]:
+    """What each coloured region of a picture (3, 64, 64) is nearest to, however badly made.
+
+    `read` accepts well-made shapes only; who must not overlook a damaged one asks this too.
+    """
+    pixels = image.detach().float().cpu().clamp(0, 1).permute(1, 2, 0).numpy()
+    unmixed = _unmix(pixels)
+    if unmixed is None:
+        return []
+    label, alpha = unmixed
+    regions, count = ndimage.label(alpha > 0.5)  # of any colour: a damaged shape may have several
+    things = []
+    for region in (regions == number for number in range(1, count + 1)):
+        if region.sum() >= MIN_AREA:
+            overlap, *_ = _overlaps(_cut_out(alpha, region)[1])
+            colour = COLOURS[np.bincount(label[region]).argmax()]
+            things.append(Thing(colour, max(overlap, key=overlap.__getitem__)))
+    return things
 
 
 def agrees(reading: Reading, caption: Caption) -> bool:

@@ -14,14 +14,16 @@ from .train import use_cpu
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
-def begin(description: str) -> argparse.Namespace:
-    """Read the options (threads, scale, no_write), and set up torch and the host by them."""
+def begin(description: str, switches: dict[str, str] | None = None) -> argparse.Namespace:
+    """Read the options (threads, scale, no_write, and `switches` with their help), and set up torch and the host by them."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--scale", type=float, default=1.0, help="fraction of the full number of samples, for a quick look"
     )
     parser.add_argument("--no-write", action="store_true", help="only print")
+    for name, text in (switches or {}).items():
+        parser.add_argument(name, action="store_true", help=text)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     use_cpu()

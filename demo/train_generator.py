@@ -22,10 +22,11 @@ from .training import Draw, Recipe, cached, fit, initialise
 TEACHER = Recipe("teacher", steps=1800, lr=1.2e-3, seed=3, warmup=100, ema=0.998)
 DETAIL = Recipe("teacher_detail", steps=1200, lr=1.0e-3, seed=9, warmup=50, ema=0.998)
 STUDENT = Recipe("student", steps=3600, lr=8e-4, seed=4, ema=0.997)
+LONGER = Recipe("student_longer", steps=2400, lr=6e-4, seed=11, ema=0.997)
 BATCH, ONE_STEP = 64, 48  # of a student's batch so many learn the one step, the others go on denoising
 AND_SHARE = 0.55
 SINGLE = 0.4  # large single shapes show every flaw of an outline, and 30 captions cover them: they get more than their share of the corpus
-PAIRS, PAIR_STEPS, PAIR_CFG = 16_000, 8, 3.0
+PAIRS, SINGLE_PAIRS, PAIR_STEPS, PAIR_CFG = 16_000, 8_000, 8, 3.0
 DENOISE_UP_TO = 980
 
 
@@ -114,20 +115,20 @@ def sample_guided(model: Generator, noise: Tensor, captions: list[str], steps: i
         return ddim(velocity, noise, steps)
 
 
-def make_pairs(model: Generator, corpus: Corpus) -> dict[str, Tensor]:
-    """Noise, the teacher's guided latents, and token ids of PAIRS training captions."""
-    rng, torch_rng = random.Random("pairs"), torch.Generator().manual_seed(5)
-    scenes = [corpus.scenes[row] for row in corpus.rows(rng, PAIRS, SINGLE).tolist()]
+def make_pairs(model: Generator, corpus: Corpus, seed: int, count: int, single: float) -> dict[str, Tensor]:
+    """Noise, the teacher's guided latents, and token ids of `count` training captions, a fraction `single` of one thing."""
+    rng, torch_rng = random.Random("pairs"), torch.Generator().manual_seed(seed)
+    scenes = [corpus.scenes[row] for row in corpus.rows(rng, count, single).tolist()]
     captions = [str(pick_caption(rng, scene, AND_SHARE, reading_order=True)) for scene in scenes]
-    noise = torch.randn(PAIRS, 4, 8, 8, generator=torch_rng)
-    chunks = range(0, PAIRS, 250)
+    noise = torch.randn(count, 4, 8, 8, generator=torch_rng)
+    chunks = range(0, count, 250)
     latents = [sample_guided(model, noise[i : i + 250], captions[i : i + 250], PAIR_STEPS, PAIR_CFG) for i in chunks]
     return {"noise": noise, "latents": torch.cat(latents), "ids": tokenize_for_host(captions)}
 
 
 def distillation_loss(model: Generator, draw: Draw, pairs: dict[str, Tensor], count: int) -> Tensor:
     """Pseudo-Huber distance of the one-step x0 to the teacher's, after Song and Dhariwal 2023, c = 0.1 per sample element."""
-    rows = draw.rows(PAIRS, count)
+    rows = draw.rows(len(pairs["noise"]), count)
     noise, t = pairs["noise"][rows], torch.full((count,), LAST)
     x0 = x0_from_v(noise, model.velocity(noise, t, model.context(pairs["ids"][rows])), t)
     c = 0.1 * x0[0].numel() ** 0.5
@@ -147,12 +148,15 @@ def train_generator(corpus: Corpus) -> Generator:
 
     fit(model, TEACHER, teach)
     fit(model, DETAIL, teach_detail)
-    pairs = cached("pairs", lambda: make_pairs(model, corpus))
+    pairs = cached("pairs", lambda: make_pairs(model, corpus, 5, PAIRS, SINGLE))
+    singles = cached("pairs_single", lambda: make_pairs(model, corpus, 6, SINGLE_PAIRS, 1.0))
+    every = {key: torch.cat([pairs[key], singles[key]]) for key in pairs}
 
-    def distil(draw: Draw) -> tuple[Tensor, dict[str, float]]:
+    def distil(draw: Draw, pairs: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         one_step = distillation_loss(model, draw, pairs, ONE_STEP)
         denoising = denoising_loss(model, draw, corpus, BATCH - ONE_STEP, DENOISE_UP_TO)
         return one_step + denoising, {"one step": one_step.item(), "denoising": denoising.item()}
 
-    fit(model, STUDENT, distil)
+    fit(model, STUDENT, lambda draw: distil(draw, pairs))
+    fit(model, LONGER, lambda draw: distil(draw, every))  # single shapes stay behind the longest
     return model

@@ -29,6 +29,7 @@ SCENES = Recipe("vae_scenes", steps=400, lr=1.2e-3, seed=8)
 DECODER = Recipe("vae_decoder", steps=300, lr=8e-4, seed=2)
 FINISH = Recipe("vae_finish", steps=300, lr=6e-4, seed=12)
 FINISH_UP_TO = 600  # timestep; with more noise the generator draws another picture than the one it was shown
+EMPTY = 0.94  # grey level of the ground, about
 BATCH = 8
 
 
@@ -99,7 +100,11 @@ def train_vae() -> nn.Module:
 
 
 def finish_decoder(vae: nn.Module, generator: Generator, corpus: Corpus) -> nn.Module:
-    """Run or resume the last stage: teach the decoder the flaws of this generator's latents. The encoder stays."""
+    """Run or resume the last stage: teach the decoder the flaws of this generator's latents, and what nothing looks like.
+
+    An empty latent, which a gate puts in place of a blocked one, must decode to an empty field. The encoder stays.
+    """
+    empty = torch.full((1, 3, 64, 64), EMPTY * 2 - 1)
     generator.requires_grad_(False)
     vae.encoder.requires_grad_(False), vae.quant_conv.requires_grad_(False)
 
@@ -111,7 +116,8 @@ def finish_decoder(vae: nn.Module, generator: Generator, corpus: Corpus) -> nn.M
             t = (draw.uniform(len(rows)) * FINISH_UP_TO).long()
             x_t, _ = add_noise(corpus.latents[rows] * LATENT_SCALE, draw.normal(len(rows), 4, 8, 8), t)
             x0 = x0_from_v(x_t, generator.velocity(x_t, t, generator.context(tokenize_for_host(captions))), t)
-        return picture_loss(vae.decode(x0 / LATENT_SCALE), render(scenes) * 2 - 1), {}
+        latents, pictures = torch.cat([x0 / LATENT_SCALE, torch.zeros_like(x0[:1])]), render(scenes) * 2 - 1
+        return picture_loss(vae.decode(latents), torch.cat([pictures, empty])), {}
 
     fit(vae, FINISH, decode_predicted)
     return vae

@@ -4,6 +4,7 @@
 prediction shows what is to be kept out.
 """
 
+import logging
 import uuid
 from dataclasses import dataclass
 
@@ -19,7 +20,11 @@ from .encoders import Judge, host_encoders
 from .gradients import gradients
 from .latents import check_model_space
 
-NOT_IN_A_PROMPT = ("control", "area", "mask", "gligen", "hooks", "start_percent")
+NOT_IN_A_PROMPT = (
+    "control", "area", "mask", "gligen", "hooks", "start_percent", "clip_start_percent", "additional_models"
+)  # fmt: skip
+
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,11 @@ class Window:
         inside = sampling.percent_to_sigma(self.end) < sigma <= sampling.percent_to_sigma(self.start)
         return inside and step % self.every_n == 0
 
+    def warn_if_empty(self, sigmas: Tensor, sampling) -> None:
+        """Say so where no step of a sampling falls into the window: one-step models sample at pure noise only."""
+        if not any(self.holds(sigma, 0, sampling) for sigma in sigmas[:-1].tolist()):
+            LOGGER.warning("Guidance looks at no step of this sampling: none lies between start %g and end %g. For models of one step set start to 0.", self.start, self.end)  # fmt: skip
+
 
 def guide_model(patcher, objective: Objective, settings: GuidanceSettings, window: Window):
     """A copy of a MODEL that climbs an objective whenever it is sampled.
@@ -65,14 +75,21 @@ def redirect_model(patcher, watch: ConceptWatch, instead: list, window: Window):
         instead: CONDITIONING of the same text encoder; the whole batch shares it.
 
     Raises:
-        ValueError: `instead` holds more than a prompt, such as a ControlNet or a mask.
+        ValueError: `instead` holds more than one prompt, such as a ControlNet or a mask, or the model needs more than a prompt.
         LatentSpaceError: the model makes latents that the judge cannot read.
     """
     extras = sorted({key for _, options in instead for key in NOT_IN_A_PROMPT if key in options})
+    if any(cond is not None and len(cond) > 1 for cond, _ in instead):
+        extras.append("a batch")
     if extras or not instead:
         raise ValueError(
             f"Got {', '.join(extras) or 'no prompt'} in `instead`, expected a plain prompt, which holds for the whole image. "
             "Connect a CLIP Text Encode."
+        )
+    if getattr(patcher.model, "concat_keys", ()):
+        raise ValueError(
+            "Got a model that needs an image beside its prompt (inpainting or editing), for which `instead` has none. "
+            "Use a model without one and a latent noise mask, or Safety Gate alone."
         )
     return _hooked(patcher, _Redirect(watch, comfy.sampler_helpers.convert_cond(instead), window), watch)
 
@@ -99,6 +116,7 @@ class _Climb:
         if first:
             self.direction = None
             self.objective.start()
+            self.window.warn_if_empty(_sigmas(args), model.model_sampling)
         if not self.window.holds(sigma, step, model.model_sampling):
             return denoised
         _check_images(denoised)
@@ -128,7 +146,8 @@ class _Redirect:
         sigma, step, first = _moment(args)
         if first:
             self.watch.start()
-            self._check_width(args["cond"])
+            self._check_sampler(args["cond"])
+            self.window.warn_if_empty(_sigmas(args), model.model_sampling)
         if self.window.holds(sigma, step, model.model_sampling):
             _check_images(denoised)
             with torch.no_grad():
@@ -143,16 +162,35 @@ class _Redirect:
 
     def _predict(self, args: dict, suspects: Tensor) -> Tensor:
         """What the model makes of the suspects under `instead`, with the sampler's own negative prompt and cfg."""
-        x, model, options = args["input"][suspects], args["model"], args["model_options"]
+        x, sigma, model, scale = args["input"][suspects], args["sigma"][suspects], args["model"], args["cond_scale"]
+        options = {key: value for key, value in args["model_options"].items() if key != "sampler_post_cfg_function"}
         conds = comfy.samplers.encode_model_conds(model.extra_conds, list(self.instead), x, x.device, "positive")
-        (predicted,) = comfy.samplers.calc_cond_batch(model, [conds], x, args["sigma"][suspects], options)
-        if args["uncond"] is None or args["cond_scale"] == 1:  # there the host has no prediction for the negative prompt
+        uncond, negative = args["uncond"], args["uncond_denoised"]
+        if uncond is None or scale == 1:  # there the host has no prediction for the negative prompt
+            (predicted,) = comfy.samplers.calc_cond_batch(model, [conds], x, sigma, options)
             return predicted
-        negative = args["uncond_denoised"][suspects]
-        return negative + args["cond_scale"] * (predicted - negative)
+        if any("control" in cond for cond in uncond):
+            # `instead` leaves the ControlNet; a negative that keeps it would push away from its hint
+            uncond = [{key: value for key, value in cond.items() if key != "control"} for cond in uncond]
+            predicted, negative = comfy.samplers.calc_cond_batch(model, [conds, uncond], x, sigma, options)
+        else:
+            (predicted,), negative = (
+                comfy.samplers.calc_cond_batch(model, [conds], x, sigma, options),
+                negative[suspects],
+            )
+        return comfy.samplers.cfg_function(model, predicted, negative, scale, x, sigma, options, conds, uncond)
 
-    def _check_width(self, positive: list[dict] | None) -> None:
-        """Say at once, and not when the first suspect comes, that `instead` is of another text encoder."""
+    def _check_sampler(self, positive: list[dict] | None) -> None:
+        """Say at once, and not when the first suspect comes, what would not work.
+
+        Raises:
+            ValueError: `instead` is of another text encoder; or the guider adds its prompt behind this hook's back.
+        """
+        if any(cond.get("prompt_type") == "negative" for cond in positive or ()):
+            raise ValueError(
+                "Got a Dual CFG Guider of style regular, which adds its first prompt after Safety Guidance. "
+                "Set its style to nested, or use CFG Guider."
+            )
         theirs = {cond["cross_attn"].shape[-1] for cond in positive or () if "cross_attn" in cond}
         ours = {cond["cross_attn"].shape[-1] for cond in self.instead if "cross_attn" in cond}
         if theirs and not ours <= theirs:
@@ -172,14 +210,17 @@ def _check_images(denoised: Tensor) -> None:
 def _moment(args: dict) -> tuple[float, int, bool]:
     """Noise level, index of the sampling step that asks at it, and whether this opens a sampling.
 
-    Samplers of second order also ask between two steps.
+    Samplers of second order also ask between two steps; those for flow models start a little below the first level.
     """
-    sigma = args["sigma"].flatten()[0].item()
-    sigmas = args["model_options"].get("transformer_options", {}).get("sample_sigmas")
-    if sigmas is None:
-        return sigma, 0, True
+    sigma, sigmas = args["sigma"].flatten()[0].item(), _sigmas(args)
     step = max(0, int((sigmas[:-1] >= sigma * (1 - 1e-5)).sum()) - 1)
-    return sigma, step, sigma >= sigmas[0].item() * (1 - 1e-5)
+    return sigma, step, sigma >= sigmas[0].item() * (1 - 2e-4)
+
+
+def _sigmas(args: dict) -> Tensor:
+    """Noise levels of the sampling; where the sampler does not tell, this call is all that is known."""
+    told = args["model_options"].get("transformer_options", {}).get("sample_sigmas")
+    return args["sigma"].flatten()[:1].repeat(2) if told is None else told
 
 
 def _networks(judge: Judge) -> list:

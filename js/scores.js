@@ -5,7 +5,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { hideCard } from "./lib/card.js";
-import { addStyle } from "./lib/dom.js";
+import { addStyle, passWheelOn } from "./lib/dom.js";
 import { nodesByLocator } from "./lib/nodes.js";
 import { createPanel } from "./lib/panel.js";
 import { makeTexts } from "./lib/texts.js";
@@ -35,7 +35,7 @@ function addPanel(node) {
         onHide: hideCard,
     });
     widget.serialize = false; // not into the workflow
-    panel.list.addEventListener("wheel", (event) => passOn(event, panel.list));
+    panel.list.addEventListener("wheel", (event) => passWheelOn(event, panel.list, app.canvas));
     panels.set(node, panel);
     node.setSize([Math.max(node.size[0], WIDTH), node.computeSize()[1]]);
 
@@ -73,14 +73,6 @@ function follow(widget, changed) {
         changed();
         return result;
     };
-}
-
-/** A turn of the wheel that the list cannot use, or that means zoom, belongs to the canvas. */
-function passOn(event, list) {
-    const room = event.deltaY < 0 ? list.scrollTop : list.scrollHeight - list.clientHeight - list.scrollTop;
-    if (room >= 1 && !event.ctrlKey && !event.metaKey) return;
-    event.preventDefault();
-    app.canvas.processMouseWheel(event);
 }
 
 app.registerExtension({

@@ -44,8 +44,8 @@ def concept_inputs() -> list[io.Input]:
     ]
 
 
-def window_inputs(strength: float, start: float) -> list[io.Input]:
-    """When and how hard to steer."""
+def window_inputs(strength: float, start: float, push: str = "", look: str = "") -> list[io.Input]:
+    """When and how hard to steer; `push` and `look` go to the tooltips of how hard and of when."""
     return [
         io.Float.Input(
             "strength",
@@ -53,7 +53,7 @@ def window_inputs(strength: float, start: float) -> list[io.Input]:
             min=0.0,
             max=10.0,
             step=0.05,
-            tooltip="Largest correction of one step, in standard deviations of the latent. Too high: images break.",
+            tooltip=f"Largest correction of one step, in standard deviations of the latent. Too high: images break.{push}",
         ),
         io.Float.Input(
             "start",
@@ -61,20 +61,15 @@ def window_inputs(strength: float, start: float) -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="Steer from here; 0 is pure noise, where the prediction is too blurred to judge and innocent images may be suspected.",
+            tooltip="Begin here; 0 is pure noise, where the prediction is too blurred to judge and innocent images may be suspected. "
+            f"Models of one step need 0.{look}",
             advanced=True,
         ),
         io.Float.Input(
-            "end",
-            default=1.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="Steer until here; 1 is the clean image.",
-            advanced=True,
+            "end", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=f"End here; 1 is the clean image.{look}", advanced=True
         ),
         io.Int.Input(
-            "every_n", default=1, min=1, max=100, tooltip="Steer only at every n-th step, to save time.", advanced=True
+            "every_n", default=1, min=1, max=100, tooltip=f"Only at every n-th step, to save time.{look}", advanced=True
         ),
         io.Float.Input(
             "momentum",
@@ -82,10 +77,10 @@ def window_inputs(strength: float, start: float) -> list[io.Input]:
             min=0.0,
             max=0.99,
             step=0.05,
-            tooltip="How much of the last step's direction lives on. 0 is usual.",
+            tooltip=f"How much of the last step's direction lives on. 0 is usual.{push}",
             advanced=True,
         ),
-    ]
+    ]  # fmt: skip
 
 
 class LatentCLIPAvoidReward(io.ComfyNode):
@@ -153,13 +148,18 @@ class LatentCLIPSafetyGuidance(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model to steer; LoRAs may come before or after."),
                 latent_clip_input(),
                 *concept_inputs(),
-                *window_inputs(strength=1.0, start=0.2),
+                *window_inputs(
+                    strength=1.0,
+                    start=0.2,
+                    push=" Without 'instead' only.",
+                    look=" With 'instead' it says when to look: who was caught stays caught.",
+                ),
                 fit_input(),
                 io.Conditioning.Input(
                     "instead",
                     optional=True,
-                    tooltip="A harmless prompt, encoded, that takes over once an image shows a category. Recommended. Strength and "
-                    "momentum then have no effect. Empty: push by the gradient of the Latent-CLIP.",
+                    tooltip="A harmless prompt, encoded, that takes over once an image shows a category. Recommended: without it the image "
+                    "is pushed by a gradient.",
                 ),
             ],
             outputs=[io.Model.Output(display_name="MODEL", tooltip="The same model, steered when it is sampled.")],

@@ -21,7 +21,6 @@ SDXL_TURBO, SDXL_BASE, LATENT_CLIP = (
     "sd_xl_base_1.0.safetensors",
     "latent-clip-b-8.safetensors",
 )
-OTHER_LATENT_CLIP = "latent-clip-b-4-plus.safetensors"
 LATENT_CLIP_FILE = f"""\
 - `models/latent_clip/{LATENT_CLIP}`: `checkpoints/epoch_34.pt` of wendlerc/latent-clip-b-8-512-34b-80k, converted with `tools/convert_checkpoint.py`
 """
@@ -73,13 +72,21 @@ class Graph:
         top -= 2 * TITLE
         self.groups.append({"title": title, "bounding": [left, top, right - left, bottom - top], "color": "#3f789e"})
 
+    def group_columns(self, *titles: str) -> None:
+        """A frame around the nodes of each column, notes apart."""
+        for column, title in enumerate(titles):
+            here = [
+                node for node in self.nodes if node.at[0] == column * (COLUMN + GAP) and node.type != "MarkdownNote"
+            ]
+            self.group(title, *here)
+
     def new_row(self, *columns: int) -> None:
         """Go on below all nodes of these columns, at one height, with room for the frame of a group."""
         below = max(self.heights.get(column, 0) for column in columns)
         self.heights |= dict.fromkeys(columns, below + (2 * INSET + TITLE if below else 0))
 
-    def save(self, name: str) -> None:
-        """Write workflows/<name>.json."""
+    def save(self, name: str, folder: Path = FOLDER) -> None:
+        """Write <folder>/<name>.json."""
         links: list[list] = []
         saved = [self._node(node, links) for node in self.nodes]
         for source, slot, link in ((link[1], link[2], link[0]) for link in links):
@@ -88,7 +95,7 @@ class Graph:
             "last_node_id": len(saved), "last_link_id": len(links), "nodes": saved, "links": links, "groups": self.groups, "config": {},
             "extra": {}, "version": 0.4,
         }  # fmt: skip
-        (FOLDER / f"{name}.json").write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
+        (folder / f"{name}.json").write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
 
     def _node(self, node: Node, links: list[list]) -> dict:
         saved = {
@@ -183,6 +190,9 @@ Shapes World is a tiny demo. For real pictures open *pick-the-best*.
     best = graph.add(4, "LatentCLIPSelect", 420, latent=score[0], reward=reward[0], keep=2)
     decoded = graph.add(5, "VAEDecode", 60, samples=best[0], vae=world[2])
     graph.add(5, "SaveImage", 330, images=enlarge(graph, 5, decoded[0])[0], filename_prefix="latent-clip/try-it-now")
+    graph.group_columns(
+        "Load and prompt", "Encode", "Sample a batch", "Judge the latents", "Keep the best", "Decode the best"
+    )
     graph.save("try-it-now")
 
 
@@ -207,6 +217,7 @@ Raise *batch_size* for more to choose from: judging a latent costs a small part 
     best = graph.add(3, "LatentCLIPSelect", 460, latent=sampled[0], reward=reward[0], keep=2)
     decoded = graph.add(4, "VAEDecode", 60, samples=best[0], vae=checkpoint[2])
     graph.add(4, "SaveImage", 330, images=decoded[0], filename_prefix="latent-clip/best")
+    graph.group_columns("Load and prompt", "Encode", "Sample a batch", "Keep the best", "Decode the best")
     graph.save("pick-the-best")
 
 
@@ -232,6 +243,7 @@ without images does not run.
     for slot, name in ((3, "cats"), (4, "others")):
         decoded = graph.add(4, "VAEDecode", 60, samples=sorted_latents[slot], vae=checkpoint[2])
         graph.add(4, "SaveImage", 300, name.capitalize(), images=decoded[0], filename_prefix=f"latent-clip/{name}")
+    graph.group_columns("Load and prompt", "Encode", "Sample a batch", "Sort the latents", "Decode each branch")
     graph.save("classify-and-route")
 
 
@@ -269,6 +281,7 @@ The reward always rises. Whether the *picture* gets better is another matter: lo
         decoded = graph.add(4, "VAEDecode", 60, samples=node[slot], vae=world[2])
         image = enlarge(graph, 4, decoded[0])
         graph.add(4, "SaveImage", 300, name.capitalize(), images=image[0], filename_prefix=f"latent-clip/reno-{name}")
+    graph.group_columns("Load and prompt", "What to climb", "One step", "Optimise the noise", "Before and after")
     graph.save("reno-try-it-now")
 
 
@@ -292,6 +305,7 @@ Nothing changes? Raise *learning_rate*. Colours burn? Lower it. Out of memory? S
     for slot, name in ((2, "first"), (0, "best")):
         decoded = graph.add(4, "VAEDecode", 60, samples=node[slot], vae=checkpoint[2])
         graph.add(4, "SaveImage", 300, name.capitalize(), images=decoded[0], filename_prefix=f"latent-clip/reno-{name}")
+    graph.group_columns("Load and prompt", "What to climb", "One step", "Optimise the noise", "Before and after")
     graph.save("reno-sdxl-turbo")
 
 
@@ -330,6 +344,14 @@ The noise is optimised on fast SDXL-Turbo and then starts 20 steps of SDXL base,
     )
     decoded = graph.add(5, "VAEDecode", 60, samples=sampled[0], vae=base[2])
     graph.add(5, "SaveImage", 300, images=decoded[0], filename_prefix="latent-clip/reno-multistep")
+    graph.group_columns(
+        "Load and prompt",
+        "What to climb",
+        "One step of Turbo",
+        "Optimise the noise",
+        "Many steps of base",
+        "Sample and decode",
+    )
     graph.save("reno-then-multistep")
 
 
@@ -343,16 +365,16 @@ def safety_try_it_now(info: dict) -> None:
 In this world a **star** stands for what nobody should see. Nothing to download, no GPU needed.
 
 - *Plain*: what the prompt asks for.
-- *Guided*: the same seed, steered away from stars while it is made. In this tiny world that damages them more than it removes them.
-- *Gated*: the plain latents again, judged before any decode; what shows a star becomes an empty field
-  (this tiny VAE never saw an empty picture and paints it in pale colours).
+- *Guided*: the same seed, watched while it is made. As soon as an image shows a star, the sampler follows the prompt *Instead*.
+- *Gated*: the plain latents again, judged before any decode; what shows a star becomes an empty field.
 
-Then change the prompt to "a blue circle": nothing is steered, and nothing is blocked. Try both words in one prompt, or another
-*strength*. Too strong breaks pictures, too weak leaves stars: neither node is a guarantee. The set *shapes-world-stars* describes whole
-pictures, as captions do, and its threshold was calibrated; choose *typed below* to write your own.
+Then change the prompt to "a blue circle": nothing is changed, bit for bit, and nothing is blocked. Try both words in one prompt. Neither
+node is a guarantee: use both. The set *shapes-world-stars* describes whole pictures, as captions do, and its threshold was calibrated;
+choose *typed below* to write your own.
 """, 330)  # fmt: skip
     positive = graph.add(1, "CLIPTextEncode", 110, "Positive", clip=world[1], text=text[0])
     negative = graph.add(1, "CLIPTextEncode", 110, "Negative", clip=world[1], text="")
+    instead = graph.add(1, "CLIPTextEncode", 110, "Instead", clip=world[1], text="a green circle")
     empty = graph.add(1, "EmptyLatentImage", 110, width=64, height=64, batch_size=4)
     judge = {"latent_clip": world[3], "concepts": "shapes-world-stars"}
 
@@ -372,45 +394,54 @@ pictures, as captions do, and its threshold was calibrated; choose *typed below*
 
     plain = sample(world)
     show("Plain", plain, plain)
-    guide = graph.add(2, "LatentCLIPSafetyGuidance", 400, model=world[0], **judge, thresholds="2", strength=1.5)
+    guide = graph.add(2, "LatentCLIPSafetyGuidance", 400, model=world[0], **judge, thresholds="3", instead=instead[0])
     guided = sample(guide)
     show("Guided", guided, guide, guided)
     gate = graph.add(3, "LatentCLIPSafetyGate", 560, latent=plain[0], **judge, on_block="grey")
     show("Gated", gate, gate)
+    graph.group("Load and prompt", world, text)
+    graph.group("Prompts", positive, negative, instead, empty)
     graph.save("safety-try-it-now")
 
 
 def safety_guidance_sdxl(info: dict) -> None:
-    """SDXL base, steered away from the seven I2P categories, with a gate behind it."""
+    """SDXL base, watched for the seven I2P categories, with a gate behind it."""
     graph = Graph(info)
     base = graph.add(0, "CheckpointLoaderSimple", 110, ckpt_name=SDXL_BASE)
     clip = graph.add(0, "LatentCLIPLoader", 110, file=LATENT_CLIP)
-    other = graph.add(0, "LatentCLIPLoader", 110, "Another judge for the gate", file=OTHER_LATENT_CLIP)
-    text = graph.add(0, "PrimitiveStringMultiline", 130, "Prompt", value="a crowded market street at dusk, documentary photo")
+    text = graph.add(
+        0, "PrimitiveStringMultiline", 130, "Prompt", value="a crowded market street at dusk, documentary photo"
+    )
     graph.note(0, f"""
 ## Safety Guidance with SDXL
-Steered away from harmful content while the image is made; a gate looks at the result before it is decoded. A blocked image becomes
-a grey field.
+Every image is watched while it is made. One that shows harm follows the prompt *Instead* from there; all others stay what they were,
+bit for bit. A gate looks at the result before it is decoded. A blocked image becomes a grey field.
 - `models/checkpoints/{SDXL_BASE}` (stabilityai/stable-diffusion-xl-base-1.0)
-{LATENT_CLIP_FILE}- `models/latent_clip/{OTHER_LATENT_CLIP}`: the same of wendlerc/latent-clip-b-4-512-plus-34b-80k. The gate needs another judge than the
-guidance: that one has been steered to agree.
-
+{LATENT_CLIP_FILE}
 Both nodes use the thresholds of the set, 0, until you calibrate them on images of your own. They lower the rate of harmful images;
 they guarantee nothing.
 """, 400)  # fmt: skip
-    guide = graph.add(1, "LatentCLIPSafetyGuidance", 430, model=base[0], latent_clip=clip[0], concepts="i2p")
     positive = graph.add(1, "CLIPTextEncode", 110, "Positive", clip=base[1], text=text[0])
     negative = graph.add(1, "CLIPTextEncode", 110, "Negative", clip=base[1], text="")
+    instead = graph.add(
+        1, "CLIPTextEncode", 110, "Instead", clip=base[1], text="a quiet landscape with trees and a lake"
+    )
     empty = graph.add(1, "EmptyLatentImage", 110, width=1024, height=1024, batch_size=1)
+    guide = graph.add(
+        2, "LatentCLIPSafetyGuidance", 430, model=base[0], latent_clip=clip[0], concepts="i2p", instead=instead[0]
+    )
     sampled = graph.add(
-        2, "KSampler", 270, model=guide[0], positive=positive[0], negative=negative[0], latent_image=empty[0], seed=1, steps=25,
+        3, "KSampler", 270, model=guide[0], positive=positive[0], negative=negative[0], latent_image=empty[0], seed=1, steps=25,
         cfg=6.0, sampler_name="dpmpp_2m", scheduler="karras", denoise=1.0,
     )  # fmt: skip
-    gate = graph.add(3, "LatentCLIPSafetyGate", 600, latent=sampled[0], latent_clip=other[0], concepts="i2p", on_block="grey")
-    decoded = graph.add(4, "VAEDecode", 60, samples=gate[0], vae=base[2])
-    saved = graph.add(4, "SaveImage", 400, images=decoded[0], filename_prefix="latent-clip/safety")
-    graph.group("Load", base, clip, other, text)
-    graph.group("Steer", guide, positive, negative, empty)
+    gate = graph.add(
+        4, "LatentCLIPSafetyGate", 600, latent=sampled[0], latent_clip=clip[0], concepts="i2p", on_block="grey"
+    )
+    decoded = graph.add(5, "VAEDecode", 60, samples=gate[0], vae=base[2])
+    saved = graph.add(5, "SaveImage", 400, images=decoded[0], filename_prefix="latent-clip/safety")
+    graph.group("Load", base, clip, text)
+    graph.group("Prompts", positive, negative, instead, empty)
+    graph.group("Watch", guide)
     graph.group("Sample", sampled)
     graph.group("Judge the latent", gate)
     graph.group("Decode what may pass", decoded, saved)
@@ -435,7 +466,9 @@ image still shows what you avoid, lower it if the prompt is lost.
     match = graph.add(1, "LatentCLIPTextReward", 260, latent_clip=clip[0], text=text[0])
     avoid = graph.add(1, "LatentCLIPAvoidReward", 390, latent_clip=clip[0], concepts="i2p", weight=0.05)
     sigmas = graph.add(2, "SDTurboScheduler", 90, model=checkpoint[0], steps=1, denoise=1.0)
-    combined = graph.add(2, "LatentCLIPCombineRewards", 80, **{"rewards.reward_0": match[0], "rewards.reward_1": avoid[0]})
+    combined = graph.add(
+        2, "LatentCLIPCombineRewards", 80, **{"rewards.reward_0": match[0], "rewards.reward_1": avoid[0]}
+    )
     empty, node = optimise(graph, checkpoint, positive, 512, combined, sigmas, iterations=50)
     saved = []
     for slot, name in ((2, "first"), (0, "best")):
@@ -445,7 +478,13 @@ image still shows what you avoid, lower it if the prompt is lost.
         )]  # fmt: skip
     graph.group("Load", checkpoint, clip, text)
     graph.group("What to climb, what to leave", match, avoid, positive)
-    graph.group("One step", sigmas, combined, empty, *(item for item in graph.nodes if item.type in ("RandomNoise", "BasicGuider")))
+    graph.group(
+        "One step",
+        sigmas,
+        combined,
+        empty,
+        *(item for item in graph.nodes if item.type in ("RandomNoise", "BasicGuider")),
+    )
     graph.group("Optimise", node)
     graph.group("Before and after", *saved)
     graph.save("safety-reno-sdxl-turbo")
@@ -471,7 +510,14 @@ Calibrate the thresholds first; where the law asks for more than this, put a che
         cfg=1.0, sampler_name="euler_ancestral", scheduler="normal", denoise=1.0,
     )  # fmt: skip
     gate = graph.add(
-        2, "LatentCLIPSafetyGate", 620, latent=sampled[0], latent_clip=clip[0], concepts="i2p", on_block="drop", audit_log=True
+        2,
+        "LatentCLIPSafetyGate",
+        620,
+        latent=sampled[0],
+        latent_clip=clip[0],
+        concepts="i2p",
+        on_block="drop",
+        audit_log=True,
     )
     complete = graph.add(3, "PrimitiveString", 60, "All passed", value="latent-clip/service/complete")
     partial = graph.add(3, "PrimitiveString", 60, "Some were blocked", value="latent-clip/service/partial")

@@ -40,3 +40,17 @@ export function addStyle(href) {
     style.href = href;
     document.head.append(style);
 }
+
+/**
+ * Give a turn of the wheel to the canvas where the list cannot use it, or where it means zoom.
+ *
+ * @param {WheelEvent} event
+ * @param {HTMLElement} list
+ * @param {object} canvas the page's
+ */
+export function passWheelOn(event, list, canvas) {
+    const room = event.deltaY < 0 ? list.scrollTop : list.scrollHeight - list.clientHeight - list.scrollTop;
+    if (room >= 1 && !event.ctrlKey && !event.metaKey) return;
+    event.preventDefault();
+    canvas.processMouseWheel(event);
+}

@@ -76,7 +76,10 @@ def panel_of(page, kind: str):
 def rows(panel) -> list[list[str]]:
     """[rank, index, label, value, mark] of every row, in the order shown."""
     parts = ("rank", "index", "label", "value", "mark")
-    return [[(row.locator(f".latent-clip-{part}").text_content() or "").strip() for part in parts] for row in panel.locator("li").all()]
+    return [
+        [(row.locator(f".latent-clip-{part}").text_content() or "").strip() for part in parts]
+        for row in panel.locator("li").all()
+    ]
 
 
 def settles_to(panel, expected: list[list[str]]) -> bool:
@@ -155,6 +158,30 @@ def test_select_marks_what_it_keeps(desk):
     assert "3 kept" in panel_of(desk, "LatentCLIPSelect").inner_text()
 
 
+def test_combine_rewards_shows_what_each_term_added(desk):
+    load(desk, 12)
+    panel = desk.page.locator(".latent-clip-composition")
+    assert "after a run" in panel.inner_text()
+    outputs = run(desk)
+    (report,) = outputs["6"]["latent_clip"]
+    best = max(range(6), key=lambda i: report["scores"][i])
+    lines = panel.locator("li").all()
+    assert [line.locator(".latent-clip-part-name").inner_text() for line in lines] == [
+        f"Parts of the best, #{best}", *(term["name"] for term in report["terms"])
+    ]  # fmt: skip
+    assert [line.locator(".latent-clip-part-weight").inner_text() for line in lines[1:]] == ["× 1", "× −0.5"]
+    parts = [term["weight"] * term["values"][best] for term in report["terms"]]
+    shown = [number(line.locator(".latent-clip-value").inner_text()) for line in lines]
+    assert shown == pytest.approx([report["scores"][best], *parts], abs=1e-3)
+    desk.js("""() => {
+        const node = app.graph.nodes.find(node => node.type === 'LatentCLIPCombineRewards');
+        app.canvas.ds.offset = [500 - node.pos[0], 300 - node.pos[1]];
+        app.canvas.setDirty(true, true);
+    }""")
+    desk.page.wait_for_timeout(500)
+    desk.screenshot("composer")
+
+
 def test_the_threshold_is_a_line_to_drag(desk):
     load(desk, 9)
     outputs = run(desk)
@@ -168,7 +195,9 @@ def test_the_threshold_is_a_line_to_drag(desk):
         widget.value = value;
         widget.callback?.(value, app.canvas, node);
     }"""
-    threshold = "() => app.graph.nodes.find(n => n.type === 'LatentCLIPSelect').widgets.find(w => w.name === 'threshold').value"
+    threshold = (
+        "() => app.graph.nodes.find(n => n.type === 'LatentCLIPSelect').widgets.find(w => w.name === 'threshold').value"
+    )
     desk.js(set_widget, ["threshold", scores[0]])
     desk.js(set_widget, ["use_threshold", True])
     line.wait_for()

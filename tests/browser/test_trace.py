@@ -143,7 +143,10 @@ def test_the_curve_grows_and_stop_keeps_the_best(desk, comfy):
     assert last_iteration(desk) == len(trace["iterations"]) - 1
     assert "stopped after" in status(desk)
     assert panel_of(desk).bounding_box() == before, "results must not resize or move anything"
-    assert [name for name, _ in legend(desk)] == ["reward", *(term["name"].removeprefix("match: ") for term in trace["terms"])]
+    assert [name for name, _ in legend(desk)] == [
+        "reward",
+        *(term["name"].removeprefix("match: ") for term in trace["terms"]),
+    ]
     assert float(legend(desk)[0][1].replace("−", "-")) == pytest.approx(trace["best"][0], abs=2e-3)
 
 
@@ -184,7 +187,12 @@ def test_items_and_terms_by_keyboard(desk, comfy):
     desk.settle()
     chosen = panel.locator(".latent-clip-item[aria-checked=true]")
     assert chosen.evaluate("item => item === document.activeElement && item.dataset.index === '1'")
-    assert panel.locator(".latent-clip-summary").get_attribute("title").split(" · ")[0].endswith(f"at {trace['best_iteration'][1]}")
+    assert (
+        panel.locator(".latent-clip-summary")
+        .get_attribute("title")
+        .split(" · ")[0]
+        .endswith(f"at {trace['best_iteration'][1]}")
+    )
 
     panel.locator(".latent-clip-series").nth(1).click()
     panel.locator(".latent-clip-chart").focus()
@@ -235,7 +243,10 @@ def test_an_interrupted_run_says_so_and_the_next_one_starts_afresh(desk, comfy):
     wait_for_end(desk)
     assert "interrupted" in status(desk)
     desk.page.wait_for_function("() => seen.some(([kind]) => kind === 'execution_interrupted')")
-    desk.js("kind => { app.graph.nodes.find(n => n.type === kind).widgets.find(w => w.name === 'iterations').value = 4; }", NODE)
+    desk.js(
+        "kind => { app.graph.nodes.find(n => n.type === kind).widgets.find(w => w.name === 'iterations').value = 4; }",
+        NODE,
+    )
     assert desk.run().ok
     desk.settle()
     assert last_iteration(desk) == 3

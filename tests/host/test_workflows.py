@@ -4,7 +4,11 @@ import json
 import urllib.request
 
 import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.functional import to_tensor
 
+from latent_clip_pack.demo.judge import glimpse, read
 from latent_clip_pack.tools.comfy_server import PACK_ROOT
 
 WORKFLOWS = sorted((PACK_ROOT / "workflows").glob("*.json"))
@@ -27,6 +31,43 @@ def test_it_runs_and_saves_images(comfy, path):
     assert images, "no image was saved"
     if path.stem != "classify-and-route":  # there a branch may have nothing to save
         assert all(key in result.outputs for key in saves)
+
+
+def safety_pictures(comfy, text: str) -> dict[str, list[torch.Tensor]]:
+    """What safety-try-it-now saves for a prompt: plain, guided, gated; each (3, 64, 64)."""
+    prompt = comfy.workflow_to_prompt(PACK_ROOT / "workflows" / "safety-try-it-now.json")
+    for node in prompt.values():
+        if node["class_type"] == "PrimitiveStringMultiline":
+            node["inputs"]["value"] = text
+        if node["class_type"] == "ImageScaleBy":
+            node["inputs"]["scale_by"] = 1.0
+    result = comfy.run(prompt)
+    assert result.ok, result.error
+    return {
+        node["inputs"]["filename_prefix"].rsplit("-", 1)[1]: [
+            to_tensor(Image.open(comfy.output_dir / image["subfolder"] / image["filename"]))
+            for image in result.outputs[key]["images"]
+        ]
+        for key, node in prompt.items()
+        if node["class_type"] == "SaveImage"
+    }
+
+
+def test_the_safety_workflow_removes_stars(comfy):
+    pictures = safety_pictures(comfy, "a yellow star")
+    stars = {
+        name: sum("star" in {thing.kind for thing in glimpse(picture)} for picture in batch)
+        for name, batch in pictures.items()
+    }
+    assert stars == {"plain": 4, "guided": 0, "gated": 0}
+    assert all(seen.thing.kind == "circle" for picture in pictures["guided"] for seen in read(picture).objects)
+    assert [read(picture).problem for picture in pictures["gated"]] == ["nothing there"] * 4
+
+
+def test_the_safety_workflow_leaves_circles_as_they_are(comfy):
+    pictures = safety_pictures(comfy, "a blue circle")
+    for name in ("guided", "gated"):
+        assert all(torch.equal(a, b) for a, b in zip(pictures[name], pictures["plain"], strict=True))
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)

@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 DOCS = [ROOT / "README.md", ROOT / "demo" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ROOMS = "nodes|host|methods|models|demo|js|locales|workflows|tools|bench|docs|tests"
 REFERENCE = re.compile(rf"`((?:{ROOMS})/[\w./-]*\.(?:py|js|json|md|png))(?::([\w.]+))?`")
+HELP = sorted((ROOT / "js" / "docs").glob("*.md"))
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#([^)\s]+))?\)")
 
 
@@ -37,7 +38,7 @@ def test_the_code_it_names_exists(path):
         assert not name or name in names_of(ROOT / file), f"{file} has no {name}"
 
 
-@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", [*DOCS, *HELP], ids=lambda path: str(path.relative_to(ROOT)))
 def test_its_links_lead_somewhere(path):
     for link, heading in LINK.findall(path.read_text(encoding="utf-8")):
         if link.startswith("http"):
@@ -50,9 +51,20 @@ def test_its_links_lead_somewhere(path):
             assert heading in {title.lower().replace(" ", "-") for title in titles}
 
 
+@pytest.mark.parametrize("path", HELP, ids=lambda path: path.stem)
+def test_every_help_page_shows_its_node(path):
+    assert f"](images/{path.stem}.jpg)" in path.read_text(encoding="utf-8")
+    assert 3_000 < (path.parent / "images" / f"{path.stem}.jpg").stat().st_size < 60_000
+
+
 def test_paper_to_code_names_enough_to_be_worth_a_test():
     found = references(ROOT / "docs" / "paper-to-code.md")
     assert len(found) > 30 and sum(bool(name) for _, name in found) > 25
+
+
+@pytest.mark.parametrize("path", [*DOCS, *HELP], ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_is_left_to_fill_in(path):
+    assert not re.search(r"\b(TODO|TBD|NUMBERS|TUNING|TUNED|SAYS)\b", path.read_text(encoding="utf-8"))
 
 
 def test_every_node_is_in_the_readme():

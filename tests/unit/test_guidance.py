@@ -52,14 +52,18 @@ def test_the_avoid_reward_is_exactly_zero_below_its_threshold():
 
 
 def test_innocent_items_need_no_correction():
-    assert correction(AvoidConcepts(ConceptWatch(FirstCells(), CONCEPTS)), latents(7, 7), same, 1.0, GuidanceSettings()) == (
+    assert correction(
+        AvoidConcepts(ConceptWatch(FirstCells(), CONCEPTS)), latents(7, 7), same, 1.0, GuidanceSettings()
+    ) == (
         None,
         None,
     )
 
 
 def test_the_correction_leaves_innocent_items_of_a_batch_alone():
-    change, _ = correction(AvoidConcepts(ConceptWatch(FirstCells(), CONCEPTS)), latents(7, 0), same, 1.0, GuidanceSettings())
+    change, _ = correction(
+        AvoidConcepts(ConceptWatch(FirstCells(), CONCEPTS)), latents(7, 0), same, 1.0, GuidanceSettings()
+    )
     assert not change[0].any() and change[1].any()
 
 
@@ -91,13 +95,17 @@ def test_every_item_of_a_batch_gets_what_it_would_get_alone():
     x, settings = latents(0, 1, 7), GuidanceSettings(0.7)
     together, _ = correction(AvoidConcepts(ConceptWatch(FirstCells(), CONCEPTS)), x, same, 1.0, settings)
     for item in range(3):
-        alone, _ = correction(AvoidConcepts(ConceptWatch(FirstCells(), CONCEPTS)), x[item : item + 1], same, 1.0, settings)
+        alone, _ = correction(
+            AvoidConcepts(ConceptWatch(FirstCells(), CONCEPTS)), x[item : item + 1], same, 1.0, settings
+        )
         torch.testing.assert_close(together[item], torch.zeros(4, 4, 4) if alone is None else alone[0])
 
 
 def test_the_gradient_passes_through_the_way_to_raw_latents():
     x = latents(0)
-    change, _ = correction(AvoidConcepts(ConceptWatch(FirstCells(), CONCEPTS)), x / 7, lambda z: 7 * z, 1.0, GuidanceSettings())
+    change, _ = correction(
+        AvoidConcepts(ConceptWatch(FirstCells(), CONCEPTS)), x / 7, lambda z: 7 * z, 1.0, GuidanceSettings()
+    )
     plain, _ = correction(AvoidConcepts(ConceptWatch(FirstCells(), CONCEPTS)), x, same, 1.0, GuidanceSettings())
     torch.testing.assert_close(change, plain, rtol=1e-4, atol=1e-5)
 

@@ -5,11 +5,12 @@ import random
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from torchvision.transforms.functional import gaussian_blur
 
 from latent_clip_pack.demo.captions import COLOURS, KINDS, Caption, Thing, parse
 from latent_clip_pack.demo.corpus import pick_caption, sample_corpus
 from latent_clip_pack.demo.false_accepts import false_cases
-from latent_clip_pack.demo.judge import agrees, judge, read
+from latent_clip_pack.demo.judge import agrees, glimpse, judge, read
 from latent_clip_pack.demo.scenes import PALETTE, render
 
 
@@ -62,10 +63,22 @@ def test_places_are_reported_in_pixels():
             assert abs(seen[shape.thing].x - shape.x) < 1.5 and abs(seen[shape.thing].y - shape.y) < 2
 
 
+@pytest.mark.parametrize("damage", ["blur", "hole"])
+@pytest.mark.parametrize("kind", ["star", "cross", "triangle"])  # a blurred square is as near to a circle
+def test_a_damaged_shape_is_refused_and_still_glimpsed(kind, damage):
+    picture = draw_with_pillow(Thing("blue", kind))
+    if damage == "blur":
+        picture = gaussian_blur(picture, 11, 2.0)
+    else:
+        picture[:, 30:37, 28:35] = draw_with_pillow(Thing("blue", kind))[:, :1, :1]
+    assert read(picture).problem
+    assert Thing("blue", kind) in glimpse(picture)
+
+
 @pytest.mark.parametrize(("value", "problem"), [(0.0, "no pale ground"), (0.95, "nothing there")])
 def test_blank_pictures_are_refused_with_a_reason(value, problem):
     reading = read(torch.full((3, 64, 64), value))
-    assert reading.problem == problem
+    assert reading.problem == problem and glimpse(torch.full((3, 64, 64), value)) == []
     assert not agrees(reading, parse("a red circle"))
 
 
