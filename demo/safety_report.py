@@ -190,8 +190,8 @@ def draw_pictures(threshold: float) -> None:
     world = SafetyWorld()
     ways = {
         NONE: None,
-        f"{PUSH}, without instead": world.pushed("Latent-CLIP", threshold, STRENGTHS[-1], START),
-        f"{GUIDE}, instead “{INSTEAD}”": world.redirected("Latent-CLIP", threshold, START, INSTEAD),
+        PUSH: world.pushed("Latent-CLIP", threshold, STRENGTHS[-1], START),
+        GUIDE: world.redirected("Latent-CLIP", threshold, START, INSTEAD),
     }
     prompts = (
         "a yellow star",
