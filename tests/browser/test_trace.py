@@ -7,6 +7,8 @@ import json
 import pytest
 from PIL import Image
 
+from latent_clip_pack.tests.browser_page import ComfyPage
+from latent_clip_pack.tests.host_server import TestServer
 from latent_clip_pack.tools.comfy_server import PACK_ROOT
 
 WORKFLOW = PACK_ROOT / "workflows" / "reno-try-it-now.json"
@@ -292,3 +294,44 @@ def test_the_sidebar_lists_the_run_and_leads_to_its_node(desk, comfy):
     entry.click()
     desk.page.get_by_text("not in the open workflow").wait_for()
     desk.js("() => app.extensionManager.sidebarTab.toggleSidebarTab('latent-clip-runs')")
+
+
+def test_a_second_tab_is_left_alone(desk, chromium, comfy):
+    other = ComfyPage(chromium, comfy, desk.renderer)
+    try:
+        other.page.set_default_timeout(60_000)
+        load(other, comfy, 32, 6)
+        load(desk, comfy, 31, 6)
+        desk.run()
+        wait_for_end(desk)
+        assert "done in" in status(desk) and "appears here" in panel_of(other).inner_text()
+        before = status(desk)
+        other.run()
+        other.page.locator(".latent-clip-curves.latent-clip-has-rows").wait_for()
+        wait_for_end(other)
+        assert "done in" in status(other) and status(desk) == before
+        assert not other.errors
+    finally:
+        other.close()
+
+
+def test_a_server_that_restarts_while_it_runs(chromium, comfy_tree, tmp_path):
+    with TestServer(comfy_tree, tmp_path) as server:
+        page = ComfyPage(chromium, server, "classic")
+        try:
+            page.page.set_default_timeout(60_000)
+            load(page, server, 41, LONG)
+            page.start()
+            wait_for_iteration(page, 3)
+            server.process.kill()
+            server.process.wait()
+            server.start()
+            wait_for_end(page)
+            assert "interrupted" in status(page)
+            assert panel_of(page).locator(".latent-clip-line-chosen").count() == 1, "what was seen stays"
+            load(page, server, 42, 4)
+            page.run()
+            wait_for_end(page)
+            assert "done in" in status(page)
+        finally:
+            page.close()
