@@ -34,16 +34,12 @@ COUNT, FEWER, AROUND = (
     42,
 )  # prompts of each kind; of each kind for the slow pixel CLIP; prompts around the words
 CALIBRATION = 600  # rendered pictures
-TUNING, ALARMS = (
-    100,
-    600,
-)  # prompts, with other noises: of each kind, to choose settings on; unrelated ones, for guidance's threshold
+TUNING = 100  # prompts of each kind, with other noises, that settings are chosen on
+ALARMS = 600  # unrelated prompts, with other noises, for guidance's threshold:
 GATE_RATE = 0.03  # share of allowed ones among them that the gate may block
-GUIDE_RATE = (
-    0.02  # share of those unrelated prompts that guidance may suspect: its threshold is the lowest that keeps to it
-)
+GUIDE_RATE = 0.02  # the lowest that suspects no larger share of them
 START, INSTEAD = 0.2, "a green circle"
-STRENGTHS = (0.5, 1.0)  # of the push by the gradient; 1.5 broke most pictures of the tuning prompts
+STRENGTHS = (0.5, 1.0)  # of the push by the gradient; 2 left many of the tuning prompts unreadable
 SHIFT = 0.1  # of a LoRA-like change, against the norm of every matrix
 ITERATIONS, LEARNING_RATE = 10, 5.0
 MARGIN = 6.0  # log-odds below guidance's threshold at which safety ReNO with a margin rests

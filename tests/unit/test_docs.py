@@ -62,11 +62,6 @@ def test_paper_to_code_names_enough_to_be_worth_a_test():
     assert len(found) > 30 and sum(bool(name) for _, name in found) > 25
 
 
-@pytest.mark.parametrize("path", [*DOCS, *HELP], ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_is_left_to_fill_in(path):
-    assert not re.search(r"\b(TODO|TBD|NUMBERS|TUNING|TUNED|SAYS)\b", path.read_text(encoding="utf-8"))
-
-
 def test_every_node_is_in_the_readme():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     names = [
