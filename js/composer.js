@@ -61,7 +61,8 @@ function row({ name, weight, value, part }, share, decimals) {
 
 /** The node whose reward a node reads, through reroutes. */
 function rewardOf(node) {
-    let source = node?.getInputNode?.(node.inputs?.findIndex((input) => input.name === "reward"));
+    const slot = node?.inputs?.findIndex((input) => input.name === "reward") ?? -1;
+    let source = slot < 0 ? null : node.getInputNode(slot);
     while (source?.type === "Reroute") source = source.getInputNode(0);
     return source;
 }
