@@ -12,6 +12,7 @@ from ..models.fit import Fit
 from ..models.latent_spaces import LatentSpace
 from .latent_clip import LoadedLatentCLIP
 from .latents import MAX_THUMBNAILS, raw_latents_of, thumbnails
+from .reservation import MemoryUse
 from .scoring import encode, evaluate
 
 
@@ -91,13 +92,14 @@ def numbers(values: list[float]) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in values]
 
 
-def reno_trace(state: RenoState, reward: Reward, settings: RenoSettings, checkpointed_blocks: int) -> dict:
+def reno_trace(state: RenoState, reward: Reward, settings: RenoSettings, memory: MemoryUse) -> dict:
     """A ReNO run as data: settings, every iteration, and how each item ended."""
     return {
         "kind": "reno",
         "settings": asdict(settings),
         "terms": reno_terms(reward),
-        "checkpointed_blocks": checkpointed_blocks,
+        "checkpointed_blocks": memory.checkpointed_blocks,
+        "offloaded_bytes": memory.offloaded_bytes,
         "iterations": [iteration_as_dict(iteration) for iteration in state.iterations],
         "best": _rounded(state.rewards),
         "best_iteration": state.best_iteration,

@@ -140,8 +140,8 @@ class LatentCLIPOptimizeNoise(io.ComfyNode):
         settings = RenoSettings(
             iterations, learning_rate, optimizer, gradient_clip, prior_weight, patience, target if use_target else None
         )
-        state, checkpointed = run_reno(noise, guider, sigmas, latent_image, reward, settings, memory)
-        trace = reno_trace(state, reward, settings, checkpointed)
+        state, used = run_reno(noise, guider, sigmas, latent_image, reward, settings, memory)
+        trace = reno_trace(state, reward, settings, used)
         return io.NodeOutput(
             sampled_latent(latent_image, state.latents),
             OptimizedNoise(state.noise.cpu(), noise.seed),

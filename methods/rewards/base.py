@@ -66,7 +66,8 @@ class Reward:
     def values(self, raw_latents: Tensor) -> dict[str, Tensor]:
         """`evaluate` without its check, for loops that must not wait for the device."""
         features = {encoder: encoder(raw_latents) for encoder in self.encoders}
-        return {term.name: term.head(features[term.encoder]) for term in self.terms}
+        # a judge may live on another device than the latents, or have been moved meanwhile
+        return {term.name: term.head(features[term.encoder]).to(raw_latents.device) for term in self.terms}
 
     def weigh(self, values: Mapping[str, Tensor]) -> Tensor:
         """Weighted sum of the values that `evaluate` returned: (B,)."""

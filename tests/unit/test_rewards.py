@@ -223,3 +223,28 @@ def test_a_term_can_be_any_head():
     encoder = FakeEncoder()
     reward = Reward((Term("length", encoder, lambda features: features.norm(dim=-1), 3.0),))
     torch.testing.assert_close(reward(latents()), torch.full((3,), 3.0))
+
+
+def test_a_judge_on_another_device_gives_its_values_where_the_latents_are():
+    """A tower that lives on a second GPU, or was moved to the CPU in mid-run (fake tensors: no device is needed)."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from latent_clip_pack.models.latent_spaces import LATENT_SPACES
+
+    class Elsewhere:
+        space = LATENT_SPACES["sdxl"]
+
+        def __init__(self, device):
+            self.weight = torch.empty(256, 16, device=device)
+
+        def __call__(self, raw_latents):
+            return raw_latents.to(self.weight.device).flatten(1) @ self.weight
+
+    with FakeTensorMode():
+        latents = torch.empty(2, 4, 8, 8, device="cuda:0", requires_grad=True)
+        terms = tuple(Term(device, Elsewhere(device), lambda f: f[:, 0]) for device in ("cuda:1", "cpu", "cuda:0"))
+        reward = Reward(terms)
+        value = reward.weigh(reward.values(latents))
+        assert value.device == latents.device
+        (gradient,) = torch.autograd.grad(value.sum(), latents)
+        assert gradient.device == latents.device
