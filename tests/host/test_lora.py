@@ -5,17 +5,17 @@ import torch
 from safetensors.torch import save_file
 
 # the U-Net's attention on the 4×4 grid, and the second layer of the text encoder
-BLOCK = "input_blocks_4_1_transformer_blocks_0"
+BLOCK = "input_blocks.3.1.transformer_blocks.0"
 DIFFUSERS = "down_blocks.1.attentions.0.transformer_blocks.0"
 LAYOUTS = {
-    "kohya": (f"lora_unet_{DIFFUSERS.replace('.', '_')}_attn2_to_v", "lora_down.weight", "lora_up.weight"),
-    "kohya, original names": (f"lora_unet_{BLOCK}_attn2_to_v", "lora_down.weight", "lora_up.weight"),
-    "diffusers": (f"unet.{DIFFUSERS}.attn2.to_v", "lora_A.weight", "lora_B.weight"),
-    "diffusers, processor": (f"unet.{DIFFUSERS}.attn2.processor.to_v", "lora_down.weight", "lora_up.weight"),
+    "kohya": (f"lora_unet_{DIFFUSERS.replace('.', '_')}_attn2_to_v", ".lora_down.weight", ".lora_up.weight"),
+    "kohya, original names": (f"lora_unet_{BLOCK.replace('.', '_')}_attn2_to_v", ".lora_down.weight", ".lora_up.weight"),
+    "diffusers": (f"unet.{DIFFUSERS}.attn2.processor.to_v", "_lora.down.weight", "_lora.up.weight"),
+    "peft": (f"diffusion_model.{BLOCK}.attn2.to_v", ".lora_A.weight", ".lora_B.weight"),
 }
 TEXT = {
-    "kohya": ("lora_te_text_model_encoder_layers_1_mlp_fc1", "lora_down.weight", "lora_up.weight"),
-    "diffusers": ("text_encoder.text_model.encoder.layers.1.mlp.fc1", "lora_A.weight", "lora_B.weight"),
+    "kohya": ("lora_te_text_model_encoder_layers_1_mlp_fc1", ".lora_down.weight", ".lora_up.weight"),
+    "diffusers": ("text_encoder.text_model.encoder.layers.1.mlp.fc1", ".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
 }
 
 
@@ -28,8 +28,8 @@ def save_lora(comfy, name: str, key: tuple[str, str, str], inside: int, outside:
     generator = torch.Generator().manual_seed(0)
     prefix, down, up = key
     weights = {
-        f"{prefix}.{down}": torch.randn(2, inside, generator=generator) * 0.3,
-        f"{prefix}.{up}": torch.randn(outside, 2, generator=generator) * 0.3,
+        f"{prefix}{down}": torch.randn(2, inside, generator=generator) * 0.3,
+        f"{prefix}{up}": torch.randn(outside, 2, generator=generator) * 0.3,
     }
     folder = comfy.models_dir / "loras"
     folder.mkdir(parents=True, exist_ok=True)
