@@ -131,9 +131,9 @@ def test_another_client_neither_sees_nor_stops_it(comfy, prompt):
     def try_it(event):
         if not refused and event["iterations"] and event["iterations"][-1]["index"] >= 3:
             seen.append([comfy.get(f"/latent_clip/runs{query}")["runs"] for query in ("", "?clientId=other")])
-            for client in ("other", ""):
-                refused.append(comfy.post("/latent_clip/stop", stop_message(event, client)))
-            refused.append(comfy.post("/latent_clip/stop", {"prompt_id": event["prompt_id"], "node": event["node"]}))
+            without = {"prompt_id": event["prompt_id"], "node": event["node"]}
+            bodies = (stop_message(event, "other"), stop_message(event, ""), without)
+            refused.extend(comfy.post("/latent_clip/stop", body) for body in bodies)
             assert comfy.post("/latent_clip/stop", stop_message(event))[0] == 200
 
     heard = listen(comfy, made, try_it)

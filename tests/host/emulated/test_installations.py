@@ -1,5 +1,6 @@
 """The real host on machines where the installation is not as it should be: open_clip missing, the pack there twice."""
 
+import asyncio
 import sys
 import urllib.request
 
@@ -10,6 +11,7 @@ from latent_clip_pack.tools.comfy_server import PACK_FOLDER, PACK_ROOT, ComfySer
 SECOND = "latent-clip-copy"
 # Python's own finder for files, without one package: what it says of a package that is not installed
 WITHOUT_OPEN_CLIP = """
+import asyncio
 import sys
 from importlib.machinery import PathFinder
 
@@ -101,3 +103,15 @@ class TestTwoCopies:
         with urllib.request.urlopen(f"{server.url}/extensions", timeout=30) as response:
             text = response.read().decode()
         assert f"/extensions/{SECOND}/scores.js" in text and f"/extensions/{PACK_FOLDER}/scores.js" in text
+
+
+def test_the_same_copy_loaded_again_is_no_second_one_and_adds_no_route(host_env, caplog):
+    """As packs that reload others do it."""
+    paths = [route.path for route in host_env.server.routes]
+    handlers = len(host_env.server.on_prompt_handlers)
+    extension = asyncio.run(host_env.pack.comfy_entrypoint())
+    assert len(asyncio.run(extension.get_node_list())) >= 14
+    assert [route.path for route in host_env.server.routes] == paths
+    assert paths.count("/latent_clip/runs") == paths.count("/latent_clip/stop") == 1
+    assert len(host_env.server.on_prompt_handlers) == handlers
+    assert "installed twice" not in caplog.text
