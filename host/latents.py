@@ -74,6 +74,11 @@ def items_or_blocker(latent: dict, indices: list[int]) -> dict | ExecutionBlocke
     return select_items(latent, indices) if indices else ExecutionBlocker(None)
 
 
+def values_or_blocker(values: list) -> list:
+    """What a list output holds; where that is nothing, the silent stop as its one entry: the host fails on an empty list."""
+    return values or [ExecutionBlocker(None)]
+
+
 def _pick(value, indices: list[int], size: int):
     if isinstance(value, Tensor) and value.ndim > 0 and len(value) == size:
         return value[indices]

@@ -42,31 +42,6 @@ LOGGER = logging.getLogger(__name__)
 PACK = __name__.rpartition(".host.")[0]
 
 
-class OptimizedNoise:
-    """A NOISE value that holds the noise itself, one per item of the batch.
-
-    Attributes:
-        noise: (B, C, H, W) of unit variance, on the CPU. seed: of the noise it started from.
-    """
-
-    def __init__(self, noise: Tensor, seed: int):
-        self.noise, self.seed = noise, seed
-
-    def generate_noise(self, latent: dict) -> Tensor:
-        """Noise for the items of a LATENT.
-
-        Raises:
-            ValueError: it has another size, or more items than were optimised.
-        """
-        shape = latent["samples"].shape
-        if shape[-2:] != self.noise.shape[-2:] or len(shape) != 4 or shape[0] > len(self.noise):
-            raise ValueError(
-                f"Got a latent of shape {tuple(shape)}, but this noise was optimised for {tuple(self.noise.shape)}. "
-                "Use a latent of the same width and height, and at most as many images."
-            )
-        return self.noise[: shape[0]].clone()
-
-
 def run_reno(
     noise, guider, sigmas: Tensor, latent: dict, reward: Reward, settings: RenoSettings, memory: Memory
 ) -> tuple[RenoState, MemoryUse]:
@@ -94,7 +69,14 @@ def run_reno(
         raise LatentSpaceError(
             f"Got a latent of shape {tuple(samples.shape)}, expected images (batch, channels, height, width)."
         )
+    if len(samples) == 0:
+        raise ValueError("Got an empty batch, expected at least one latent to optimise the noise of.")
     start = noise.generate_noise({**latent, "samples": samples})
+    if start.shape != samples.shape:
+        raise ValueError(
+            f"Got noise of shape {tuple(start.shape)} for a latent of shape {tuple(samples.shape)}, expected one for each image. "
+            "Its batch_index names another number of images: take the latent from the node that made the batch."
+        )
     check_noise(start)
     attempts: tuple[Memory, ...] = ("auto", "low") if memory == "auto" else (memory,)
     with LiveRun(reward, settings) as live:

@@ -29,7 +29,7 @@ CONTEXT_LENGTH = 16  # tokens per chunk; longer prompts continue in further chun
 
 # 3.98 M parameters: 64 channels on the 8×8 grid, 128 with attention on the 4×4 grid below it
 UNET_CONFIG = {
-    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 64, "num_res_blocks": 1, "channel_mult": (1, 2),
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 64, "num_res_blocks": [1, 1], "channel_mult": (1, 2),
     "transformer_depth": [0, 1], "transformer_depth_middle": 1, "transformer_depth_output": [0, 0, 1, 1],
     "use_spatial_transformer": True, "use_linear_in_transformer": True, "context_dim": 128, "legacy": False,
     "use_checkpoint": False, "dtype": torch.float32,

@@ -30,6 +30,9 @@ class LatentCLIPLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, file, dtype):
+        from ..host.requirements import check_requirements
+
+        check_requirements()
         from ..host.latent_clip import load_latent_clip_file
 
         return io.NodeOutput(load_latent_clip_file(file, dtype))

@@ -125,6 +125,9 @@ class LatentCLIPPixelReward(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae, file, text, weight, dtype, quick_gelu):
+        from ..host.requirements import check_requirements
+
+        check_requirements()
         from ..host.pixel_clip import load_pixel_clip_file, pixel_encoder
         from ..methods.rewards import text_reward
 

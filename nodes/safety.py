@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from .rewards import REWARDS, latent_clip_input, reward_output
 from .score import reward_input
-from .sockets import CATEGORY, fit_input, weight_input
+from .sockets import CATEGORY, SHOWS, fit_input, weight_input
 
 SAFETY = f"{CATEGORY}/safety"
 
@@ -238,7 +238,7 @@ class LatentCLIPSafetyGate(io.ComfyNode):
                 ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.unique_id],
-            is_output_node=True,
+            **SHOWS,
         )
 
     @classmethod

@@ -47,6 +47,9 @@ class LatentCLIPShapesWorld(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
+        from ..host.requirements import check_requirements
+
+        check_requirements()
         from ..host import shapes_world
 
         model, clip = shapes_world.load_generator()

@@ -225,11 +225,3 @@ def test_sixty_runs_leak_nothing(world, unchanged):
         world.run(iterations=2, cfg=1.0)
     count_after, size_after = alive()
     assert count_after <= count + 5 and size_after <= size + 100_000
-
-
-def test_optimised_noise_refuses_another_size(world):
-    noise = world.reno.OptimizedNoise(torch.randn(2, 4, 8, 8), 0)
-    assert torch.equal(noise.generate_noise({"samples": torch.zeros(1, 4, 8, 8)}), noise.noise[:1])
-    for shape in ((1, 4, 8, 16), (3, 4, 8, 8)):
-        with pytest.raises(ValueError, match="was optimised for"):
-            noise.generate_noise({"samples": torch.zeros(shape)})
