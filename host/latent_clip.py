@@ -134,7 +134,7 @@ class LatentEncoder:
     def __call__(self, raw_latents: Tensor) -> Tensor:
         tower = self.clip.image.model
         device, dtype = device_and_dtype(tower)
-        return encode_latents(tower, raw_latents.to(device), self.clip.grid, self.fit, dtype)
+        return encode_latents(tower, raw_latents.to(device, torch.float32), self.clip.grid, self.fit, dtype)
 
 
 def load_latent_clip_file(name: str, dtype: str = "auto") -> LoadedLatentCLIP:
