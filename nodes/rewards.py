@@ -99,7 +99,7 @@ class LatentCLIPPixelReward(io.ComfyNode):
             display_name="Reward: Pixel CLIP",
             category=REWARDS,
             description="The usual way, for comparison and for preference models: decode the latent with the VAE, then judge the "
-            "pixels with a CLIP in open_clip's layout (OpenCLIP, HPSv2.1, PickScore-style). Far slower than a latent reward.",
+            "pixels with a CLIP in open_clip's layout (OpenCLIP, HPSv2.1). Far slower than a latent reward.",
             search_aliases=["clip score", "hps", "pickscore", "aesthetic"],
             inputs=[
                 io.Vae.Input("vae", tooltip="The VAE that decodes these latents."),
