@@ -55,7 +55,10 @@ class LatentCLIPTextReward(io.ComfyNode):
 
         avoid = latent_clip.encode_text([text_to_avoid])[0] if text_to_avoid.strip() else None
         features = latent_clip.encode_text([text])[0]
-        return io.NodeOutput(text_reward(latent_clip.encoder(fit), f"match: {shorten(text)}", features, avoid, weight))
+        remarks = latent_clip.text.remarks(text)
+        remarks += [f"avoided text {remark}" for remark in latent_clip.text.remarks(text_to_avoid)]
+        name = term_name("match", text, remarks)
+        return io.NodeOutput(text_reward(latent_clip.encoder(fit), name, features, avoid, weight))
 
 
 class LatentCLIPLatentReward(io.ComfyNode):
@@ -130,9 +133,8 @@ class LatentCLIPPixelReward(io.ComfyNode):
 
         clip = load_pixel_clip_file(file, dtype, quick_gelu)
         features = clip.text.encode([text])[0]
-        return io.NodeOutput(
-            text_reward(pixel_encoder(clip, vae), f"pixels match: {shorten(text)}", features, weight=weight)
-        )
+        name = term_name("pixels match", text, clip.text.remarks(text))
+        return io.NodeOutput(text_reward(pixel_encoder(clip, vae), name, features, weight=weight))
 
 
 class LatentCLIPCombineRewards(io.ComfyNode):
@@ -160,6 +162,12 @@ class LatentCLIPCombineRewards(io.ComfyNode):
         from ..methods.rewards import combine
 
         return io.NodeOutput(combine([reward for reward in rewards.values() if reward is not None]))
+
+
+def term_name(kind: str, text: str, remarks: list[str]) -> str:
+    """What reports and curves call a text reward; what of the text was not read stands in front, where it is seen."""
+    aside = f" ({', '.join(remarks)})" if remarks else ""
+    return f"{kind}{aside}: {shorten(text)}"
 
 
 def shorten(text: str, length: int = 60) -> str:
