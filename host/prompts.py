@@ -7,7 +7,9 @@ from comfy.sd1_clip import escape_important, token_weights, unescape_important
 NETWORK = re.compile(r"<(?:lora|lyco|hypernet|lbw)[^<>]*>", re.IGNORECASE)  # of packs and other programs
 CHUNK = re.compile(r"\bBREAK\b")
 EMBEDDING = re.compile(r"(?:^|(?<=\s))embedding:[^\s<\[]+")  # as SDTokenizer splits them
-SQUARE = re.compile(r"(?<!\\)\[([^\[\]]*?)(?::[\d.]+)?(?<!\\)\]")  # less weight, or a switch during sampling, in other programs
+SQUARE = re.compile(
+    r"(?<!\\)\[([^\[\]]*?)(?::[\d.]+)?(?<!\\)\]"
+)  # less weight, or a switch during sampling, in other programs
 
 
 def words_of(prompt: str) -> tuple[str, list[str]]:

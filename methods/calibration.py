@@ -67,7 +67,9 @@ class Calibration:
         if high < 0.5:
             return "it scores allowed images higher than unwanted ones: the folders are swapped, or the phrases say something else"
         if low <= 0.5:
-            return f"it cannot tell the two folders apart: the area may be 0.5, which is chance ({low:.2f} to {high:.2f})"
+            return (
+                f"it cannot tell the two folders apart: the area may be 0.5, which is chance ({low:.2f} to {high:.2f})"
+            )
         return f"only {fewest} images of one kind: take at least {FEW}, better some hundreds" if fewest < FEW else ""
 
 

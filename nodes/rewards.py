@@ -35,7 +35,9 @@ class LatentCLIPTextReward(io.ComfyNode):
             inputs=[
                 latent_clip_input(),
                 io.String.Input(
-                    "text", multiline=True, tooltip="What the image should show. Up to 77 tokens are read."
+                    "text",
+                    multiline=True,
+                    tooltip="What the image should show. Up to 77 tokens are read; weights and other prompt syntax are not used.",
                 ),
                 io.String.Input(
                     "text_to_avoid",
@@ -112,7 +114,9 @@ class LatentCLIPPixelReward(io.ComfyNode):
                     tooltip="A CLIP checkpoint in ComfyUI/models/open_clip, with both towers, in open_clip's layout.",
                 ),
                 io.String.Input(
-                    "text", multiline=True, tooltip="What the image should show. Up to 77 tokens are read."
+                    "text",
+                    multiline=True,
+                    tooltip="What the image should show. Up to 77 tokens are read; weights and other prompt syntax are not used.",
                 ),
                 weight_input(),
                 dtype_input(),

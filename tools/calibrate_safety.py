@@ -127,7 +127,9 @@ def read_picture(path: Path) -> Tensor:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableError(f"{path}: {error}") from error
     if min(upright.size) < SHORTEST:
-        raise UnreadableError(f"{path}: {upright.width} × {upright.height} pixels, expected at least {SHORTEST} a side.")
+        raise UnreadableError(
+            f"{path}: {upright.width} × {upright.height} pixels, expected at least {SHORTEST} a side."
+        )
     return torch.from_numpy(np.asarray(upright, dtype=np.float32) / 255)
 
 

@@ -140,10 +140,14 @@ class ComfyServer:
             if self.process.poll() is not None:
                 raise ComfyError(f"ComfyUI stopped while starting (exit {self.process.returncode}):\n{self.tail()}")
             try:
-                self.get("/system_stats")
-                return self
-            except OSError:
+                answer = self.get("/system_stats")
+            except (OSError, ValueError):  # not there yet, or no JSON and so not ours
                 time.sleep(0.1)
+                continue
+            # another server may have taken the port since; only ours was started with our folder
+            if str(self.base.resolve()) not in answer.get("system", {}).get("argv", []):
+                raise ComfyError(f"{self.url} is answered by another server than ours. Choose another port.")
+            return self
         raise ComfyError(f"ComfyUI did not answer on {self.url} within {timeout:.0f} s:\n{self.tail()}")
 
     def stop(self) -> None:

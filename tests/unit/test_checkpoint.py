@@ -228,7 +228,10 @@ NO_FILES = {
         lambda path: torch.save(WEIGHTS, path, _use_new_zipfile_serialization=False),
         "neither a safetensors file nor",
     ),
-    "a zipped document": (zip_of_a_document, "a zip archive that starts with 'word/document.xml', not a torch checkpoint"),
+    "a zipped document": (
+        zip_of_a_document,
+        "a zip archive that starts with 'word/document.xml', not a torch checkpoint",
+    ),
     "half a pickle": (truncated(write_original, 0.5), "not a readable torch checkpoint"),
     "nearly a whole pickle": (truncated(write_original, 0.999), "not a readable torch checkpoint"),
     "half a safetensors file": (truncated(write_ours, 0.5), "damaged safetensors file"),

@@ -41,7 +41,9 @@ class RefuseAsMps(TorchDispatchMode):
             if name in POOLS:
                 refuse_uneven(before, after)
             if any(tensor.device == MPS and tensor.dtype in (torch.float64, torch.complex128) for tensor in after):
-                raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+                raise TypeError(
+                    "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
+                )
             if name not in MOVES and any(tensor.device != MPS and tensor.ndim for tensor in before):
                 raise RuntimeError(f"{name}: expected all tensors on the same device, but found mps and cpu.")
         return result
@@ -84,7 +86,9 @@ def test_every_size_can_be_blurred_and_looked_at_again(mps, size):
     assert extra_views(raw, 3).shape == (3, *raw.shape)
 
 
-@pytest.mark.parametrize("size", [(1216, 832), (1024, 1024), (64, 64), (96, 64), (640, 1536)], ids="{0[0]}x{0[1]}".format)
+@pytest.mark.parametrize(
+    "size", [(1216, 832), (1024, 1024), (64, 64), (96, 64), (640, 1536)], ids="{0[0]}x{0[1]}".format
+)
 def test_pictures_of_every_size_can_be_judged_and_climbed(mps, size):
     clip = load_pixel_clip()
     tower = clip.model.visual.to(MPS)
