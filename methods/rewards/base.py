@@ -3,6 +3,7 @@
 Terms that share an encoder share its forward pass, so five prompts on one Latent-CLIP cost as much as one.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -26,7 +27,7 @@ class Term:
     """One number per image.
 
     Attributes:
-        name: what reports, traces and plots call it; unique within a reward.
+        name: what reports, traces and plots call it; a reward makes it unique.
         encoder: raw latents → features (B, D).
         head: features → (B,), higher is better.
         weight: factor of this term in the reward's sum.
@@ -37,12 +38,33 @@ class Term:
     head: Callable[[Tensor], Tensor]
     weight: float = 1.0
 
+    def __post_init__(self):
+        if not math.isfinite(self.weight):
+            raise ValueError(f"Got the weight {self.weight} for {self.name!r}, expected a finite number; 1 is usual.")
+
 
 @dataclass(frozen=True)
 class Reward:
-    """A weighted sum of terms; calling it gives (B,) float32 for raw latents (B, C, H, W)."""
+    """A weighted sum of terms; calling it gives (B,) float32 for raw latents (B, C, H, W).
+
+    Values are kept by name, so a name that comes again gets a number.
+
+    Raises:
+        ValueError: no term at all.
+    """
 
     terms: tuple[Term, ...]
+
+    def __post_init__(self):
+        if not self.terms:
+            raise ValueError("Got a reward without terms, expected at least one.")
+        terms: dict[str, Term] = {}
+        for term in self.terms:
+            name, count = term.name, 2
+            while name in terms:
+                name, count = f"{term.name} ({count})", count + 1
+            terms[name] = term if name == term.name else replace(term, name=name)
+        object.__setattr__(self, "terms", tuple(terms.values()))
 
     @property
     def encoders(self) -> list[Encoder]:
@@ -81,7 +103,7 @@ class Reward:
 
 
 def combine(rewards: list[Reward]) -> Reward:
-    """Sum of rewards. Terms keep their names; a name that comes again gets a number.
+    """Sum of rewards. Terms keep their names, as far as `Reward` can let them.
 
     Raises:
         ValueError: no reward at all.
@@ -90,10 +112,4 @@ def combine(rewards: list[Reward]) -> Reward:
     if not rewards:
         raise ValueError("Got no rewards to combine, expected at least one. Connect a Reward node.")
     common_space([reward.space for reward in rewards])
-    terms: dict[str, Term] = {}
-    for term in (term for reward in rewards for term in reward.terms):
-        name, count = term.name, 2
-        while name in terms:
-            name, count = f"{term.name} ({count})", count + 1
-        terms[name] = replace(term, name=name)
-    return Reward(tuple(terms.values()))
+    return Reward(tuple(term for reward in rewards for term in reward.terms))

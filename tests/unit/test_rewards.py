@@ -155,6 +155,27 @@ def test_combining_combined_rewards_is_flat():
     torch.testing.assert_close(reward(latents()), 2 * pair(latents()))
 
 
+def test_a_reward_numbers_terms_of_one_name_itself():
+    encoder, x = FakeEncoder(), latents()
+    reward = Reward(
+        (Term("cat", encoder, lambda f: f @ RIGHT, 2.0), Term("cat", encoder, lambda f: f @ UP), Term("cat (2)", encoder, lambda f: f @ UP)),
+    )  # fmt: skip
+    assert list(reward.evaluate(x)) == ["cat", "cat (2)", "cat (2) (2)"]
+    features = encoder(x)
+    torch.testing.assert_close(reward(x), 2 * features[:, 0] + 2 * features[:, 1])
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_refused(weight):
+    with pytest.raises(ValueError, match=r"Got the weight (nan|inf) for 'cat', expected a finite number"):
+        text_reward(FakeEncoder(), "cat", RIGHT, weight=weight)
+
+
+def test_a_reward_without_terms_is_refused():
+    with pytest.raises(ValueError, match="without terms"):
+        Reward(())
+
+
 def test_nothing_to_combine_is_named():
     with pytest.raises(ValueError, match="Got no rewards to combine"):
         combine([])
