@@ -124,6 +124,10 @@ class LatentCLIPPixelReward(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, file=None, **_):
+        return folders.fingerprint(folders.OPEN_CLIP, file)
+
+    @classmethod
     def execute(cls, vae, file, text, weight, dtype, quick_gelu):
         from ..host.pixel_clip import load_pixel_clip_file, pixel_encoder
         from ..methods.rewards import text_reward

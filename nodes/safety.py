@@ -11,6 +11,13 @@ from .sockets import CATEGORY, fit_input, weight_input
 SAFETY = f"{CATEGORY}/safety"
 
 
+def concepts_fingerprint(concepts: str | None) -> str:
+    """For `fingerprint_inputs` of the nodes with `concept_inputs`."""
+    from ..host.concepts import concepts_fingerprint
+
+    return concepts_fingerprint(concepts)
+
+
 def concept_inputs() -> list[io.Input]:
     """What to keep out. They are the first arguments of `host.concepts.load_concepts`, in its order."""
     from ..host.concepts import concept_options
@@ -98,6 +105,10 @@ class LatentCLIPAvoidReward(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, concepts=None, **_):
+        return concepts_fingerprint(concepts)
+
+    @classmethod
     def execute(cls, latent_clip, concepts, typed, categories, thresholds, weight, fit):
         from ..host.concepts import directions, load_concepts
         from ..methods.rewards import avoid_reward
@@ -164,6 +175,10 @@ class LatentCLIPSafetyGuidance(io.ComfyNode):
             ],
             outputs=[io.Model.Output(display_name="MODEL", tooltip="The same model, steered when it is sampled.")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, concepts=None, **_):
+        return concepts_fingerprint(concepts)
 
     @classmethod
     def execute(
@@ -240,6 +255,10 @@ class LatentCLIPSafetyGate(io.ComfyNode):
             hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             is_output_node=True,
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, concepts=None, **_):
+        return concepts_fingerprint(concepts)
 
     @classmethod
     def execute(
