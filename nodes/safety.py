@@ -236,7 +236,8 @@ class LatentCLIPSafetyGate(io.ComfyNode):
                 io.Boolean.Input(
                     "log_prompt",
                     default=False,
-                    tooltip="Also write the texts of the prompt into that log. Mind the law where you are.",
+                    tooltip="Also write into that log what was typed into the nodes that the latent comes from, wired texts too. "
+                    "Mind the law where you are.",
                     advanced=True,
                 ),
             ],
@@ -252,7 +253,7 @@ class LatentCLIPSafetyGate(io.ComfyNode):
                     display_name="report", tooltip="JSON: log-odds of every category, verdicts and reasons."
                 ),
             ],
-            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
+            hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -266,12 +267,17 @@ class LatentCLIPSafetyGate(io.ComfyNode):
     ):
         from ..host.concepts import load_concepts
         from ..host.gate import run_gate
+        from ..host.prompt_texts import texts_behind
 
         def read():
             return load_concepts(concepts, typed, categories, thresholds)
 
-        prompt = cls.hidden.prompt if log_prompt else None
-        safe, report = run_gate(latent, latent_clip, read, on_block, fit, views, audit_log, prompt)
+        def texts():
+            return texts_behind(cls.hidden.dynprompt, cls.hidden.unique_id, "latent")
+
+        safe, report = run_gate(
+            latent, latent_clip, read, on_block, fit, views, audit_log, texts if log_prompt else None
+        )
         return io.NodeOutput(
             safe,
             report.blocked,
