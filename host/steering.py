@@ -17,6 +17,7 @@ from torch import Tensor
 from ..models.latent_spaces import LatentSpaceError, common_space
 from .encoders import Judge, host_encoders
 from .latents import check_model_space
+from .towers import TowerPatcher
 
 KEY = "latent_clip_guidance"
 LOGGER = logging.getLogger(__name__)
@@ -204,6 +205,8 @@ def steered(patcher, steering: Steering):
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, steering.sampling)
     patcher.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, steering.prediction)
     patcher.add_callback_with_key(CallbacksMP.ON_PRE_RUN, KEY, steering.prepared)
+    if on_match := getattr(CallbacksMP, "ON_MATCH_MULTIGPU_CLONES", None):  # newer hosts
+        patcher.add_callback_with_key(on_match, KEY, _leave_towers_out)
     # the host calls the first wrapper outermost: safety before rewards, both before other nodes' wrappers
     wrappers = patcher.wrappers[WrappersMP.PREDICT_NOISE]
     ours = sorted(wrappers.pop(KEY), key=lambda wrapper: -wrapper.__self__.rank)
@@ -211,6 +214,13 @@ def steered(patcher, steering: Steering):
     # a key of its own, so that several guided nodes in one graph keep their networks
     patcher.set_additional_models(f"{KEY}_{uuid.uuid4().hex}", networks)
     return patcher
+
+
+def _leave_towers_out(_patcher, clone) -> None:
+    """A copy of the model that works off conditions on another device judges nothing: it needs no towers of its own."""
+    for key, networks in list(clone.additional_models.items()):
+        if key.startswith(KEY):
+            clone.set_additional_models(key, [network for network in networks if not isinstance(network, TowerPatcher)])
 
 
 def steerings(model_options: dict) -> list[Steering]:

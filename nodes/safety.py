@@ -69,14 +69,14 @@ def window_inputs(strength: float, start: float, push: str = "", look: str = "")
             max=1.0,
             step=0.01,
             tooltip="Begin here; 0 is pure noise, where the prediction is too blurred to judge and innocent images may be suspected. "
-            f"Models of one step need 0.{look}",
+            f"The last step always counts, if end is 1.{look}",
             advanced=True,
         ),
         io.Float.Input(
             "end", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=f"End here; 1 is the clean image.{look}", advanced=True
         ),
         io.Int.Input(
-            "every_n", default=1, min=1, max=100, tooltip=f"Only at every n-th step, to save time.{look}", advanced=True
+            "every_n", default=1, min=1, max=100, tooltip=f"Only at every n-th step from start on, to save time.{look}", advanced=True
         ),
         io.Float.Input(
             "momentum",
