@@ -15,7 +15,14 @@ MAX_STEPS = 4  # every step keeps its activations for the way back
 # Keep what an earlier evaluation gave: across iterations that is the answer to another noise.
 CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache"}
 # How autograd says that something on the way has no derivative, or was overwritten.
-NO_WAY_BACK = ("inplace operation", "a second time", "does not require grad", "is not implemented", "Inference tensors", "used in the graph")
+NO_WAY_BACK = (
+    "inplace operation",
+    "a second time",
+    "does not require grad",
+    "is not implemented",
+    "Inference tensors",
+    "used in the graph",
+)
 SAME = 0.01  # standard deviations by which two answers to one noise may differ (kernels that add in any order)
 
 
@@ -27,7 +34,9 @@ def check_sigmas(sigmas: Tensor) -> int:
     """
     steps = len(sigmas) - 1
     if steps < 1:
-        raise ValueError("Got no sampling steps, which is what a denoise of 0 gives, expected at least one. Set denoise above 0.")
+        raise ValueError(
+            "Got no sampling steps, which is what a denoise of 0 gives, expected at least one. Set denoise above 0."
+        )
     if steps > MAX_STEPS:
         raise ValueError(
             f"Got {steps} sampling steps, expected 1 to {MAX_STEPS}. Use a few-step model and a scheduler of so many steps."
@@ -112,7 +121,9 @@ def patches_of(patcher, own: str) -> list[str]:
     """
     options = patcher.model_options
     transformer = options.get("transformer_options", {})
-    functions = [f for key, value in options.items() if key.startswith(("sampler_", "model_function")) for f in _flat(value)]
+    functions = [
+        f for key, value in options.items() if key.startswith(("sampler_", "model_function")) for f in _flat(value)
+    ]
     functions += [f for name in ("patches", "patches_replace") for f in _flat(transformer.get(name))]
     functions += _flat(patcher.wrappers) + _flat(patcher.object_patches)
     names = [_name(f) for f in functions if not _module(f).startswith(own)]

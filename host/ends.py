@@ -34,9 +34,7 @@ def loose_ends(prompt: dict, output_nodes: set[str]) -> list[str]:
     needed = _with_what_they_need(prompt, outputs)
     ends = [node_id for node_id in prompt if _class(prompt, node_id) in OUTPUTS and node_id not in needed]
     return [
-        end
-        for end in ends
-        if not any(end in _with_what_they_need(prompt, [other]) for other in ends if other != end)
+        end for end in ends if not any(end in _with_what_they_need(prompt, [other]) for other in ends if other != end)
     ]
 
 

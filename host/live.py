@@ -33,7 +33,9 @@ class LiveRun:
     def __init__(self, reward: Reward, settings: RenoSettings):
         context = get_executing_context()
         self.key = (context.prompt_id, context.node_id) if context else ("", "")
-        self.list_index = context.list_index or 0 if context else 0  # of a list of latents, which run one after the other
+        self.list_index = (
+            context.list_index or 0 if context else 0
+        )  # of a list of latents, which run one after the other
         self.reward, self.settings, self.server = reward, settings, host_server()
         self.client: str = getattr(self.server, "client_id", None) or ""  # who queued it
         self.state: RenoState | None = None

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-from collections.abc import Callable
 from contextlib import ExitStack
 
 import comfy.model_management as mm
@@ -30,12 +29,14 @@ from .climbable import (
     restart_hooks,
     watched,
 )
+from .conditioning import cond_items, map_conds
 from .encoders import host_encoders
 from .gradients import checkpointed_blocks, differentiable_attention, gradients, ordinary
 from .latents import check_model_space
 from .live import LiveRun
 from .oom import is_oom
 from .reservation import Memory, MemoryUse, Reservation, skips_negative
+from .steering import begin_sampling
 from .weights import bytes_elsewhere, cast_once
 
 LOGGER = logging.getLogger(__name__)
@@ -145,7 +146,7 @@ class _RenoSampler(comfy.samplers.Sampler):
             self._fit_memory(contexts, model, controls, model_wrap.model_patcher)
             sigmas, noise, latent_image = ordinary(sigmas), ordinary(noise), ordinary(latent_image)
             denoise_mask = None if denoise_mask is None else ordinary(denoise_mask)
-            conds, model_wrap.conds = model_wrap.conds, _map_conds(model_wrap.conds, ordinary)
+            conds, model_wrap.conds = model_wrap.conds, map_conds(model_wrap.conds, ordinary)
             try:
                 max_denoise = self.max_denoise(model_wrap, sigmas)
                 generate = _generator(model_wrap, sigmas, extra_args, latent_image, denoise_mask, max_denoise)
@@ -210,8 +211,9 @@ def _generator(
                 noise.new_zeros(size, *noise.shape[1:]).index_copy(0, torch.tensor(items, device=noise.device), noise),
                 [*range(size)],
             )[items]
-        model_wrap.conds = conds if len(items) == size else _cond_items(conds, items, size)
         restart_hooks(conds)
+        begin_sampling(extra_args["model_options"])  # what guidance remembers is of the noise before
+        model_wrap.conds = conds if len(items) == size else cond_items(conds, items, size)
         image = latent_image[items]
         mask = None if denoise_mask is None else denoise_mask[items]
         denoiser = comfy.samplers.KSamplerX0Inpaint(model_wrap, sigmas)
@@ -222,25 +224,6 @@ def _generator(
         return model.process_latent_out(x.float())
 
     return generate
-
-
-def _map_conds(value, function: Callable[[Tensor], Tensor]):
-    """The prepared conditioning with `function` applied to every tensor, also those inside the host's cond objects."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, dict):
-        return {key: _map_conds(item, function) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_map_conds(item, function) for item in value)
-    if hasattr(value, "cond"):
-        value = copy.copy(value)
-        value.cond = _map_conds(value.cond, function)
-    return value
-
-
-def _cond_items(conds: dict, items: list[int], size: int) -> dict:
-    """Conditioning for some items of the batch: tensors with one entry per item are cut down, shared ones stay."""
-    return _map_conds(conds, lambda tensor: tensor[items] if tensor.ndim > 0 and len(tensor) == size > 1 else tensor)
 
 
 def _progress(patcher, iterations: int, live: LiveRun):

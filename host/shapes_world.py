@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..demo import weights as shipped
 from ..models.latent_spaces import LATENT_SPACES
+from .fingerprints import weights_fingerprint
 from .latent_clip import LoadedLatentCLIP
 from .pixel_clip import LoadedPixelCLIP
 
@@ -170,6 +171,11 @@ def load_vae() -> comfy.sd.VAE:
     """VAE of Shapes World: 8× smaller, 4 channels, raw latents with a std of about 7.7."""
     weights, _ = shipped.load_weights("vae")
     return comfy.sd.VAE(sd=weights, config=VAE_CONFIG)
+
+
+def fingerprint() -> str:
+    """Of the shipped weights, which `./dev train` replaces."""
+    return weights_fingerprint(sorted(shipped.FOLDER.glob("*.safetensors")))
 
 
 def load_latent_clip(dtype: str = "auto") -> LoadedLatentCLIP:

@@ -27,7 +27,9 @@ def bytes_when_cast(patcher) -> int:
 
 def bytes_elsewhere(network: nn.Module, device: torch.device) -> int:
     """Bytes of the weights that are copied to the device for every use."""
-    return sum(w.numel() * w.element_size() for layer in _layers(network) for w in _weights(layer) if w.device != device)
+    return sum(
+        w.numel() * w.element_size() for layer in _layers(network) for w in _weights(layer) if w.device != device
+    )
 
 
 @contextmanager
@@ -52,7 +54,9 @@ def cast_once(network: nn.Module, device: torch.device, dtype: torch.dtype) -> I
 
 def _layers(network: nn.Module) -> list[nn.Module]:
     """The host's layers that have a weight and can cast it; norms are small, and some compute in a dtype of their own."""
-    layers = [m for m in network.modules() if hasattr(m, "comfy_cast_weights") and getattr(m, "weight", None) is not None]
+    layers = [
+        m for m in network.modules() if hasattr(m, "comfy_cast_weights") and getattr(m, "weight", None) is not None
+    ]
     return [layer for layer in layers if layer.weight.ndim > 1]
 
 

@@ -29,6 +29,10 @@ class LatentCLIPLoader(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, file=None, **_):
+        return folders.fingerprint(folders.LATENT_CLIP, file)
+
+    @classmethod
     def execute(cls, file, dtype):
         from ..host.requirements import check_requirements
 

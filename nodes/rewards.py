@@ -131,6 +131,10 @@ class LatentCLIPPixelReward(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, file=None, **_):
+        return folders.fingerprint(folders.OPEN_CLIP, file)
+
+    @classmethod
     def execute(cls, vae, file, text, weight, dtype, quick_gelu):
         from ..host.requirements import check_requirements
 

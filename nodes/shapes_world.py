@@ -46,6 +46,12 @@ class LatentCLIPShapesWorld(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls):
+        from ..host.shapes_world import fingerprint
+
+        return fingerprint()
+
+    @classmethod
     def execute(cls) -> io.NodeOutput:
         from ..host.requirements import check_requirements
 

@@ -23,7 +23,9 @@ def test_the_page_names_both_folders_once_and_works(chromium, comfy_tree, tmp_pa
             kinds = "node => node.widgets?.filter(w => w.name === 'latent_clip_scores').length ?? 0"
             assert page.js(f"() => app.graph.nodes.map({kinds}).reduce((a, b) => Math.max(a, b))") == 1
             assert page.run().ok
-            page.page.locator(".latent-clip-panel.latent-clip-has-rows").first.wait_for(state="attached", timeout=10_000)
+            page.page.locator(".latent-clip-panel.latent-clip-has-rows").first.wait_for(
+                state="attached", timeout=10_000
+            )
             assert not page.errors, page.errors
         finally:
             page.close()

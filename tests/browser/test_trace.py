@@ -353,14 +353,18 @@ def test_a_list_of_latents_is_drawn_together(desk, comfy):
     desk.settle()
     result = desk.run()
     (traces,) = [
-        output["latent_clip"] for output in result.outputs.values() if output.get("latent_clip", [{}])[0].get("kind") == "reno"
+        output["latent_clip"]
+        for output in result.outputs.values()
+        if output.get("latent_clip", [{}])[0].get("kind") == "reno"
     ]
     assert len(traces) == 4
     wait_for_end(desk)
     desk.page.wait_for_function("() => document.querySelectorAll('.latent-clip-curves .latent-clip-item').length === 4")
     best = [trace["best"][0] for trace in traces]
     labels = panel_of(desk).locator(".latent-clip-item").all_inner_texts()
-    assert [label.strip() for label in labels] == [("★" if b == max(best) else "") + f"#{i}" for i, b in enumerate(best)]
+    assert [label.strip() for label in labels] == [
+        ("★" if b == max(best) else "") + f"#{i}" for i, b in enumerate(best)
+    ]
     assert last_iteration(desk) == 4
 
 

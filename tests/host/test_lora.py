@@ -9,13 +9,21 @@ BLOCK = "input_blocks.3.1.transformer_blocks.0"
 DIFFUSERS = "down_blocks.1.attentions.0.transformer_blocks.0"
 LAYOUTS = {
     "kohya": (f"lora_unet_{DIFFUSERS.replace('.', '_')}_attn2_to_v", ".lora_down.weight", ".lora_up.weight"),
-    "kohya, original names": (f"lora_unet_{BLOCK.replace('.', '_')}_attn2_to_v", ".lora_down.weight", ".lora_up.weight"),
+    "kohya, original names": (
+        f"lora_unet_{BLOCK.replace('.', '_')}_attn2_to_v",
+        ".lora_down.weight",
+        ".lora_up.weight",
+    ),
     "diffusers": (f"unet.{DIFFUSERS}.attn2.processor.to_v", "_lora.down.weight", "_lora.up.weight"),
     "peft": (f"diffusion_model.{BLOCK}.attn2.to_v", ".lora_A.weight", ".lora_B.weight"),
 }
 TEXT = {
     "kohya": ("lora_te_text_model_encoder_layers_1_mlp_fc1", ".lora_down.weight", ".lora_up.weight"),
-    "diffusers": ("text_encoder.text_model.encoder.layers.1.mlp.fc1", ".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
+    "diffusers": (
+        "text_encoder.text_model.encoder.layers.1.mlp.fc1",
+        ".lora_linear_layer.down.weight",
+        ".lora_linear_layer.up.weight",
+    ),
 }
 
 

@@ -100,7 +100,11 @@ def fields(patcher) -> dict:
         name: {key: id(value) for key, value in vars(module).items() if not key.startswith("_v_")}
         for name, module in network.named_modules()
     }
-    own = {key: repr(value) for key, value in vars(patcher).items() if key not in ("model", "parent", "_last_prepare_log_key")}
+    own = {
+        key: repr(value)
+        for key, value in vars(patcher).items()
+        if key not in ("model", "parent", "_last_prepare_log_key")
+    }
     return {"patcher": own, "layers": layers}
 
 
@@ -176,7 +180,11 @@ def test_a_run_on_dynamic_vram_leaves_nothing_however_it_ends(world, paged, end)
     world.run(model=patcher, iterations=1)
     before, list_before = fields(patcher), loaded()
     reward, _ = reward_that(world, act)
-    failing = {"cancel": mm.InterruptProcessingException, "error": RuntimeError, "out of memory": torch.OutOfMemoryError}
+    failing = {
+        "cancel": mm.InterruptProcessingException,
+        "error": RuntimeError,
+        "out of memory": torch.OutOfMemoryError,
+    }
     if end == "well":
         world.run(reward, model=patcher)
     else:

@@ -19,7 +19,6 @@ WORKS = {
     "APG": {"eta": 1.0, "norm_threshold": 5.0, "momentum": 0.0},
     "Mahiro": {},
     "ModelComputeDtype": {"dtype": "fp32"},
-    "ModelNoiseScale": {"noise_scale": 1.0},
     "ModelSamplingDiscrete": {"sampling": "v_prediction", "zsnr": False},
     "ModelSamplingContinuousEDM": {"sampling": "v_prediction", "sigma_max": 120.0, "sigma_min": 0.002},
     "ModelSamplingContinuousV": {"sampling": "v_prediction", "sigma_max": 500.0, "sigma_min": 0.03},
@@ -32,7 +31,6 @@ WORKS = {
     "RescaleCFG": {"multiplier": 0.7},
     "SelfAttentionGuidance": {"scale": 0.5, "blur_sigma": 2.0},
     "TCFG": {},
-    "TemporalScoreRescaling": {"tsr_k": 0.95, "tsr_sigma": 1.0},
     "TomePatchModel": {"ratio": 0.3},
     "UNetCrossAttentionMultiply": {"q": 1.1, "k": 1.0, "v": 1.0, "out": 1.0},
     "UNetSelfAttentionMultiply": {"q": 1.1, "k": 1.0, "v": 1.0, "out": 1.0},
@@ -66,9 +64,10 @@ ELSEWHERE = {
     },
     "another architecture": {
         "ChromaRadianceOptions", "FluxKVCache", "HiDreamO1PatchSeamSmoothing", "MiniMaxH3SigmaShift", "ScaleROPE",
-        "ModelSamplingAuraFlow", "ModelSamplingFlux", "ModelSamplingLTXV", "ModelSamplingSD3", "ModelSamplingStableCascade",
+        "ModelNoiseScale", "ModelSamplingAuraFlow", "ModelSamplingFlux", "ModelSamplingLTXV", "ModelSamplingSD3", "ModelSamplingStableCascade",
         "SkipLayerGuidanceDiT", "SkipLayerGuidanceDiTSimple", "SkipLayerGuidanceSD3", "TripoSplatSamplingPreview",
     },
+    "fails in the host with more than one image, however it is sampled": {"TemporalScoreRescaling"},
     "several frames": {
         "ContextWindowsManual", "LTXVContextWindows", "LTXVReferenceAudio", "WanContextWindowsManual",
         "WanInfiniteTalkToVideo", "WanUni3CControlnetApply",
@@ -146,7 +145,9 @@ def by_block(n, extra):
 
 PER_BLOCK = {
     "attn1 in the middle": lambda model: model.set_model_attn1_replace(replace_patch, "middle", 0),
-    "attn2 in the output blocks": lambda model: [model.set_model_attn2_replace(replace_patch, "output", i) for i in range(4)],
+    "attn2 in the output blocks": lambda model: [
+        model.set_model_attn2_replace(replace_patch, "output", i) for i in range(4)
+    ],
     "an output patch that asks for its block": lambda model: model.set_model_attn1_output_patch(by_block),
 }
 
