@@ -68,6 +68,8 @@ def redirect_model(patcher, watch: ConceptWatch, instead: list, window: Window):
 class Climb(Steering):
     """What `guide_model` does. It returns the prediction itself, bit for bit, wherever nothing needs to be corrected."""
 
+    gradient = True
+
     def __init__(self, objective: Objective, settings: GuidanceSettings, window: Window):
         super().__init__(objective, window)
         self.objective, self.settings = objective, settings

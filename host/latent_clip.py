@@ -14,6 +14,7 @@ from ..models.config import latent_grid
 from ..models.fit import Fit
 from ..models.latent_spaces import LatentSpace
 from .folders import LATENT_CLIP, find_file
+from .oom import one_by_one_when_out
 from .prompts import words_of
 from .towers import TowerPatcher, device_and_dtype, tower_dtype, tower_patcher
 
@@ -143,7 +144,10 @@ class LatentEncoder:
     def __call__(self, raw_latents: Tensor) -> Tensor:
         tower = self.clip.image.model
         device, dtype = device_and_dtype(tower)
-        return encode_latents(tower, raw_latents.to(device, torch.float32), self.clip.grid, self.fit, dtype)
+        return one_by_one_when_out(
+            lambda raw: encode_latents(tower, raw, self.clip.grid, self.fit, dtype),
+            raw_latents.to(device, torch.float32),
+        )
 
 
 def load_latent_clip_file(name: str, dtype: str = "auto") -> LoadedLatentCLIP:

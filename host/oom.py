@@ -1,6 +1,11 @@
 """Out of memory, in all the ways in which a device says it."""
 
+from collections.abc import Callable
+
 import comfy.model_management as mm
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 WORDS = ("out of memory", "not enough gpu video memory", "not enough memory")
 
@@ -10,3 +15,20 @@ def is_oom(error: BaseException) -> bool:
     if isinstance(error, mm.OOM_EXCEPTION) or getattr(mm, "is_oom", lambda _: False)(error):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in WORDS)
+
+
+def one_by_one_when_out(encode: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+    """encode(batch); where memory runs out, item by item, each computed again on the way back.
+
+    Args:
+        encode: (B, ...) → (B, ...), every item for itself.
+    """
+    try:
+        return encode(batch)
+    except (mm.OOM_EXCEPTION, RuntimeError) as error:
+        if len(batch) == 1 or not is_oom(error):
+            raise
+    mm.soft_empty_cache()  # outside the handler, whose traceback keeps the activations alive
+    if torch.is_grad_enabled() and batch.requires_grad:
+        return torch.cat([checkpoint(encode, item, use_reentrant=False) for item in batch.split(1)])
+    return torch.cat([encode(item) for item in batch.split(1)])

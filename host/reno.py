@@ -82,7 +82,7 @@ def run_reno(
     attempts: tuple[Memory, ...] = ("auto", "low") if memory == "auto" else (memory,)
     with LiveRun(reward, settings) as live:
         for attempt in attempts:
-            reservation = Reservation(attempt, reward, steps, guider)
+            reservation = Reservation(attempt, reward, steps, len(samples), guider)
             run = _RenoSampler(reward, settings, reservation, live)
             try:
                 guider_with_models = _with_reward_models(guider, reward, reservation)

@@ -51,12 +51,12 @@ class Reservation:
         resident: whether weights that the host would cast for every use are cast once, for the whole run.
     """
 
-    def __init__(self, memory: Memory, reward: Reward, steps: int, guider):
-        self.memory, self.reward, self.steps, self.guider = memory, reward, steps, guider
+    def __init__(self, memory: Memory, reward: Reward, steps: int, batch: int, guider):
+        self.memory, self.reward, self.steps, self.batch, self.guider = memory, reward, steps, batch, guider
         self.low, self.resident = memory == "low", memory != "low"
 
     def __call__(self, executor, model: comfy.model_patcher.ModelPatcher, noise_shape, conds: dict, *args, **kwargs):
-        shape, device = tuple(noise_shape), model.load_device
+        shape, device = (self.batch, *noise_shape[1:]), model.load_device
         passes = self.steps * _evaluations(conds, skips_negative(self.guider))
         fast, low = (self._bytes(_per_evaluation(model, shape, factor) * passes, shape) for factor in (FAST, LOW))
         cast = bytes_when_cast(model)
@@ -72,13 +72,18 @@ class Reservation:
         self.resident = not self.low or (cast > 0 and low <= room)
         # the host's estimate grows with the batch, so as many images as take the memory that this run needs
         asked = (low if self.low else fast) + (cast if self.resident else 0)
-        images = math.ceil(asked / model.model.memory_required([1, *shape[1:]]))
-        return executor(model, (images, *shape[1:]), conds, *args, **kwargs)
+        images = images_of(asked, model, shape)
+        return executor(model, (max(images, noise_shape[0]), *shape[1:]), conds, *args, **kwargs)
 
     def _bytes(self, network_per_image: float, shape: tuple[int, ...]) -> float:
         encoders = host_encoders(self.reward)
         rewards_per_image = sum(encoder.memory_per_item(torch.Size(shape)) * encoder.way_back for encoder in encoders)
         return shape[0] * (network_per_image + rewards_per_image)
+
+
+def images_of(memory: float, model, shape: tuple[int, ...]) -> int:
+    """So many images of this shape take that much memory (bytes) by the host's own estimate."""
+    return math.ceil(memory / model.model.memory_required([1, *shape[1:]]))
 
 
 def _per_evaluation(model, shape: tuple[int, ...], factor: float) -> float:

@@ -12,11 +12,13 @@ from typing import Any
 
 import comfy.patcher_extension
 from comfy.patcher_extension import CallbacksMP, WrappersMP
+import torch
 from torch import Tensor
 
 from ..models.latent_spaces import LatentSpaceError, common_space
 from .encoders import Judge, host_encoders
 from .latents import check_model_space
+from .reservation import images_of
 from .towers import TowerPatcher
 
 KEY = "latent_clip_guidance"
@@ -108,6 +110,7 @@ class Steering:
 
     name = "Guidance"
     rank = 0
+    gradient = False  # through the judge
 
     def __init__(self, judge: Judge, window: Window):
         self.judge, self.window = judge, window
@@ -151,6 +154,13 @@ class Steering:
             )
         run.judged |= look
         return self.steer(Prediction(executor.class_obj, x, timestep, denoised, model_options, seed), run, look)
+
+    def reserve(self, executor, model, noise_shape, *args, **kwargs):
+        """Wrapper of the host's prepare_sampling: room for the judge, who looks when the prediction is made."""
+        encoders, shape = host_encoders(self.judge), torch.Size(noise_shape)
+        per_item = sum(e.memory_per_item(shape) * (e.way_back if self.gradient else 1) for e in encoders)
+        images = max(shape[0], images_of(shape[0] * per_item, model, shape))
+        return executor(model, (images, *shape[1:]), *args, **kwargs)
 
     def prepared(self, _patcher) -> None:
         """Callback of the host when it prepares a model for sampling: our wrappers must be around."""
@@ -204,6 +214,7 @@ def steered(patcher, steering: Steering):
     patcher = patcher.clone()
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, steering.sampling)
     patcher.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, steering.prediction)
+    patcher.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, steering.reserve)
     patcher.add_callback_with_key(CallbacksMP.ON_PRE_RUN, KEY, steering.prepared)
     if on_match := getattr(CallbacksMP, "ON_MATCH_MULTIGPU_CLONES", None):  # newer hosts
         patcher.add_callback_with_key(on_match, KEY, _leave_towers_out)
