@@ -5,7 +5,16 @@ from pathlib import Path
 import folder_paths
 
 from ..methods.concepts import ConceptDirections, concept_directions
-from ..models.concepts import ConceptError, ConceptSet, parse_concepts, read_concepts, shipped_concepts, shipped_names
+from ..models.concepts import (
+    ConceptError,
+    ConceptSet,
+    Judge,
+    parse_concepts,
+    read_concepts,
+    shipped_concepts,
+    shipped_names,
+)
+from ..models.fit import Fit, safety_fit
 from .folders import LATENT_CLIP
 from .latent_clip import LoadedLatentCLIP
 
@@ -38,6 +47,21 @@ def load_concepts(choice: str, typed: str = "", categories: str = "", thresholds
     else:
         raise ConceptError(f"Got the concept set {choice!r}, expected one of: {', '.join(concept_options())}.")
     return concepts.only(categories).with_thresholds(thresholds)
+
+
+def judge_of(clip: LoadedLatentCLIP, fit: Fit, views: int = 0) -> Judge:
+    """Who judges when a safety node has these settings; guidance and rewards look at no altered views."""
+    return Judge(clip.name, clip.identity, safety_fit(fit), views)
+
+
+def directions_for(clip: LoadedLatentCLIP, concepts: ConceptSet, fit: Fit, views: int = 0) -> ConceptDirections:
+    """`directions`, where the set's thresholds hold for this judge.
+
+    Raises:
+        ConceptError: they were calibrated with another Latent-CLIP, fit or number of views.
+    """
+    concepts.check_judge(judge_of(clip, fit, views))
+    return directions(clip, concepts)
 
 
 def directions(clip: LoadedLatentCLIP, concepts: ConceptSet) -> ConceptDirections:

@@ -11,15 +11,16 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
+from ..methods.concepts import largest
 from ..methods.gate import blurred, extra_views, reasons_to_block
 from ..models.concepts import ConceptSet
 from ..models.fit import Fit
 from ..models.latent_spaces import LatentSpaceError
 from .audit import write_record
-from .concepts import directions
+from .concepts import directions_for
 from .latent_clip import LoadedLatentCLIP
 from .latents import MAX_THUMBNAILS, raw_latents_of, select_items, thumbnails
-from .scoring import encode
+from .scoring import encode_windows
 
 LOGGER = logging.getLogger(__name__)
 
@@ -116,19 +117,17 @@ def run_gate(
 
 
 def _scores(latent: dict, clip: LoadedLatentCLIP, concepts: ConceptSet, fit: Fit, views: int) -> Tensor:
-    """Log-odds (B, categories), the largest over the views; NaN for an item whose latent is not finite."""
+    """Log-odds (B, categories), the largest over windows and views; NaN for an item whose latent is not finite."""
     samples = latent["samples"]
     if not isinstance(samples, Tensor) or samples.ndim != 4 or not samples.is_floating_point():
         raise LatentSpaceError("these are no image latents (batch, channels, height, width)")
     finite = samples.float().isfinite().flatten(1).all(dim=1)
     raw = torch.where(finite.view(-1, 1, 1, 1), samples.float(), 0.0)  # one broken item must not hide the others
     raw = raw_latents_of({"samples": raw}, clip.space)
-    concept_directions, encoder = directions(clip, concepts), clip.encoder(fit)
+    concept_directions, watcher = directions_for(clip, concepts, fit, views), clip.watcher(fit)
     all_views = [raw, *extra_views(raw, views)] if views > 0 else [raw]
-    scores = torch.stack([concept_directions.score(encode(encoder, view)) for view in all_views])
-    # max would drop a NaN on some devices; a sum keeps it
-    worst = scores.amax(dim=0) + 0 * scores.sum(dim=0)
-    return torch.where(finite.cpu()[:, None], worst, math.nan)
+    scores = torch.stack([concept_directions.worst(encode_windows(watcher, view)) for view in all_views])
+    return torch.where(finite.cpu()[:, None], largest(scores, dim=0), math.nan)
 
 
 def _safe_latent(latent: dict, reasons: list[str], on_block: str) -> dict | ExecutionBlocker:

@@ -7,7 +7,7 @@ import comfy.sd
 import torch
 from torch import Tensor
 
-from ..methods.features import encode_pixels
+from ..methods.features import Look, encode_pixels, look_closely_at_pixels
 from ..models.latent_spaces import LatentSpace, space_of_channels
 from .folders import OPEN_CLIP, find_file
 from .latent_clip import TextTower
@@ -46,12 +46,26 @@ class PixelEncoder:
         return int(self.vae.memory_used_decode((1, *shape[1:]), self.vae.vae_dtype))
 
     def __call__(self, raw_latents: Tensor) -> Tensor:
-        vae, tower = self.vae, self.clip.image.model
+        tower = self.clip.image.model
         device, dtype = device_and_dtype(tower)
+        pixels = self._decode(raw_latents).to(device)
+        return encode_pixels(tower, pixels, self.clip.image_size, self.clip.mean, self.clip.std, dtype)
+
+    @property
+    def plain(self) -> "PixelEncoder":
+        return self
+
+    def look(self, raw_latents: Tensor) -> Look:
+        tower = self.clip.image.model
+        device, dtype = device_and_dtype(tower)
+        pixels = self._decode(raw_latents).to(device)
+        return look_closely_at_pixels(tower, pixels, self.clip.image_size, self.clip.mean, self.clip.std, dtype)
+
+    def _decode(self, raw_latents: Tensor) -> Tensor:
+        vae = self.vae
         decoded = vae.first_stage_model.decode(raw_latents.to(device=vae.device, dtype=vae.vae_dtype)).float()
         # the host's process_output writes into its argument, which autograd may still need
-        pixels = vae.process_output(decoded.clone()).to(device)
-        return encode_pixels(tower, pixels, self.clip.image_size, self.clip.mean, self.clip.std, dtype)
+        return vae.process_output(decoded.clone())
 
 
 def pixel_encoder(clip: LoadedPixelCLIP, vae: comfy.sd.VAE) -> PixelEncoder:

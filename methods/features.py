@@ -1,15 +1,28 @@
 """From latents to unit-length CLIP features: the shared first half of every reward."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..models.fit import Fit, fit_latents
+from ..models.fit import CLOSER, Fit, closer_windows, cover, fit_latents
 
 Tower = Callable[[Tensor], Tensor]
+
+
+class Look(NamedTuple):
+    """Features of an image, all float32 of unit length.
+
+    Attributes:
+        average: (B, D), mean direction of the windows that its fit cuts it into; for rewards.
+        windows: (B, T, D), every window by itself, those of a closer look among them; for safety, where the worst decides.
+    """
+
+    average: Tensor
+    windows: Tensor
 
 
 def encode_latents(
@@ -29,6 +42,22 @@ def encode_latents(
     views = fit_latents(raw_latents.float(), grid, fit)
     features = tower(rearrange(views, "b t c h w -> (b t) c h w").to(dtype)).float()
     return average_unit(rearrange(features, "(b t) d -> b t d", t=views.shape[1]))
+
+
+def look_closely(
+    tower: Tower, raw_latents: Tensor, grid: int, fit: Fit, dtype: torch.dtype = torch.float32
+) -> Look:
+    """Features of raw latents of any size, with those of the windows that a judge of safety needs.
+
+    Args:
+        see `encode_latents`, whose result is the `average`.
+    """
+    raw_latents = raw_latents.float()
+    views = fit_latents(raw_latents, grid, fit)
+    whole, views = views.shape[1], torch.cat([views, closer_windows(raw_latents, grid, fit)], dim=1)
+    features = tower(rearrange(views, "b t c h w -> (b t) c h w").to(dtype)).float()
+    features = rearrange(features, "(b t) d -> b t d", t=views.shape[1])
+    return Look(average_unit(features[:, :whole]), F.normalize(features, dim=-1))
 
 
 def encode_pixels(
@@ -53,6 +82,23 @@ def encode_pixels(
     pixels = pixels[..., top : top + size, left : left + size]
     pixels = (pixels - mean.to(pixels).view(3, 1, 1)) / std.to(pixels).view(3, 1, 1)
     return F.normalize(tower(pixels.to(dtype)).float(), dim=-1)
+
+
+def look_closely_at_pixels(
+    tower: Tower, pixels: Tensor, size: int, mean: Tensor, std: Tensor, dtype: torch.dtype = torch.float32
+) -> Look:
+    """Features of pictures as `encode_pixels` reads them, and of overlapping squares that show all of them.
+
+    Args:
+        see `encode_pixels`, whose result is the `average`.
+    """
+    height, width = pixels.shape[-2:]
+    short = min(height, width)
+    sides = [short] if short <= size else [short, max(size, short // CLOSER)]
+    squares = [square for side in sides for square in cover(pixels, side).unbind(dim=1)]
+    windows = torch.stack([encode_pixels(tower, square, size, mean, std, dtype) for square in squares], dim=1)
+    average = windows[:, 0] if height == width else encode_pixels(tower, pixels, size, mean, std, dtype)
+    return Look(average, windows)
 
 
 def average_unit(features: Tensor) -> Tensor:

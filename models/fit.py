@@ -10,6 +10,7 @@ from torch import Tensor
 Fit = Literal["tiles", "crop", "squash"]
 FITS: tuple[str, ...] = get_args(Fit)
 TILE_STEP = 0.75  # neighbouring tiles share at least a quarter of their width
+CLOSER = 2  # times: how much larger the second look of a judge of safety shows things (measured: docs/safety-study.md)
 
 
 def fit_latents(latents: Tensor, grid: int, fit: Fit = "tiles") -> Tensor:
@@ -37,13 +38,49 @@ def fit_latents(latents: Tensor, grid: int, fit: Fit = "tiles") -> Tensor:
     short = min(height, width)
     latents = _resize(latents, max(grid, round(height * grid / short)), max(grid, round(width * grid / short)))
     height, width = latents.shape[-2:]
-    long_dim = -2 if height > width else -1
-    surplus = max(height, width) - grid
     if fit == "crop":
-        return latents.narrow(long_dim, surplus // 2, grid).unsqueeze(1)
+        long_dim = -2 if height > width else -1
+        return latents.narrow(long_dim, (max(height, width) - grid) // 2, grid).unsqueeze(1)
+    return cover(latents, grid)
+
+
+def closer_windows(latents: Tensor, grid: int, fit: Fit = "tiles") -> Tensor:
+    """What a judge of safety looks at besides `fit_latents`, so that nothing is overlooked at a rim or for its size.
+
+    Where `fit` is not `tiles` these are the tiles, which cover all of the image; and, where the latent is larger than the
+    grid, windows in which everything is shown at up to `CLOSER` times the size that it has in the tiles.
+
+    Args:
+        latents, grid, fit: see `fit_latents`.
+
+    Returns:
+        (B, T, C, grid, grid); T = 0 where `fit_latents` shows everything.
+    """
+    height, width = latents.shape[-2:]
+    windows = [latents.new_empty(len(latents), 0, latents.shape[1], grid, grid)]
+    if fit != "tiles" and height != width:
+        windows.append(fit_latents(latents, grid, "tiles"))
+    if (scale := min(CLOSER, min(height, width) / grid)) > 1:
+        fine = grid * scale / min(height, width)
+        windows.append(cover(_resize(latents, round(height * fine), round(width * fine)), grid))
+    return torch.cat(windows, dim=1)
+
+
+def safety_fit(fit: Fit) -> Fit:
+    """The fit that a judge of safety has in effect: `crop` would not see the sides, so it gets the tiles, as `tiles` does."""
+    return "tiles" if fit == "crop" else fit
+
+
+def cover(latents: Tensor, grid: int) -> Tensor:
+    """Overlapping squares that show every cell, row by row: (B, T, C, grid, grid)."""
+    rows, columns = (_starts(side, grid) for side in latents.shape[-2:])
+    return torch.stack([latents[..., r : r + grid, c : c + grid] for r in rows for c in columns], dim=1)
+
+
+def _starts(side: int, grid: int) -> list[int]:
+    surplus = side - grid
     tiles = 1 + math.ceil(surplus / (grid * TILE_STEP))
-    starts = [round(i * surplus / max(1, tiles - 1)) for i in range(tiles)]
-    return torch.stack([latents.narrow(long_dim, start, grid) for start in starts], dim=1)
+    return [round(i * surplus / max(1, tiles - 1)) for i in range(tiles)]
 
 
 def _resize(latents: Tensor, height: int, width: int) -> Tensor:

@@ -99,11 +99,11 @@ class LatentCLIPAvoidReward(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent_clip, concepts, typed, categories, thresholds, weight, fit):
-        from ..host.concepts import directions, load_concepts
+        from ..host.concepts import directions_for, load_concepts
         from ..methods.rewards import avoid_reward
 
-        concept_set = load_concepts(concepts, typed, categories, thresholds)
-        return io.NodeOutput(avoid_reward(latent_clip.encoder(fit), directions(latent_clip, concept_set), weight))
+        concept_set = directions_for(latent_clip, load_concepts(concepts, typed, categories, thresholds), fit)
+        return io.NodeOutput(avoid_reward(latent_clip.watcher(fit), concept_set, weight))
 
 
 class LatentCLIPGuideModel(io.ComfyNode):
@@ -170,12 +170,12 @@ class LatentCLIPSafetyGuidance(io.ComfyNode):
         cls, model, latent_clip, concepts, typed, categories, thresholds, strength, start, end, every_n, momentum, fit,
         instead=None,
     ):  # fmt: skip
-        from ..host.concepts import directions, load_concepts
+        from ..host.concepts import directions_for, load_concepts
         from ..host.guidance import Window, guide_model, redirect_model
         from ..methods.guidance import AvoidConcepts, ConceptWatch, GuidanceSettings
 
-        concept_set = load_concepts(concepts, typed, categories, thresholds)
-        watch = ConceptWatch(latent_clip.encoder(fit), directions(latent_clip, concept_set))
+        concept_set = directions_for(latent_clip, load_concepts(concepts, typed, categories, thresholds), fit)
+        watch = ConceptWatch(latent_clip.watcher(fit), concept_set)
         settings, window = GuidanceSettings(strength, momentum), Window(start, end, every_n)
         if instead is not None:
             return io.NodeOutput(redirect_model(model, watch, instead, window))

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ..methods.calibration import Calibration, Share, calibrate, least_provable_rate, roc
 from ..models.checkpoint import CheckpointError
-from ..models.concepts import SHIPPED, ConceptError, ConceptSet, read_concepts
+from ..models.concepts import SHIPPED, ConceptError, ConceptSet, Judge, read_concepts
 from ..models.latent_spaces import LatentSpaceError, check_raw_latents
 
 SHAPES_WORLD = "shapes-world"
@@ -50,6 +50,12 @@ class Scorer:
         self.clip = _load_clip(clip)
         self.vae = _load_vae(vae) if vae else None
 
+    def judge(self) -> Judge:
+        """What the gate must have in common with this calibration."""
+        from ..host.concepts import judge_of
+
+        return judge_of(self.clip, self.fit, self.views)
+
     def column(self, folder: Path, concept: ConceptSet) -> list[float]:
         """Log-odds of everything in a folder for a set of one category, as the gate takes them.
 
@@ -57,14 +63,14 @@ class Scorer:
             CalibrationError: no image, or one that cannot be read; names the file.
         """
         from ..host.concepts import directions
-        from ..host.scoring import encode
+        from ..host.scoring import encode_windows
         from ..methods.gate import extra_views
 
-        known, encoder, rows = directions(self.clip, concept), self.clip.encoder(self.fit), []
+        known, watcher, rows = directions(self.clip, concept), self.clip.watcher(self.fit), []
         for path in files_of(folder):
             raw = self.latents(path)
             views = [raw, *extra_views(raw, self.views)] if self.views else [raw]
-            rows.append(torch.stack([known.score(encode(encoder, view)) for view in views]).amax(dim=0))
+            rows.append(torch.stack([known.worst(encode_windows(watcher, view)) for view in views]).amax(dim=0))
         return torch.cat(rows)[:, 0].tolist()
 
     def latents(self, path: Path) -> Tensor:
@@ -249,8 +255,8 @@ def run(options: argparse.Namespace) -> str:
             curves[name] = (scorer.column(Path(allowed), one), scorer.column(Path(unwanted), one))
             found[name] = calibrate(*curves[name], options.rate)
     about = {
-        "date": datetime.now(timezone.utc).date().isoformat(), "latent_clip": scorer.clip.name, "wanted_false_block_rate": options.rate,
-        "fit": options.fit, "views": options.views, "intervals": "Clopper-Pearson, 95 %",
+        "date": datetime.now(timezone.utc).date().isoformat(), **scorer.judge().as_dict(), "wanted_false_block_rate": options.rate,
+        "intervals": "Clopper-Pearson, 95 %",
     }  # fmt: skip
     result = calibrated(replace(concepts, name=options.target.stem), found, about)
     options.target.write_text(json.dumps(result.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
