@@ -49,18 +49,20 @@ def load_concepts(choice: str, typed: str = "", categories: str = "", thresholds
     return concepts.only(categories).with_thresholds(thresholds)
 
 
-def judge_of(clip: LoadedLatentCLIP, fit: Fit, views: int = 0) -> Judge:
-    """Who judges when a safety node has these settings; guidance and rewards look at no altered views."""
-    return Judge(clip.name, clip.identity, safety_fit(fit), views)
+def judge_of(clip: LoadedLatentCLIP, fit: Fit, views: int = 0, closer: bool = False) -> Judge:
+    """Who judges when a safety node has these settings; guidance and rewards have no altered views and no closer look."""
+    return Judge(clip.name, clip.identity, safety_fit(fit), views, closer)
 
 
-def directions_for(clip: LoadedLatentCLIP, concepts: ConceptSet, fit: Fit, views: int = 0) -> ConceptDirections:
+def directions_for(
+    clip: LoadedLatentCLIP, concepts: ConceptSet, fit: Fit, views: int = 0, closer: bool = False
+) -> ConceptDirections:
     """`directions`, where the set's thresholds hold for this judge.
 
     Raises:
-        ConceptError: they were calibrated with another Latent-CLIP, fit or number of views.
+        ConceptError: they were calibrated with another Latent-CLIP, fit, number of views or kind of look.
     """
-    concepts.check_judge(judge_of(clip, fit, views))
+    concepts.check_judge(judge_of(clip, fit, views, closer))
     return directions(clip, concepts)
 
 

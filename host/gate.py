@@ -72,6 +72,7 @@ def run_gate(
     views: int,
     audit: bool = False,
     prompt: dict | None = None,
+    closer: bool = False,
 ) -> tuple[dict | ExecutionBlocker, GateReport]:
     """Judge every item and replace, drop or refuse what must not pass.
 
@@ -81,6 +82,7 @@ def run_gate(
         views: how many altered copies of each latent must pass as well.
         audit: append scores and verdicts to the log; what cannot be logged does not pass.
         prompt: the graph, whose texts go into the log too.
+        closer: see `models.fit.more_windows`.
 
     Returns:
         (what may go on, report).
@@ -98,7 +100,7 @@ def run_gate(
         thresholds = tuple(category.threshold for category in concept_set.categories)
         if clip is None:
             raise ValueError("there is no Latent-CLIP to judge with")
-        scores = _scores(latent, clip, concept_set, fit, views)
+        scores = _scores(latent, clip, concept_set, fit, views, closer)
         reasons = reasons_to_block(scores, names, thresholds)
         if len(reasons) != size:
             raise ValueError(f"got {len(reasons)} verdicts for {size} images")
@@ -116,7 +118,7 @@ def run_gate(
     return safe, report
 
 
-def _scores(latent: dict, clip: LoadedLatentCLIP, concepts: ConceptSet, fit: Fit, views: int) -> Tensor:
+def _scores(latent: dict, clip: LoadedLatentCLIP, concepts: ConceptSet, fit: Fit, views: int, closer: bool) -> Tensor:
     """Log-odds (B, categories), the largest over windows and views; NaN for an item whose latent is not finite."""
     samples = latent["samples"]
     if not isinstance(samples, Tensor) or samples.ndim != 4 or not samples.is_floating_point():
@@ -124,7 +126,8 @@ def _scores(latent: dict, clip: LoadedLatentCLIP, concepts: ConceptSet, fit: Fit
     finite = samples.float().isfinite().flatten(1).all(dim=1)
     raw = torch.where(finite.view(-1, 1, 1, 1), samples.float(), 0.0)  # one broken item must not hide the others
     raw = raw_latents_of({"samples": raw}, clip.space)
-    concept_directions, watcher = directions_for(clip, concepts, fit, views), clip.watcher(fit)
+    concept_directions = directions_for(clip, concepts, fit, views, closer)
+    watcher = clip.watcher(fit, closer)
     all_views = [raw, *extra_views(raw, views)] if views > 0 else [raw]
     scores = torch.stack([concept_directions.worst(encode_windows(watcher, view)) for view in all_views])
     return torch.where(finite.cpu()[:, None], largest(scores, dim=0), math.nan)

@@ -9,9 +9,9 @@ import comfy.model_management as mm
 import torch
 from torch import Tensor, nn
 
-from ..methods.features import Look, encode_latents, look_closely
+from ..methods.features import Look, encode_latents, look_everywhere
 from ..models.config import latent_grid
-from ..models.fit import Fit, closer_windows, fit_latents
+from ..models.fit import Fit, fit_latents, more_windows
 from ..models.latent_spaces import LatentSpace
 from .folders import LATENT_CLIP, find_file
 from .towers import TowerPatcher, device_and_dtype, tower_dtype, tower_patcher
@@ -110,9 +110,9 @@ class LoadedLatentCLIP:
     def encoder(self, fit: Fit = "tiles") -> "LatentEncoder":
         return LatentEncoder(self, fit)
 
-    def watcher(self, fit: Fit = "tiles") -> "LatentWatcher":
-        """The encoder for judges of safety."""
-        return LatentWatcher(self, fit)
+    def watcher(self, fit: Fit = "tiles", closer: bool = False) -> "LatentWatcher":
+        """The encoder for judges of safety; `closer` as in `models.fit.more_windows`."""
+        return LatentWatcher(self, fit, closer)
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,9 @@ class LatentEncoder:
 
 @dataclass(frozen=True)
 class LatentWatcher(LatentEncoder):
-    """A `LatentEncoder` that also looks at everything closely, whatever the fit leaves out."""
+    """A `LatentEncoder` that also shows what the fit leaves out; `closer` as in `models.fit.more_windows`."""
+
+    closer: bool = False
 
     @property
     def plain(self) -> LatentEncoder:
@@ -158,12 +160,12 @@ class LatentWatcher(LatentEncoder):
 
     def _windows(self, shape: torch.Size) -> int:
         latents = torch.empty(1, 1, *shape[-2:], device="meta")
-        return super()._windows(shape) + closer_windows(latents, self.clip.grid, self.fit).shape[1]
+        return super()._windows(shape) + more_windows(latents, self.clip.grid, self.fit, self.closer).shape[1]
 
     def look(self, raw_latents: Tensor) -> Look:
         tower = self.clip.image.model
         device, dtype = device_and_dtype(tower)
-        return look_closely(tower, raw_latents.to(device), self.clip.grid, self.fit, dtype)
+        return look_everywhere(tower, raw_latents.to(device), self.clip.grid, self.fit, dtype, self.closer)
 
 
 def load_latent_clip_file(name: str, dtype: str = "auto") -> LoadedLatentCLIP:

@@ -7,7 +7,7 @@ import comfy.sd
 import torch
 from torch import Tensor
 
-from ..methods.features import Look, encode_pixels, look_closely_at_pixels
+from ..methods.features import Look, encode_pixels, look_everywhere_in_pixels
 from ..models.latent_spaces import LatentSpace, space_of_channels
 from .folders import OPEN_CLIP, find_file
 from .latent_clip import TextTower
@@ -59,7 +59,7 @@ class PixelEncoder:
         tower = self.clip.image.model
         device, dtype = device_and_dtype(tower)
         pixels = self._decode(raw_latents).to(device)
-        return look_closely_at_pixels(tower, pixels, self.clip.image_size, self.clip.mean, self.clip.std, dtype)
+        return look_everywhere_in_pixels(tower, pixels, self.clip.image_size, self.clip.mean, self.clip.std, dtype)
 
     def _decode(self, raw_latents: Tensor) -> Tensor:
         vae = self.vae

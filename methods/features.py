@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..models.fit import CLOSER, Fit, closer_windows, cover, fit_latents
+from ..models.fit import Fit, cover, fit_latents, more_windows
 
 Tower = Callable[[Tensor], Tensor]
 
@@ -18,7 +18,7 @@ class Look(NamedTuple):
 
     Attributes:
         average: (B, D), mean direction of the windows that its fit cuts it into; for rewards.
-        windows: (B, T, D), every window by itself, those of a closer look among them; for safety, where the worst decides.
+        windows: (B, T, D), every window by itself, and those that the fit leaves out; for safety, where the worst decides.
     """
 
     average: Tensor
@@ -44,17 +44,18 @@ def encode_latents(
     return average_unit(rearrange(features, "(b t) d -> b t d", t=views.shape[1]))
 
 
-def look_closely(
-    tower: Tower, raw_latents: Tensor, grid: int, fit: Fit, dtype: torch.dtype = torch.float32
+def look_everywhere(
+    tower: Tower, raw_latents: Tensor, grid: int, fit: Fit, dtype: torch.dtype = torch.float32, closer: bool = False
 ) -> Look:
     """Features of raw latents of any size, with those of the windows that a judge of safety needs.
 
     Args:
-        see `encode_latents`, whose result is the `average`.
+        tower, raw_latents, grid, fit, dtype: see `encode_latents`, whose result is the `average`.
+        closer: see `models.fit.more_windows`.
     """
     raw_latents = raw_latents.float()
     views = fit_latents(raw_latents, grid, fit)
-    whole, views = views.shape[1], torch.cat([views, closer_windows(raw_latents, grid, fit)], dim=1)
+    whole, views = views.shape[1], torch.cat([views, more_windows(raw_latents, grid, fit, closer)], dim=1)
     features = tower(rearrange(views, "b t c h w -> (b t) c h w").to(dtype)).float()
     features = rearrange(features, "(b t) d -> b t d", t=views.shape[1])
     return Look(average_unit(features[:, :whole]), F.normalize(features, dim=-1))
@@ -84,20 +85,17 @@ def encode_pixels(
     return F.normalize(tower(pixels.to(dtype)).float(), dim=-1)
 
 
-def look_closely_at_pixels(
+def look_everywhere_in_pixels(
     tower: Tower, pixels: Tensor, size: int, mean: Tensor, std: Tensor, dtype: torch.dtype = torch.float32
 ) -> Look:
     """Features of pictures as `encode_pixels` reads them, and of overlapping squares that show all of them.
 
     Args:
-        see `encode_pixels`, whose result is the `average`.
+        tower, pixels, size, mean, std, dtype: see `encode_pixels`, whose result is the `average`.
     """
-    height, width = pixels.shape[-2:]
-    short = min(height, width)
-    sides = [short] if short <= size else [short, max(size, short // CLOSER)]
-    squares = [square for side in sides for square in cover(pixels, side).unbind(dim=1)]
+    squares = cover(pixels, min(pixels.shape[-2:])).unbind(dim=1)
     windows = torch.stack([encode_pixels(tower, square, size, mean, std, dtype) for square in squares], dim=1)
-    average = windows[:, 0] if height == width else encode_pixels(tower, pixels, size, mean, std, dtype)
+    average = windows[:, 0] if len(squares) == 1 else encode_pixels(tower, pixels, size, mean, std, dtype)
     return Look(average, windows)
 
 

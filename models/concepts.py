@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 SHIPPED = Path(__file__).resolve().parent / "concept_sets"
@@ -41,27 +41,37 @@ class Judge:
     Attributes:
         latent_clip: its name, for people. identity: `models.latent_clip.identity` of its weights.
         fit: the one in effect, see `models.fit.safety_fit`. views: altered copies that must pass as well.
+        closer_look: see `models.fit.more_windows`.
     """
 
     latent_clip: str
     identity: str
     fit: str
-    views: int
+    views: int = 0
+    closer_look: bool = False
 
     def as_dict(self) -> dict:
         """The part of a calibration that says who judged."""
-        return {"latent_clip": self.latent_clip, "identity": self.identity, "fit": self.fit, "views": self.views}
+        return asdict(self)
 
     def differences(self, calibration: dict) -> list[str]:
         """What was another one when a set was calibrated, in words."""
         other = calibration.get("latent_clip")
-        clip = f"the Latent-CLIP {other!r} of other weights than {self.latent_clip!r}" if other else "an unknown Latent-CLIP"
+        clip = (
+            f"the Latent-CLIP {other!r} of other weights than {self.latent_clip!r}"
+            if other
+            else "an unknown Latent-CLIP"
+        )
         said = {
-            "identity": clip if calibration.get("identity") else f"{clip}, by a version that did not write down its weights",
+            "identity": clip
+            if calibration.get("identity")
+            else f"{clip}, by a version that did not write down its weights",
             "fit": f"fit {calibration.get('fit')} instead of {self.fit}",
             "views": f"{calibration.get('views')} views instead of {self.views}",
+            "closer_look": f"{'no ' if self.closer_look else 'a '}closer look",
         }
-        return [words for key, words in said.items() if calibration.get(key) != getattr(self, key)]
+        known = {"closer_look": False} | calibration
+        return [words for key, words in said.items() if known.get(key) != getattr(self, key)]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from torch import Tensor
 Fit = Literal["tiles", "crop", "squash"]
 FITS: tuple[str, ...] = get_args(Fit)
 TILE_STEP = 0.75  # neighbouring tiles share at least a quarter of their width
-CLOSER = 2  # times: how much larger the second look of a judge of safety shows things (measured: docs/safety-study.md)
 
 
 def fit_latents(latents: Tensor, grid: int, fit: Fit = "tiles") -> Tensor:
@@ -44,14 +43,14 @@ def fit_latents(latents: Tensor, grid: int, fit: Fit = "tiles") -> Tensor:
     return cover(latents, grid)
 
 
-def closer_windows(latents: Tensor, grid: int, fit: Fit = "tiles") -> Tensor:
-    """What a judge of safety looks at besides `fit_latents`, so that nothing is overlooked at a rim or for its size.
+def more_windows(latents: Tensor, grid: int, fit: Fit = "tiles", closer: bool = False) -> Tensor:
+    """What a judge of safety looks at besides `fit_latents`, so that nothing is overlooked at a rim or, if asked, for its size.
 
-    Where `fit` is not `tiles` these are the tiles, which cover all of the image; and, where the latent is larger than the
-    grid, windows in which everything is shown at up to `CLOSER` times the size that it has in the tiles.
+    Where `fit` is not `tiles` these are the tiles, which cover all of the image.
 
     Args:
         latents, grid, fit: see `fit_latents`.
+        closer: also windows in which nothing is reduced, where the latent is larger than the grid.
 
     Returns:
         (B, T, C, grid, grid); T = 0 where `fit_latents` shows everything.
@@ -60,9 +59,8 @@ def closer_windows(latents: Tensor, grid: int, fit: Fit = "tiles") -> Tensor:
     windows = [latents.new_empty(len(latents), 0, latents.shape[1], grid, grid)]
     if fit != "tiles" and height != width:
         windows.append(fit_latents(latents, grid, "tiles"))
-    if (scale := min(CLOSER, min(height, width) / grid)) > 1:
-        fine = grid * scale / min(height, width)
-        windows.append(cover(_resize(latents, round(height * fine), round(width * fine)), grid))
+    if closer and min(height, width) > grid:
+        windows.append(cover(latents, grid))
     return torch.cat(windows, dim=1)
 
 

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from .rewards import REWARDS, latent_clip_input, reward_output
 from .score import reward_input
-from .sockets import CATEGORY, fit_input, weight_input
+from .sockets import CATEGORY, safety_fit_input, weight_input
 
 SAFETY = f"{CATEGORY}/safety"
 
@@ -93,7 +93,7 @@ class LatentCLIPAvoidReward(io.ComfyNode):
             description="Zero while a latent is innocent, negative as it shows more of a concept than its threshold. With "
             "Optimize Noise it moves the noise away from the concepts; with Guide Model it steers the sampler.",
             search_aliases=["safety", "negative", "nsfw"],
-            inputs=[latent_clip_input(), *concept_inputs(), weight_input(), fit_input()],
+            inputs=[latent_clip_input(), *concept_inputs(), weight_input(), safety_fit_input()],
             outputs=[reward_output()],
         )
 
@@ -154,7 +154,7 @@ class LatentCLIPSafetyGuidance(io.ComfyNode):
                     push=" Without 'instead' only.",
                     look=" With 'instead' it says when to look: who was caught stays caught.",
                 ),
-                fit_input(),
+                safety_fit_input(),
                 io.Conditioning.Input(
                     "instead",
                     optional=True,
@@ -211,7 +211,7 @@ class LatentCLIPSafetyGate(io.ComfyNode):
                     "latents made to fool the judge, and more innocent ones too: calibrate with it on.",
                     advanced=True,
                 ),
-                fit_input(),
+                safety_fit_input(),
                 io.Boolean.Input(
                     "audit_log",
                     default=False,
@@ -222,6 +222,14 @@ class LatentCLIPSafetyGate(io.ComfyNode):
                     "log_prompt",
                     default=False,
                     tooltip="Also write the texts of the prompt into that log. Mind the law where you are.",
+                    advanced=True,
+                ),
+                io.Boolean.Input(
+                    "closer_look",
+                    default=False,
+                    optional=True,
+                    tooltip="Also look at windows in which nothing is reduced: small things in latents larger than the tower. Ten looks "
+                    "instead of one at 1024 pixels. Blocks far more innocent images at the same threshold: calibrate with it on.",
                     advanced=True,
                 ),
             ],
@@ -243,8 +251,9 @@ class LatentCLIPSafetyGate(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, latent, latent_clip, concepts, typed, categories, thresholds, on_block, views, fit, audit_log, log_prompt
-    ):
+        cls, latent, latent_clip, concepts, typed, categories, thresholds, on_block, views, fit, audit_log, log_prompt,
+        closer_look=False,
+    ):  # fmt: skip
         from ..host.concepts import load_concepts
         from ..host.gate import run_gate
 
@@ -252,7 +261,7 @@ class LatentCLIPSafetyGate(io.ComfyNode):
             return load_concepts(concepts, typed, categories, thresholds)
 
         prompt = cls.hidden.prompt if log_prompt else None
-        safe, report = run_gate(latent, latent_clip, read, on_block, fit, views, audit_log, prompt)
+        safe, report = run_gate(latent, latent_clip, read, on_block, fit, views, audit_log, prompt, closer_look)
         return io.NodeOutput(
             safe,
             report.blocked,

@@ -45,8 +45,8 @@ class CalibrationError(ValueError):
 class Scorer:
     """A Latent-CLIP, and a VAE for pictures, in the host's care."""
 
-    def __init__(self, clip: str, vae: str | None, fit: str, views: int):
-        self.fit, self.views = fit, views
+    def __init__(self, clip: str, vae: str | None, fit: str, views: int, closer: bool = False):
+        self.fit, self.views, self.closer = fit, views, closer
         self.clip = _load_clip(clip)
         self.vae = _load_vae(vae) if vae else None
 
@@ -54,7 +54,7 @@ class Scorer:
         """What the gate must have in common with this calibration."""
         from ..host.concepts import judge_of
 
-        return judge_of(self.clip, self.fit, self.views)
+        return judge_of(self.clip, self.fit, self.views, self.closer)
 
     def column(self, folder: Path, concept: ConceptSet) -> list[float]:
         """Log-odds of everything in a folder for a set of one category, as the gate takes them.
@@ -66,7 +66,7 @@ class Scorer:
         from ..host.scoring import encode_windows
         from ..methods.gate import extra_views
 
-        known, watcher, rows = directions(self.clip, concept), self.clip.watcher(self.fit), []
+        known, watcher, rows = directions(self.clip, concept), self.clip.watcher(self.fit, self.closer), []
         for path in files_of(folder):
             raw = self.latents(path)
             views = [raw, *extra_views(raw, self.views)] if self.views else [raw]
@@ -228,6 +228,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--views", type=int, default=0, help="as on the Safety Gate; scores with views need thresholds of their own"
     )
     parser.add_argument("--fit", choices=("tiles", "crop", "squash"), default="tiles", help="as on the Safety Gate")
+    parser.add_argument("--closer-look", action="store_true", help="as on the Safety Gate; needs thresholds of its own")
     parser.add_argument("--plot", type=Path, help="also draw the ROC curves into this PNG; needs matplotlib")
     parser.add_argument("--comfyui", type=Path, help="folder of ComfyUI, where it is not on the path already")
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
@@ -248,7 +249,7 @@ def run(options: argparse.Namespace) -> str:
     for name in names:
         concepts.only(name)
     _find_host(options.comfyui, options.cpu)
-    scorer, curves, found = Scorer(options.clip, options.vae, options.fit, options.views), {}, {}
+    scorer, curves, found = Scorer(options.clip, options.vae, options.fit, options.views, options.closer_look), {}, {}
     with torch.no_grad():
         for name, allowed, unwanted in options.category:
             one = concepts.only(name)
