@@ -85,7 +85,9 @@ def test_a_star_among_four_pictures_needs_the_closer_look(world):
     large = torch.cat([wide(world.circle, world.star, world.square)[..., :16], wide(world.square, world.circle, world.star)[..., :16]], 2)  # fmt: skip
     with torch.inference_mode():
         concepts = world.directions(world.clip, world.shipped("shapes-world-stars"))
-        whole, closer = (concepts.worst(world.clip.watcher("tiles", c).look(large).windows)[:, 0] for c in (False, True))
+        whole, closer = (
+            concepts.worst(world.clip.watcher("tiles", c).look(large).windows)[:, 0] for c in (False, True)
+        )
     assert (closer >= whole).all()
     assert int((whole >= 0.44).sum()) < 10 and int((closer >= 0.44).sum()) >= CAUGHT
 
