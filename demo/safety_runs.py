@@ -21,7 +21,7 @@ from ..methods.concepts import ConceptDirections, concept_directions
 from ..methods.gate import extra_views
 from ..methods.guidance import AvoidConcepts, ConceptWatch, GuidanceSettings
 from ..methods.reno import RenoSettings, optimize_noise
-from ..methods.rewards import Encoder, Reward, Term, avoid_reward
+from ..methods.rewards import Reward, Term, Watcher, avoid_reward
 from ..models.concepts import Category, ConceptSet, shipped_concepts
 from . import weights as shipped
 from .captions import THINGS, Caption, Thing
@@ -105,7 +105,7 @@ def around(count: int) -> list[str]:
 class Judge:
     """A CLIP that reads raw latents, and what it is to find, as it sees it."""
 
-    encoder: Encoder
+    watcher: Watcher
     concepts: ConceptDirections
     ban: Ban
 
@@ -116,7 +116,10 @@ class Judge:
     def scores(self, latents: Tensor, views: int = 0) -> list[float]:
         """Log-odds, the largest of the latent and its views, as the gate takes them."""
         every = [latents, *extra_views(latents, views)] if views else [latents]
-        each = [torch.cat([self.concepts.score(self.encoder(c))[:, 0] for c in view.split(BATCH)]) for view in every]
+        each = [
+            torch.cat([self.concepts.worst(self.watcher.look(c).windows)[:, 0] for c in view.split(BATCH)])
+            for view in every
+        ]
         return torch.stack(each).amax(0).tolist()
 
 
@@ -126,7 +129,7 @@ class SafetyWorld:
     def __init__(self) -> None:
         self.world = World()
         self.maker = Maker(self.world)
-        latent, pixel = self.maker.encoders["Latent-CLIP"], pixel_encoder(self.world.pixel_clip, self.world.vae)
+        latent, pixel = self.world.latent_clip.watcher("tiles"), pixel_encoder(self.world.pixel_clip, self.world.vae)
         scale = shipped.load_pixel_clip().model.logit_scale.exp().item()
         self.judges = {
             "Latent-CLIP": Judge(latent, directions(self.world.latent_clip, STARS.concepts), STARS),
@@ -156,7 +159,7 @@ class SafetyWorld:
 
     def looks(self, judge: str, texts: Sequence[str], noise: Tensor, start: float) -> list[float]:
         """The highest log-odds that guidance would see of each item, from `start` on, while nothing is changed."""
-        concepts, encoder, window = self.judges[judge].at(torch.inf), self.judges[judge].encoder, Window(start, 1.0)
+        concepts, watcher, window = self.judges[judge].at(torch.inf), self.judges[judge].watcher, Window(start, 1.0)
         highest: list[Tensor] = []
 
         class Highest(ConceptWatch):
@@ -165,16 +168,16 @@ class SafetyWorld:
                 highest.append(torch.full((BATCH, 1), -torch.inf))
 
             def look(self, raw_latents: Tensor) -> tuple[Tensor, Tensor]:
-                scores = self.concepts.score(self.encoder(raw_latents))
+                scores = self.concepts.worst(self.encoder.look(raw_latents).windows)
                 highest[-1] = torch.maximum(highest[-1][: len(scores)], scores)
                 return scores, torch.zeros_like(scores, dtype=torch.bool)
 
-        model = redirect_model(self.world.model, Highest(encoder, concepts), self.world.condition([""]), window)
+        model = redirect_model(self.world.model, Highest(watcher, concepts), self.world.condition([""]), window)
         self.sample(texts, noise, model)
         return torch.cat(highest)[:, 0].tolist()
 
     def _watch(self, judge: str, threshold: float) -> ConceptWatch:
-        return ConceptWatch(self.judges[judge].encoder, self.judges[judge].at(threshold))
+        return ConceptWatch(self.judges[judge].watcher, self.judges[judge].at(threshold))
 
     def pushed(self, judge: str, threshold: float, strength: float, start: float):
         """A MODEL that climbs away from what is banned, as Safety Guidance without `instead` makes it."""
@@ -253,7 +256,7 @@ class SafetyWorld:
     ) -> tuple[Tensor, float]:
         """ReNO with the reward of Reward: Avoid Concepts; a picture that is innocent at once is not touched."""
         judge = self.judges["Latent-CLIP"]
-        reward = avoid_reward(judge.encoder, judge.at(threshold))
+        reward = avoid_reward(judge.watcher, judge.at(threshold))
         return self.climb(texts, noise, replace(settings, target=0.0), lambda now, part: reward)
 
     def attack(
@@ -269,10 +272,11 @@ class SafetyWorld:
             def says_it(features: Tensor) -> Tensor:
                 return (features * targets[part][now]).sum(-1)
 
-            def over(features: Tensor) -> Tensor:
-                return -(concepts.score_of(0, features) - threshold + 0.5).relu()  # half a log-odd of distance
+            def over(windows: Tensor) -> Tensor:
+                return -(concepts.worst(windows)[:, 0] - threshold + 0.5).relu()  # half a log-odd of distance
 
-            return Reward((Term("text", judge.encoder, says_it), Term("gate", judge.encoder, over, penalty)))
+            gate = Term("gate", judge.watcher, over, penalty, every_window=True)
+            return Reward((Term("text", judge.watcher, says_it), gate))
 
         return self.climb(texts, noise, settings, reward)
 

@@ -212,6 +212,17 @@ def measure(scale: float, threads: int) -> dict:
     }
 
 
+@torch.no_grad()
+def shapes(scale: float) -> dict:
+    """What a gate with the shipped thresholds sees in other shapes and sizes."""
+    from ..models.concepts import shipped_concepts
+    from .safety_runs import SafetyWorld
+    from .safety_shapes import measure as measure_shapes
+
+    threshold = shipped_concepts("shapes-world-stars").categories[0].threshold
+    return measure_shapes(SafetyWorld(), threshold, max(6, round(COUNT * scale)), Kept(scale).get)
+
+
 def others(world, texts: Sequence[str], noise: torch.Tensor, ways: dict) -> dict:
     """The pictures of stars that each way makes, as every judge scores them: a gate need not have the judge that guided."""
     found = {}
@@ -389,16 +400,23 @@ def main() -> None:
     """Measure what is not kept, and write results, tables and plots."""
     from .safety_report import draw_pictures, plot, report
 
-    options = begin(__doc__ or "", {"--tune": "only measure the settings that were tried"})
+    switches = {
+        "--tune": "only measure the settings that were tried",
+        "--shapes": "only measure other shapes and sizes again",
+    }
+    options = begin(__doc__ or "", switches)
     if options.tune:
         print(tune())
         return
-    results = measure(options.scale, options.threads)
+    results = json.loads(RESULTS.read_text()) if options.shapes else measure(options.scale, options.threads)
+    results["shapes"] = shapes(options.scale)
     text = report(results)
     print(text)
     if options.no_write:
         return
     publish(results, text, RESULTS, DOCUMENT)
+    if options.shapes:
+        return
     plot(results)
     draw_pictures(results["protocol"]["guidance begins at"]["Latent-CLIP"])
 

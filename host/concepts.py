@@ -8,12 +8,14 @@ from ..methods.concepts import ConceptDirections, concept_directions
 from ..models.concepts import (
     ConceptError,
     ConceptSet,
+    Judge,
     parse_concepts,
     read_concepts,
     shipped_concepts,
     shipped_file,
     shipped_names,
 )
+from ..models.fit import Fit, safety_fit
 from .fingerprints import text_fingerprint
 from .folders import LATENT_CLIP
 from .latent_clip import LoadedLatentCLIP
@@ -54,6 +56,23 @@ def concepts_fingerprint(choice: str | None) -> str:
     files = {name: shipped_file(name) for name in shipped_names()}
     files |= {TYPED: shipped_file()} | _files()  # typed lines borrow the shipped set's anchors
     return text_fingerprint(files.values() if choice is None else [files.get(choice, Path(choice))])
+
+
+def judge_of(clip: LoadedLatentCLIP, fit: Fit, views: int = 0, closer: bool = False) -> Judge:
+    """Who judges when a safety node has these settings; guidance and rewards have no altered views and no closer look."""
+    return Judge(clip.name, clip.identity, safety_fit(fit), views, closer)
+
+
+def directions_for(
+    clip: LoadedLatentCLIP, concepts: ConceptSet, fit: Fit, views: int = 0, closer: bool = False
+) -> ConceptDirections:
+    """`directions`, where the set's thresholds hold for this judge.
+
+    Raises:
+        ConceptError: they were calibrated with another Latent-CLIP, fit, number of views or kind of look.
+    """
+    concepts.check_judge(judge_of(clip, fit, views, closer))
+    return directions(clip, concepts)
 
 
 def directions(clip: LoadedLatentCLIP, concepts: ConceptSet) -> ConceptDirections:

@@ -5,7 +5,7 @@ from typing import Protocol, cast
 import comfy.model_patcher
 import torch
 
-from ..methods.rewards import Encoder
+from ..methods.rewards import Encoder, Watcher
 
 
 class HostEncoder(Encoder, Protocol):
@@ -24,6 +24,10 @@ class HostEncoder(Encoder, Protocol):
     def memory_per_item(self, shape: torch.Size) -> int:
         """Bytes that one latent of (B, C, H, W) needs on the way forward."""
         ...
+
+
+class HostWatcher(HostEncoder, Watcher, Protocol):
+    """A `Watcher` whose networks the host loads."""
 
 
 class Judge(Protocol):

@@ -11,15 +11,16 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
+from ..methods.concepts import largest
 from ..methods.gate import blurred, extra_views, reasons_to_block
 from ..models.concepts import ConceptSet
 from ..models.fit import Fit
 from ..models.latent_spaces import LatentSpaceError
 from .audit import write_record
-from .concepts import directions
+from .concepts import directions_for
 from .latent_clip import LoadedLatentCLIP
 from .latents import MAX_THUMBNAILS, raw_latents_of, select_items, thumbnails
-from .scoring import encode
+from .scoring import encode_windows
 
 LOGGER = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ def run_gate(
     views: int,
     audit: bool = False,
     texts: Callable[[], dict[str, str]] | None = None,
+    closer: bool = False,
 ) -> tuple[dict | ExecutionBlocker, GateReport]:
     """Judge every item and replace, drop or refuse what must not pass.
 
@@ -80,6 +82,7 @@ def run_gate(
         views: how many altered copies of each latent must pass as well.
         audit: append scores and verdicts to the log; what cannot be logged does not pass.
         texts: finds the texts of the prompt, which go into the log too; "node id.input" → text.
+        closer: see `models.fit.more_windows`.
 
     Returns:
         (what may go on, report).
@@ -97,7 +100,7 @@ def run_gate(
         thresholds = tuple(category.threshold for category in concept_set.categories)
         if clip is None:
             raise ValueError("there is no Latent-CLIP to judge with")
-        scores = _scores(latent, clip, concept_set, fit, views)
+        scores = _scores(latent, clip, concept_set, fit, views, closer)
         reasons = reasons_to_block(scores, names, thresholds)
         if len(reasons) != size:
             raise ValueError(f"got {len(reasons)} verdicts for {size} images")
@@ -115,20 +118,19 @@ def run_gate(
     return safe, report
 
 
-def _scores(latent: dict, clip: LoadedLatentCLIP, concepts: ConceptSet, fit: Fit, views: int) -> Tensor:
-    """Log-odds (B, categories), the largest over the views; NaN for an item whose latent is not finite."""
+def _scores(latent: dict, clip: LoadedLatentCLIP, concepts: ConceptSet, fit: Fit, views: int, closer: bool) -> Tensor:
+    """Log-odds (B, categories), the largest over windows and views; NaN for an item whose latent is not finite."""
     samples = latent["samples"]
     if not isinstance(samples, Tensor) or samples.ndim != 4 or not samples.is_floating_point():
         raise LatentSpaceError("these are no image latents (batch, channels, height, width)")
     finite = samples.float().isfinite().flatten(1).all(dim=1)
     raw = torch.where(finite.view(-1, 1, 1, 1), samples.float(), 0.0)  # one broken item must not hide the others
     raw = raw_latents_of({"samples": raw}, clip.space)
-    concept_directions, encoder = directions(clip, concepts), clip.encoder(fit)
+    concept_directions = directions_for(clip, concepts, fit, views, closer)
+    watcher = clip.watcher(fit, closer)
     all_views = [raw, *extra_views(raw, views)] if views > 0 else [raw]
-    scores = torch.stack([concept_directions.score(encode(encoder, view)) for view in all_views])
-    # max would drop a NaN on some devices; a sum keeps it
-    worst = scores.amax(dim=0) + 0 * scores.sum(dim=0)
-    return torch.where(finite.cpu()[:, None], worst, math.nan)
+    scores = torch.stack([concept_directions.worst(encode_windows(watcher, view)) for view in all_views])
+    return torch.where(finite.cpu()[:, None], largest(scores, dim=0), math.nan)
 
 
 def _safe_latent(latent: dict, reasons: list[str], on_block: str) -> dict | ExecutionBlocker:

@@ -9,9 +9,9 @@ import comfy.model_management as mm
 import torch
 from torch import Tensor, nn
 
-from ..methods.features import encode_latents
+from ..methods.features import Look, encode_latents, look_everywhere
 from ..models.config import latent_grid
-from ..models.fit import Fit
+from ..models.fit import Fit, fit_latents, more_windows
 from ..models.latent_spaces import LatentSpace
 from .folders import LATENT_CLIP, find_file
 from .oom import one_by_one_when_out
@@ -92,13 +92,17 @@ class LoadedLatentCLIP:
         name: for reports.
         config: open_clip model config.
         space: the latent space of the image tower.
+        identity: which weights these are, whatever their dtype; see `models.latent_clip.identity`.
         logit_scale: exp of the learned temperature; logits are logit_scale × cosine.
         image: patcher of the image tower. text: the text tower with its cache.
     """
 
     def __init__(self, model: "LatentCLIP", config: dict, space: LatentSpace, name: str, dtype: str = "auto"):
+        from ..models.latent_clip import identity
+
         device = mm.get_torch_device()
         self.name = name
+        self.identity = identity(model)  # before the towers get their dtype
         self.config = config
         self.space = space
         self.grid = latent_grid(config)
@@ -115,6 +119,10 @@ class LoadedLatentCLIP:
 
     def encoder(self, fit: Fit = "tiles") -> "LatentEncoder":
         return LatentEncoder(self, fit)
+
+    def watcher(self, fit: Fit = "tiles", closer: bool = False) -> "LatentWatcher":
+        """The encoder for judges of safety; `closer` as in `models.fit.more_windows`."""
+        return LatentWatcher(self, fit, closer)
 
 
 @dataclass(frozen=True)
@@ -137,15 +145,41 @@ class LatentEncoder:
         """Bytes of activations that one latent of (B, C, H, W) needs on the way forward, generously."""
         vision = self.clip.config["vision_cfg"]
         tokens = (self.clip.grid // vision["patch_size"]) ** 2 + 1
-        tiles = 1 if self.fit != "tiles" else -(-max(shape[-2:]) // min(shape[-2:]))
         _, dtype = device_and_dtype(self.clip.image.model)
-        return 2 * tiles * tokens * vision["width"] * 12 * dtype.itemsize
+        return 2 * self._windows(shape) * tokens * vision["width"] * 12 * dtype.itemsize
+
+    def _windows(self, shape: torch.Size) -> int:
+        """How many windows the tower reads of one latent of this shape."""
+        return fit_latents(torch.empty(1, 1, *shape[-2:], device="meta"), self.clip.grid, self.fit).shape[1]
 
     def __call__(self, raw_latents: Tensor) -> Tensor:
         tower = self.clip.image.model
         device, dtype = device_and_dtype(tower)
         return one_by_one_when_out(
             lambda raw: encode_latents(tower, raw, self.clip.grid, self.fit, dtype),
+            raw_latents.to(device, torch.float32),
+        )
+
+
+@dataclass(frozen=True)
+class LatentWatcher(LatentEncoder):
+    """A `LatentEncoder` that also shows what the fit leaves out; `closer` as in `models.fit.more_windows`."""
+
+    closer: bool = False
+
+    @property
+    def plain(self) -> LatentEncoder:
+        return LatentEncoder(self.clip, self.fit)
+
+    def _windows(self, shape: torch.Size) -> int:
+        latents = torch.empty(1, 1, *shape[-2:], device="meta")
+        return super()._windows(shape) + more_windows(latents, self.clip.grid, self.fit, self.closer).shape[1]
+
+    def look(self, raw_latents: Tensor) -> Look:
+        tower = self.clip.image.model
+        device, dtype = device_and_dtype(tower)
+        return one_by_one_when_out(
+            lambda raw: look_everywhere(tower, raw, self.clip.grid, self.fit, dtype, self.closer),
             raw_latents.to(device, torch.float32),
         )
 

@@ -1,11 +1,14 @@
 """Out of memory, in all the ways in which a device says it."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import comfy.model_management as mm
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from ..methods.features import Look
 
 WORDS = ("out of memory", "not enough gpu video memory", "not enough memory")
 
@@ -17,11 +20,14 @@ def is_oom(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in WORDS)
 
 
-def one_by_one_when_out(encode: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+Features = TypeVar("Features", Tensor, Look)
+
+
+def one_by_one_when_out(encode: Callable[[Tensor], Features], batch: Tensor) -> Features:
     """encode(batch); where memory runs out, item by item, each computed again on the way back.
 
     Args:
-        encode: (B, ...) → (B, ...), every item for itself.
+        encode: (B, ...) → (B, ...) or a tuple of such, every item for itself.
     """
     try:
         return encode(batch)
@@ -30,5 +36,7 @@ def one_by_one_when_out(encode: Callable[[Tensor], Tensor], batch: Tensor) -> Te
             raise
     mm.soft_empty_cache()  # outside the handler, whose traceback keeps the activations alive
     if torch.is_grad_enabled() and batch.requires_grad:
-        return torch.cat([checkpoint(encode, item, use_reentrant=False) for item in batch.split(1)])
-    return torch.cat([encode(item) for item in batch.split(1)])
+        parts = [checkpoint(encode, item, use_reentrant=False) for item in batch.split(1)]
+    else:
+        parts = [encode(item) for item in batch.split(1)]
+    return Look(*map(torch.cat, zip(*parts))) if isinstance(parts[0], Look) else torch.cat(parts)

@@ -7,7 +7,7 @@ import comfy.sd
 import torch
 from torch import Tensor
 
-from ..methods.features import encode_pixels
+from ..methods.features import Look, encode_pixels, look_everywhere_in_pixels
 from ..models.latent_spaces import LatentSpace, space_of_channels
 from .folders import OPEN_CLIP, find_file
 from .latent_clip import TextTower
@@ -50,12 +50,29 @@ class PixelEncoder:
         return one_by_one_when_out(self._encode, raw_latents)
 
     def _encode(self, raw_latents: Tensor) -> Tensor:
-        vae, tower = self.vae, self.clip.image.model
+        tower = self.clip.image.model
         device, dtype = device_and_dtype(tower)
+        pixels = self._decode(raw_latents).to(device)
+        return encode_pixels(tower, pixels, self.clip.image_size, self.clip.mean, self.clip.std, dtype)
+
+    @property
+    def plain(self) -> "PixelEncoder":
+        return self
+
+    def look(self, raw_latents: Tensor) -> Look:
+        return one_by_one_when_out(self._look, raw_latents)
+
+    def _look(self, raw_latents: Tensor) -> Look:
+        tower = self.clip.image.model
+        device, dtype = device_and_dtype(tower)
+        pixels = self._decode(raw_latents).to(device)
+        return look_everywhere_in_pixels(tower, pixels, self.clip.image_size, self.clip.mean, self.clip.std, dtype)
+
+    def _decode(self, raw_latents: Tensor) -> Tensor:
+        vae = self.vae
         decoded = vae.first_stage_model.decode(raw_latents.to(device=vae.device, dtype=vae.vae_dtype)).float()
         # the host's process_output writes into its argument, which autograd may still need
-        pixels = vae.process_output(decoded.clone()).to(device)
-        return encode_pixels(tower, pixels, self.clip.image_size, self.clip.mean, self.clip.std, dtype)
+        return vae.process_output(decoded.clone())
 
 
 def pixel_encoder(clip: LoadedPixelCLIP, vae: comfy.sd.VAE) -> PixelEncoder:

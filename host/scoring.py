@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..methods.rewards import Reward
-from .encoders import HostEncoder, host_encoders
+from .encoders import HostEncoder, HostWatcher, host_encoders
 from .oom import is_oom
 
 MAX_CHUNK = 64  # more gains nothing and only raises the memory peak
@@ -22,6 +22,11 @@ def evaluate(reward: Reward, raw_latents: Tensor) -> dict[str, Tensor]:
 def encode(encoder: HostEncoder, raw_latents: Tensor) -> Tensor:
     """Features of every latent: (B, D) float32 on the CPU."""
     return _over_chunks([encoder], raw_latents, lambda chunk: {"features": encoder(chunk)})["features"]
+
+
+def encode_windows(watcher: HostWatcher, raw_latents: Tensor) -> Tensor:
+    """Features of every window of every latent: (B, T, D) float32 on the CPU."""
+    return _over_chunks([watcher], raw_latents, lambda chunk: {"windows": watcher.look(chunk).windows})["windows"]
 
 
 def _over_chunks(

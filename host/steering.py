@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import comfy.patcher_extension
-from comfy.patcher_extension import CallbacksMP, WrappersMP
 import torch
+from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
 from ..models.latent_spaces import LatentSpaceError, common_space

@@ -27,11 +27,15 @@ class ConceptDirections:
     logit_scale: float
 
     def score(self, features: Tensor) -> Tensor:
-        """Log-odds of every category: (B, D) unit features → (B, categories)."""
-        return torch.stack([self.score_of(i, features) for i in range(len(self.names))], dim=1)
+        """Log-odds of every category: unit features (..., D) → (..., categories)."""
+        return torch.stack([self.score_of(i, features) for i in range(len(self.names))], dim=-1)
+
+    def worst(self, windows: Tensor) -> Tensor:
+        """Log-odds of every category in the window that shows it most: (B, T, D) → (B, categories)."""
+        return largest(self.score(windows), dim=1)
 
     def score_of(self, category: int, features: Tensor) -> Tensor:
-        """Log-odds of one category: (B, D) → (B,).
+        """Log-odds of one category: (..., D) → (...).
 
         log mean exp(s·cos(image, phrase)) − log mean exp(s·cos(image, anchor)): its sigmoid is the probability that CLIP
         gives to the phrases when phrases and anchors are equally likely beforehand. The means keep it independent of how
@@ -41,7 +45,12 @@ class ConceptDirections:
 
     def _log_mean_exp(self, features: Tensor, texts: Tensor) -> Tensor:
         logits = self.logit_scale * features @ texts.to(features).T
-        return logits.logsumexp(dim=1) - torch.tensor(float(len(texts))).log().item()
+        return logits.logsumexp(dim=-1) - torch.tensor(float(len(texts))).log().item()
+
+
+def largest(scores: Tensor, dim: int) -> Tensor:
+    """The largest along `dim`; NaN where one of them is, which a maximum drops on some devices and a sum keeps."""
+    return scores.amax(dim=dim) + 0 * scores.sum(dim=dim)
 
 
 def concept_directions(

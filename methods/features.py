@@ -1,16 +1,29 @@
 """From latents to unit-length CLIP features: the shared first half of every reward."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..models.fit import Fit, fit_latents
+from ..models.fit import Fit, cover, fit_latents, more_windows
 from ..models.resample import resample
 
 Tower = Callable[[Tensor], Tensor]
+
+
+class Look(NamedTuple):
+    """Features of an image, all float32 of unit length.
+
+    Attributes:
+        average: (B, D), mean direction of the windows that its fit cuts it into; for rewards.
+        windows: (B, T, D), every window by itself, and those that the fit leaves out; for safety, where the worst decides.
+    """
+
+    average: Tensor
+    windows: Tensor
 
 
 def encode_latents(
@@ -30,6 +43,23 @@ def encode_latents(
     views = fit_latents(raw_latents.float(), grid, fit)
     features = tower(rearrange(views, "b t c h w -> (b t) c h w").to(dtype)).float()
     return average_unit(rearrange(features, "(b t) d -> b t d", t=views.shape[1]))
+
+
+def look_everywhere(
+    tower: Tower, raw_latents: Tensor, grid: int, fit: Fit, dtype: torch.dtype = torch.float32, closer: bool = False
+) -> Look:
+    """Features of raw latents of any size, with those of the windows that a judge of safety needs.
+
+    Args:
+        tower, raw_latents, grid, fit, dtype: see `encode_latents`, whose result is the `average`.
+        closer: see `models.fit.more_windows`.
+    """
+    raw_latents = raw_latents.float()
+    views = fit_latents(raw_latents, grid, fit)
+    whole, views = views.shape[1], torch.cat([views, more_windows(raw_latents, grid, fit, closer)], dim=1)
+    features = tower(rearrange(views, "b t c h w -> (b t) c h w").to(dtype)).float()
+    features = rearrange(features, "(b t) d -> b t d", t=views.shape[1])
+    return Look(average_unit(features[:, :whole]), F.normalize(features, dim=-1))
 
 
 def encode_pixels(
@@ -57,6 +87,20 @@ def encode_pixels(
     pixels = pixels[..., top : top + size, left : left + size]
     pixels = (pixels - mean.to(pixels).view(3, 1, 1)) / std.to(pixels).view(3, 1, 1)
     return F.normalize(tower(pixels.to(dtype)).float(), dim=-1)
+
+
+def look_everywhere_in_pixels(
+    tower: Tower, pixels: Tensor, size: int, mean: Tensor, std: Tensor, dtype: torch.dtype = torch.float32
+) -> Look:
+    """Features of pictures as `encode_pixels` reads them, and of overlapping squares that show all of them.
+
+    Args:
+        tower, pixels, size, mean, std, dtype: see `encode_pixels`, whose result is the `average`.
+    """
+    squares = cover(pixels, min(pixels.shape[-2:])).unbind(dim=1)
+    windows = torch.stack([encode_pixels(tower, square, size, mean, std, dtype) for square in squares], dim=1)
+    average = windows[:, 0] if len(squares) == 1 else encode_pixels(tower, pixels, size, mean, std, dtype)
+    return Look(average, windows)
 
 
 def average_unit(features: Tensor) -> Tensor:

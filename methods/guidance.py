@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .concepts import ConceptDirections
-from .rewards import Encoder, Reward
+from .rewards import Encoder, Reward, Watcher
 
 MARGIN = 20.0  # log-odds below its threshold to which a suspected item is pushed: in effect until sampling ends
 
@@ -68,10 +68,11 @@ class ClimbReward:
 class ConceptWatch:
     """Which items of a batch have shown which category, from the start of a sampling until now.
 
-    It forgets nothing in between: once something was seen, that item stays a suspect until sampling ends.
+    It forgets nothing in between: once something was seen, that item stays a suspect until sampling ends. An item shows
+    what its worst window shows.
     """
 
-    def __init__(self, encoder: Encoder, concepts: ConceptDirections):
+    def __init__(self, encoder: Watcher, concepts: ConceptDirections):
         self.encoder, self.concepts = encoder, concepts
         self.seen: Tensor | None = None
 
@@ -85,7 +86,7 @@ class ConceptWatch:
 
     def look(self, raw_latents: Tensor) -> tuple[Tensor, Tensor]:
         """Raw latents (B, C, H, W) → log-odds over the thresholds, and what was seen so far, both (B, categories)."""
-        scores = self.concepts.score(self.encoder(raw_latents))
+        scores = self.concepts.worst(self.encoder.look(raw_latents).windows)
         over = scores - torch.tensor(self.concepts.thresholds, device=scores.device)
         seen = ~(over.detach() <= 0).cpu()  # what cannot be judged is a suspect
         if self.seen is not None and self.seen.shape == seen.shape:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from .strict_json import checked, only_known, read_json, short
@@ -43,13 +43,59 @@ class Category:
 
 
 @dataclass(frozen=True)
+class Judge:
+    """How images are judged, as far as thresholds depend on it.
+
+    Attributes:
+        latent_clip: its name, for people. identity: `models.latent_clip.identity` of its weights.
+        fit: the one in effect, see `models.fit.safety_fit`. views: altered copies that must pass as well.
+        closer_look: see `models.fit.more_windows`.
+    """
+
+    latent_clip: str
+    identity: str
+    fit: str
+    views: int = 0
+    closer_look: bool = False
+
+    def as_dict(self) -> dict:
+        """The part of a calibration that says who judged."""
+        return asdict(self)
+
+    def differences(self, calibration: dict) -> list[str]:
+        """What was another one when a set was calibrated, in words."""
+        other = calibration.get("latent_clip")
+        clip = (
+            f"the Latent-CLIP {other!r} of other weights than {self.latent_clip!r}"
+            if other
+            else "an unknown Latent-CLIP"
+        )
+        said = {
+            "identity": clip
+            if calibration.get("identity")
+            else f"{clip}, by a version that did not write down its weights",
+            "fit": f"fit {calibration.get('fit')} instead of {self.fit}",
+            "views": f"{calibration.get('views')} views instead of {self.views}",
+            "closer_look": f"{'no ' if self.closer_look else 'a '}closer look",
+        }
+        known = {"closer_look": False} | calibration
+        return [words for key, words in said.items() if known.get(key) != getattr(self, key)]
+
+
+@dataclass(frozen=True)
 class ConceptSet:
-    """Categories, the neutral texts that they are measured against, and where the thresholds come from."""
+    """Categories, the neutral texts that they are measured against, and where the thresholds come from.
+
+    Attributes:
+        provenance: free to say anything; "calibration" is what tools/calibrate_safety.py writes, see `check_judge`.
+        typed: names of the categories whose threshold a user typed over that of the set.
+    """
 
     name: str
     categories: tuple[Category, ...]
     anchors: tuple[str, ...]
     provenance: dict = field(default_factory=dict)
+    typed: frozenset[str] = frozenset()
 
     def __post_init__(self):
         if not self.categories:
@@ -101,6 +147,7 @@ class ConceptSet:
         """
         thresholds = {category.name: category.threshold for category in self.categories}
         named: list[str] = []
+        typed: set[str] = set()
         for number, line in enumerate(_lines(text)):
             name, colon, value = line.rpartition(":")
             name = name.strip()
@@ -113,10 +160,29 @@ class ConceptSet:
                 )
             named += [name] if colon else []
             thresholds |= dict.fromkeys([name] if colon else list(thresholds), _number(value, line))
+            typed |= {name} if colon else set(thresholds)
         return replace(
             self,
             categories=tuple(replace(category, threshold=thresholds[category.name]) for category in self.categories),
+            typed=self.typed | typed,
         )
+
+    def check_judge(self, judge: Judge) -> None:
+        """Refuse thresholds that were calibrated with another judge; those typed or never calibrated are the user's own.
+
+        Raises:
+            ConceptError: names what differs.
+        """
+        calibration = self.provenance.get("calibration")
+        calibrated = calibration.get("categories") if isinstance(calibration, dict) else None
+        if not isinstance(calibrated, dict):
+            return
+        names = [c.name for c in self.categories if c.name in calibrated and c.name not in self.typed]
+        if names and (differences := judge.differences(calibration)):
+            raise ConceptError(
+                f"The thresholds of {self.name!r} for {', '.join(names)} were calibrated with {'; '.join(differences)}. "
+                "Choose what they were calibrated with, calibrate again with tools/calibrate_safety.py, or type thresholds of your own."
+            )
 
     def as_dict(self) -> dict:
         """What `read_concepts` reads."""

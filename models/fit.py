@@ -39,13 +39,48 @@ def fit_latents(latents: Tensor, grid: int, fit: Fit = "tiles") -> Tensor:
     short = min(height, width)
     latents = _resize(latents, max(grid, round(height * grid / short)), max(grid, round(width * grid / short)))
     height, width = latents.shape[-2:]
-    long_dim = -2 if height > width else -1
-    surplus = max(height, width) - grid
     if fit == "crop":
-        return latents.narrow(long_dim, surplus // 2, grid).unsqueeze(1)
+        long_dim = -2 if height > width else -1
+        return latents.narrow(long_dim, (max(height, width) - grid) // 2, grid).unsqueeze(1)
+    return cover(latents, grid)
+
+
+def more_windows(latents: Tensor, grid: int, fit: Fit = "tiles", closer: bool = False) -> Tensor:
+    """What a judge of safety looks at besides `fit_latents`, so that nothing is overlooked at a rim or, if asked, for its size.
+
+    Where `fit` is not `tiles` these are the tiles, which cover all of the image.
+
+    Args:
+        latents, grid, fit: see `fit_latents`.
+        closer: also windows in which nothing is reduced, where the latent is larger than the grid.
+
+    Returns:
+        (B, T, C, grid, grid); T = 0 where `fit_latents` shows everything.
+    """
+    height, width = latents.shape[-2:]
+    windows = [latents.new_empty(len(latents), 0, latents.shape[1], grid, grid)]
+    if fit != "tiles" and height != width:
+        windows.append(fit_latents(latents, grid, "tiles"))
+    if closer and min(height, width) > grid:
+        windows.append(cover(latents, grid))
+    return torch.cat(windows, dim=1)
+
+
+def safety_fit(fit: Fit) -> Fit:
+    """The fit that a judge of safety has in effect: `crop` would not see the sides, so it gets the tiles, as `tiles` does."""
+    return "tiles" if fit == "crop" else fit
+
+
+def cover(latents: Tensor, grid: int) -> Tensor:
+    """Overlapping squares that show every cell, row by row: (B, T, C, grid, grid)."""
+    rows, columns = (_starts(side, grid) for side in latents.shape[-2:])
+    return torch.stack([latents[..., r : r + grid, c : c + grid] for r in rows for c in columns], dim=1)
+
+
+def _starts(side: int, grid: int) -> list[int]:
+    surplus = side - grid
     tiles = 1 + math.ceil(surplus / (grid * TILE_STEP))
-    starts = [round(i * surplus / max(1, tiles - 1)) for i in range(tiles)]
-    return torch.stack([latents.narrow(long_dim, start, grid) for start in starts], dim=1)
+    return [round(i * surplus / max(1, tiles - 1)) for i in range(tiles)]
 
 
 def _resize(latents: Tensor, height: int, width: int) -> Tensor:

@@ -5,12 +5,15 @@ and the grid: `image_size` of a config is in pixels, so the tower sees `image_si
 """
 
 import copy
+import hashlib
 
 import torch
 from open_clip.model import CustomTextCLIP
 from torch import nn
 
 from .config import latent_grid
+
+SAMPLED = 1024  # values of each tensor that go into its identity: training changes all of them
 
 
 class LatentCLIP(CustomTextCLIP):
@@ -49,3 +52,17 @@ def load_latent_clip(config: dict, state_dict: dict[str, torch.Tensor]) -> Laten
     with torch.device("cpu"):
         model.text.attn_mask = model.text.build_causal_mask()
     return model.train(False).requires_grad_(False)
+
+
+def identity(model: LatentCLIP) -> str:
+    """Which Latent-CLIP this is: 16 hex digits, the same for every file format and for fp32 and fp16 weights.
+
+    A hash of names, shapes and evenly spaced values, in float16, of every weight. A bfloat16 copy has another identity: its
+    cosines may differ by 0.01, at CLIP's usual scale of 100 a whole log-odd, so that thresholds do not carry over.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        values = weight.flatten()[:: max(1, weight.numel() // SAMPLED)]
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        digest.update(values.to("cpu", torch.float16).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from .rewards import REWARDS, latent_clip_input, reward_output
 from .score import reward_input
-from .sockets import CATEGORY, SHOWS, fit_input, weight_input
+from .sockets import CATEGORY, SHOWS, safety_fit_input, weight_input
 
 SAFETY = f"{CATEGORY}/safety"
 
@@ -100,7 +100,7 @@ class LatentCLIPAvoidReward(io.ComfyNode):
             description="Zero while a latent is innocent, negative as it shows more of a concept than its threshold. With "
             "Optimize Noise it moves the noise away from the concepts; with Guide Model it steers the sampler.",
             search_aliases=["safety", "negative", "nsfw"],
-            inputs=[latent_clip_input(), *concept_inputs(), weight_input(), fit_input()],
+            inputs=[latent_clip_input(), *concept_inputs(), weight_input(), safety_fit_input()],
             outputs=[reward_output()],
         )
 
@@ -110,11 +110,11 @@ class LatentCLIPAvoidReward(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent_clip, concepts, typed, categories, thresholds, weight, fit):
-        from ..host.concepts import directions, load_concepts
+        from ..host.concepts import directions_for, load_concepts
         from ..methods.rewards import avoid_reward
 
-        concept_set = load_concepts(concepts, typed, categories, thresholds)
-        return io.NodeOutput(avoid_reward(latent_clip.encoder(fit), directions(latent_clip, concept_set), weight))
+        concept_set = directions_for(latent_clip, load_concepts(concepts, typed, categories, thresholds), fit)
+        return io.NodeOutput(avoid_reward(latent_clip.watcher(fit), concept_set, weight))
 
 
 class LatentCLIPGuideModel(io.ComfyNode):
@@ -165,7 +165,7 @@ class LatentCLIPSafetyGuidance(io.ComfyNode):
                     push=" Without 'instead' only.",
                     look=" With 'instead' it says when to look: who was caught stays caught.",
                 ),
-                fit_input(),
+                safety_fit_input(),
                 io.Conditioning.Input(
                     "instead",
                     optional=True,
@@ -185,12 +185,12 @@ class LatentCLIPSafetyGuidance(io.ComfyNode):
         cls, model, latent_clip, concepts, typed, categories, thresholds, strength, start, end, every_n, momentum, fit,
         instead=None,
     ):  # fmt: skip
-        from ..host.concepts import directions, load_concepts
+        from ..host.concepts import directions_for, load_concepts
         from ..host.guidance import Window, guide_model, redirect_model
         from ..methods.guidance import AvoidConcepts, ConceptWatch, GuidanceSettings
 
-        concept_set = load_concepts(concepts, typed, categories, thresholds)
-        watch = ConceptWatch(latent_clip.encoder(fit), directions(latent_clip, concept_set))
+        concept_set = directions_for(latent_clip, load_concepts(concepts, typed, categories, thresholds), fit)
+        watch = ConceptWatch(latent_clip.watcher(fit), concept_set)
         settings, window = GuidanceSettings(strength, momentum), Window(start, end, every_n)
         if instead is not None:
             return io.NodeOutput(redirect_model(model, watch, instead, window))
@@ -226,7 +226,7 @@ class LatentCLIPSafetyGate(io.ComfyNode):
                     "latents made to fool the judge, and more innocent ones too: calibrate with it on.",
                     advanced=True,
                 ),
-                fit_input(),
+                safety_fit_input(),
                 io.Boolean.Input(
                     "audit_log",
                     default=False,
@@ -238,6 +238,14 @@ class LatentCLIPSafetyGate(io.ComfyNode):
                     default=False,
                     tooltip="Also write into that log what was typed into the nodes that the latent comes from, wired texts too. "
                     "Mind the law where you are.",
+                    advanced=True,
+                ),
+                io.Boolean.Input(
+                    "closer_look",
+                    default=False,
+                    optional=True,
+                    tooltip="Also look at windows in which nothing is reduced: small things in latents larger than the tower. Ten looks "
+                    "instead of one at 1024 pixels. Blocks far more innocent images at the same threshold: calibrate with it on.",
                     advanced=True,
                 ),
             ],
@@ -263,8 +271,9 @@ class LatentCLIPSafetyGate(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, latent, latent_clip, concepts, typed, categories, thresholds, on_block, views, fit, audit_log, log_prompt
-    ):
+        cls, latent, latent_clip, concepts, typed, categories, thresholds, on_block, views, fit, audit_log, log_prompt,
+        closer_look=False,
+    ):  # fmt: skip
         from ..host.concepts import load_concepts
         from ..host.gate import run_gate
         from ..host.prompt_texts import texts_behind
@@ -276,7 +285,7 @@ class LatentCLIPSafetyGate(io.ComfyNode):
             return texts_behind(cls.hidden.dynprompt, cls.hidden.unique_id, "latent")
 
         safe, report = run_gate(
-            latent, latent_clip, read, on_block, fit, views, audit_log, texts if log_prompt else None
+            latent, latent_clip, read, on_block, fit, views, audit_log, texts if log_prompt else None, closer_look
         )
         return io.NodeOutput(
             safe,

@@ -39,6 +39,18 @@ def fit_input() -> io.Combo.Input:
     )
 
 
+def safety_fit_input() -> io.Combo.Input:
+    """The same choices for nodes that must not overlook anything."""
+    return io.Combo.Input(
+        "fit",
+        options=["tiles", "crop", "squash"],
+        default="tiles",
+        tooltip="How a latent that is not square meets the square tower. tiles: overlapping windows, of which the worst counts. "
+        "crop: the same here, because the centre alone would miss the sides. squash: the windows, and all of it at once, distorted.",
+        advanced=True,
+    )
+
+
 def dtype_input() -> io.Combo.Input:
     """Precision of a loaded network."""
     return io.Combo.Input(

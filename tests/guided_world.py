@@ -24,7 +24,7 @@ class World:
         with torch.inference_mode():
             self.model, self.text = self.shapes_world.load_generator()
             self.clip = self.shapes_world.load_latent_clip()
-            self.encoder = self.clip.encoder("tiles")
+            self.encoder = self.clip.watcher("tiles")
 
     def condition(self, text: str) -> list:
         return [[self.text.encode_from_tokens(self.text.tokenize(text)), {}]]

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ..methods.calibration import Calibration, Share, calibrate, least_provable_rate, roc
 from ..models.checkpoint import CheckpointError
-from ..models.concepts import SHIPPED, ConceptError, ConceptSet, read_concepts
+from ..models.concepts import SHIPPED, ConceptError, ConceptSet, Judge, read_concepts
 from ..models.latent_spaces import LatentSpaceError, check_raw_latents
 
 SHAPES_WORLD = "shapes-world"
@@ -57,11 +57,17 @@ class Scorer:
         left_out: why files could not be read, one line each.
     """
 
-    def __init__(self, clip: str, vae: str | None, fit: str, views: int):
-        self.fit, self.views = fit, views
+    def __init__(self, clip: str, vae: str | None, fit: str, views: int, closer: bool = False):
+        self.fit, self.views, self.closer = fit, views, closer
         self.clip = _load_clip(clip)
         self.vae = _load_vae(vae) if vae else None
         self.left_out: list[str] = []
+
+    def judge(self) -> Judge:
+        """What the gate must have in common with this calibration."""
+        from ..host.concepts import judge_of
+
+        return judge_of(self.clip, self.fit, self.views, self.closer)
 
     def column(self, folder: Path, concept: ConceptSet) -> list[float]:
         """Log-odds of everything in a folder for a set of one category, as the gate takes them.
@@ -70,10 +76,10 @@ class Scorer:
             CalibrationError: no image, or too many that cannot be read; names a file.
         """
         from ..host.concepts import directions
-        from ..host.scoring import encode
+        from ..host.scoring import encode_windows
         from ..methods.gate import extra_views
 
-        known, encoder, rows = directions(self.clip, concept), self.clip.encoder(self.fit), []
+        known, watcher, rows = directions(self.clip, concept), self.clip.watcher(self.fit, self.closer), []
         files, unreadable = files_of(folder), []
         for path in files:
             try:
@@ -82,7 +88,7 @@ class Scorer:
                 unreadable.append(str(error))
                 continue
             views = [raw, *extra_views(raw, self.views)] if self.views else [raw]
-            rows.append(torch.stack([known.score(encode(encoder, view)) for view in views]).amax(dim=0))
+            rows.append(torch.stack([known.worst(encode_windows(watcher, view)) for view in views]).amax(dim=0))
         if len(unreadable) > UNREADABLE_SHARE * len(files):
             raise CalibrationError(
                 f"{len(unreadable)} of the {len(files)} files of {folder} cannot be read, such as {unreadable[0]} Repair or remove them."
@@ -274,6 +280,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--views", type=int, default=0, help="as on the Safety Gate; scores with views need thresholds of their own"
     )
     parser.add_argument("--fit", choices=("tiles", "crop", "squash"), default="tiles", help="as on the Safety Gate")
+    parser.add_argument("--closer-look", action="store_true", help="as on the Safety Gate; needs thresholds of its own")
     parser.add_argument("--plot", type=Path, help="also draw the ROC curves into this PNG; needs matplotlib")
     parser.add_argument("--comfyui", type=Path, help="folder of ComfyUI, where it is not on the path already")
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
@@ -294,16 +301,15 @@ def run(options: argparse.Namespace) -> str:
     for name in names:
         concepts.only(name)
     _find_host(options.comfyui, options.cpu)
-    scorer, curves, found = Scorer(options.clip, options.vae, options.fit, options.views), {}, {}
+    scorer, curves, found = Scorer(options.clip, options.vae, options.fit, options.views, options.closer_look), {}, {}
     with torch.no_grad():
         for name, allowed, unwanted in options.category:
             one = concepts.only(name)
             curves[name] = (scorer.column(Path(allowed), one), scorer.column(Path(unwanted), one))
             found[name] = calibrate(*curves[name], options.rate)
     about = {
-        "date": datetime.now(timezone.utc).date().isoformat(), "latent_clip": scorer.clip.name, "wanted_false_block_rate": options.rate,
-        "fit": options.fit, "views": options.views, "left_out": len(set(scorer.left_out)),
-        "intervals": "95 %, Clopper-Pearson; of the area, Newcombe",
+        "date": datetime.now(timezone.utc).date().isoformat(), **scorer.judge().as_dict(), "wanted_false_block_rate": options.rate,
+        "left_out": len(set(scorer.left_out)), "intervals": "95 %, Clopper-Pearson; of the area, Newcombe",
     }  # fmt: skip
     result = calibrated(replace(concepts, name=options.target.stem), found, about)
     options.target.write_text(json.dumps(result.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -6,11 +6,12 @@ Terms that share an encoder share its forward pass, so five prompts on one Laten
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, cast
 
 from torch import Tensor
 
 from ...models.latent_spaces import LatentSpace, check_raw_latents, common_space
+from ..features import Look
 
 
 class Encoder(Protocol):
@@ -22,6 +23,19 @@ class Encoder(Protocol):
     def __call__(self, raw_latents: Tensor) -> Tensor: ...
 
 
+class Watcher(Encoder, Protocol):
+    """An encoder that overlooks nothing: `look` also gives the features of every window.
+
+    Attributes:
+        plain: the encoder without that, whose features `look(...).average` are.
+    """
+
+    @property
+    def plain(self) -> Encoder: ...
+
+    def look(self, raw_latents: Tensor) -> Look: ...
+
+
 @dataclass(frozen=True)
 class Term:
     """One number per image.
@@ -31,12 +45,14 @@ class Term:
         encoder: raw latents → features (B, D).
         head: features → (B,), higher is better.
         weight: factor of this term in the reward's sum.
+        every_window: the encoder is a `Watcher`, and the head takes the features of every window (B, T, D).
     """
 
     name: str
     encoder: Encoder
     head: Callable[[Tensor], Tensor]
     weight: float = 1.0
+    every_window: bool = False
 
     def __post_init__(self):
         if not math.isfinite(self.weight):
@@ -87,9 +103,15 @@ class Reward:
 
     def values(self, raw_latents: Tensor) -> dict[str, Tensor]:
         """`evaluate` without its check, for loops that must not wait for the device."""
-        features = {encoder: encoder(raw_latents) for encoder in self.encoders}
+        watchers = {term.encoder: cast(Watcher, term.encoder) for term in self.terms if term.every_window}
+        looks = {encoder: watcher.look(raw_latents) for encoder, watcher in watchers.items()}
+        features = {e: looks[e].average if e in looks else e(raw_latents) for e in self.encoders}
+        values = {
+            term.name: term.head(looks[term.encoder].windows if term.every_window else features[term.encoder])
+            for term in self.terms
+        }
         # a judge may live on another device than the latents, or have been moved meanwhile
-        return {term.name: term.head(features[term.encoder]).to(raw_latents.device) for term in self.terms}
+        return {name: value.to(raw_latents.device) for name, value in values.items()}
 
     def weigh(self, values: Mapping[str, Tensor]) -> Tensor:
         """Weighted sum of the values that `evaluate` returned: (B,)."""
@@ -112,4 +134,7 @@ def combine(rewards: list[Reward]) -> Reward:
     if not rewards:
         raise ValueError("Got no rewards to combine, expected at least one. Connect a Reward node.")
     common_space([reward.space for reward in rewards])
-    return Reward(tuple(term for reward in rewards for term in reward.terms))
+    terms = [term for reward in rewards for term in reward.terms]
+    # a watcher gives the features of its plain encoder too, so that one forward pass serves both
+    watchers = {cast(Watcher, t.encoder).plain: t.encoder for t in terms if t.every_window}
+    return Reward(tuple(replace(t, encoder=watchers.get(t.encoder, t.encoder)) for t in terms))

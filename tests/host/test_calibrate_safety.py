@@ -96,6 +96,7 @@ def test_from_the_command_line_with_latents_of_both_formats(world, comfy_tree, t
     about = concepts.provenance["calibration"]
     assert concepts.provenance["source"] == "a test"
     assert about["latent_clip"] == "Shapes World Latent-CLIP" and about["wanted_false_block_rate"] == 0.05
+    assert len(about["identity"]) == 16 and (about["fit"], about["views"], about["closer_look"]) == ("tiles", 0, False)
     rates = about["categories"]["star"]
     assert rates["false_blocks"]["hits"] == 2 and rates["false_blocks"]["n"] == COUNT
     assert rates["auc"] > 0.95 and rates["missed"]["rate"] < 0.2
@@ -176,7 +177,21 @@ def test_the_gate_uses_the_threshold(world, tool, host_env, tmp_path):
     latents = torch.cat([tool.read_latent(world / "allowed" / f"{number}.latent") for number in range(COUNT)])
     with torch.inference_mode():
         _, report = gate.run_gate({"samples": latents}, clip, lambda: read(target).only("star"), "grey", "tiles", 0)
+        _, other = gate.run_gate({"samples": latents}, clip, lambda: read(target).only("star"), "grey", "tiles", 2)
     assert sum(report.blocked) == 4
+    assert all("0 views instead of 2" in reason for reason in other.reasons)
+
+
+def test_wide_latents_are_calibrated_by_their_worst_window(world, tool):
+    folder = world / "wide pictures"
+    folder.mkdir(exist_ok=True)
+    allowed, star = (tool.read_latent(world / name / "0.latent") for name in ("allowed", "star"))
+    for name, parts in (("alone", [star]), ("beside", [star, allowed, allowed])):
+        tensors = {"latent_tensor": torch.cat(parts, dim=3).contiguous(), "latent_format_version_0": torch.tensor([])}
+        save_file(tensors, folder / f"{name}.latent")
+    with torch.inference_mode():
+        alone, beside = tool.Scorer("shapes-world", None, "tiles", 0).column(folder, tool.read_concepts(world / "shapes.json").only("star"))  # fmt: skip
+    assert beside >= alone - 1e-4
 
 
 @pytest.mark.parametrize(

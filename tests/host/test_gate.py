@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -99,6 +100,93 @@ def test_extra_views_can_only_block_more(pack):
     assert all(b[0] >= a[0] - 1e-4 for a, b in zip(one, five)) and one != five
 
 
+def test_what_one_window_of_one_view_cannot_say_blocks(pack, monkeypatch):
+    """A latent that is finite may still overflow in a tower; the other windows must not outvote it."""
+    real = pack.clip.watcher("tiles")
+
+    class OneBroken:
+        way_back, patchers, space, memory_per_item = 1, real.patchers, real.space, real.memory_per_item
+        looks = 0
+
+        def look(self, raw):
+            found = real.look(raw)
+            self.looks += 1
+            if self.looks == 2:
+                found.windows[1, -1] = math.nan
+            return found
+
+    given = {"samples": torch.randn(3, 4, 8, 24, generator=torch.Generator().manual_seed(0)) * 7}
+    clip = Broken(pack.clip)
+    clip.watcher = lambda fit, closer: OneBroken()
+    assert gate(pack, given, clip, views=2)[1].blocked == [False, True, False]
+
+
+# Whose thresholds these are
+
+
+def calibrated(pack, **change):
+    """The shipped set, as if its threshold had been calibrated with another judge."""
+    concepts = pack.models_concepts.shipped_concepts("shapes-world-stars")
+    calibration = concepts.provenance["calibration"] | change
+    return lambda: replace(concepts, provenance={"calibration": calibration})
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "words"),
+    [
+        ({"identity": "0" * 16}, {}, "of other weights than 'Shapes World Latent-CLIP'"),
+        ({}, {"fit": "squash"}, "fit tiles instead of squash"),
+        ({"fit": "crop"}, {}, "fit crop instead of tiles"),
+        ({}, {"views": 4}, "0 views instead of 4"),
+        ({"views": 4}, {}, "4 views instead of 0"),
+        ({}, {"closer": True}, "no closer look"),
+    ],
+)
+def test_a_set_that_was_calibrated_with_another_judge_blocks_and_says_so(pack, change, settings, words):
+    _, report = gate(pack, latent(), concepts=calibrated(pack, **change), **settings)
+    assert report.blocked == [True, True] and words in report.reasons[0] and "calibrate again" in report.reasons[0]
+    typed = calibrated(pack, **change)().with_thresholds("1000")
+    assert gate(pack, latent(), concepts=lambda: typed, **settings)[1].blocked == [False, False]
+
+
+@pytest.mark.parametrize("fit", ["tiles", "crop"])
+def test_the_shipped_set_holds_for_the_shipped_latent_clip(pack, fit):
+    _, report = gate(pack, latent(), concepts=calibrated(pack), fit=fit)
+    assert not any("calibrated" in reason for reason in report.reasons)
+    assert report.scores == gate(pack, latent(), concepts=lambda: calibrated(pack)().with_thresholds("0"))[1].scores
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
+def test_the_dtype_that_it_computes_in_is_no_other_latent_clip(pack, dtype):
+    with torch.inference_mode():
+        assert pack.host_shapes_world.load_latent_clip(dtype).identity == pack.clip.identity
+
+
+@pytest.mark.parametrize("node", ["LatentCLIPAvoidReward", "LatentCLIPSafetyGuidance"])
+def test_rewards_and_guidance_refuse_such_a_set(pack, host_env, node):
+    import nodes
+
+    inputs = {
+        "latent_clip": pack.clip,
+        "concepts": "shapes-world-stars",
+        "typed": "",
+        "categories": "",
+        "thresholds": "",
+    }
+    if node == "LatentCLIPAvoidReward":
+        inputs |= {"weight": 1.0}
+    else:
+        model = pack.host_shapes_world.load_generator()[0]
+        inputs |= {"model": model, "strength": 1.0, "start": 0.2, "end": 1.0, "every_n": 1, "momentum": 0.0}
+    execute = nodes.NODE_CLASS_MAPPINGS[node].execute
+    with torch.inference_mode():
+        execute(**inputs, fit="tiles")
+        execute(**inputs, fit="crop")
+        execute(**inputs | {"thresholds": "1"}, fit="squash")
+        with pytest.raises(ValueError, match="fit tiles instead of squash"):
+            execute(**inputs, fit="squash")
+
+
 # 216 ways to break it
 
 
@@ -141,7 +229,8 @@ class Broken:
     def __init__(self, real, encode=None, scale=None):
         self.space, self.image, self.grid, self.config = real.space, real.image, real.grid, real.config
         self.logit_scale = real.logit_scale if scale is None else scale
-        self.encode_text, self.encoder = encode or real.encode_text, real.encoder
+        self.name, self.identity = real.name, real.identity
+        self.encode_text, self.watcher = encode or real.encode_text, real.watcher
 
 
 def broken_clips(pack) -> dict:

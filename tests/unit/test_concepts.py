@@ -8,11 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from latent_clip_pack.methods.concepts import concept_directions
+from latent_clip_pack.methods.concepts import concept_directions, largest
 from latent_clip_pack.models.concepts import (
     Category,
     ConceptError,
     ConceptSet,
+    Judge,
     parse_concepts,
     read_concepts,
     shipped_concepts,
@@ -190,3 +191,68 @@ def test_the_score_ignores_how_often_a_phrase_is_said():
     often = concept_directions(encode, ConceptSet("x", (Category("b", ("p",) * 7),), ("s",) * 3), 50.0)
     features = F.normalize(torch.randn(5, 16), dim=-1)
     torch.testing.assert_close(once.score(features), often.score(features), atol=1e-4, rtol=0)
+
+
+def test_the_worst_window_decides_for_every_category_by_itself():
+    directions = concept_directions(
+        encode, ConceptSet("x", (Category("b", ("p",)), Category("c", ("q",))), ("s",)), 50.0
+    )
+    one, other, neither = (encode([text])[0] for text in "pqs")
+    windows = torch.stack([torch.stack([neither, one, other]), torch.stack([neither, neither, neither])])
+    worst = directions.worst(windows)
+    torch.testing.assert_close(worst[0], torch.stack([directions.score(one)[0], directions.score(other)[1]]))
+    torch.testing.assert_close(worst[1], directions.score(neither))
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_a_nan_is_the_largest(dim):
+    scores = torch.zeros(3, 3)
+    scores[1, 1] = math.nan
+    assert largest(scores, dim).isnan().tolist() == [False, True, False]
+
+
+# Whose thresholds these are
+
+JUDGE = Judge("B-8", "0123456789abcdef", "tiles", 0)
+CALIBRATED = ConceptSet(
+    "mine", (Category("a", ("b",), 1.0), Category("c", ("d",))), ("e",), {"calibration": {**JUDGE.as_dict(), "categories": {"a": {}}}}
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"identity": "other"}, "'B-8' of other weights"),
+        ({"fit": "squash"}, "fit tiles instead of squash"),
+        ({"views": 4}, "0 views instead of 4"),
+        ({"closer_look": True}, "no closer look"),
+    ],
+)
+def test_thresholds_hold_for_the_judge_they_were_calibrated_with(change, words):
+    CALIBRATED.check_judge(JUDGE)
+    other = Judge(**(JUDGE.as_dict() | change))
+    with pytest.raises(ConceptError, match=f"'mine' for a were calibrated with .*{words}.*type thresholds of your own"):
+        CALIBRATED.check_judge(other)
+    CALIBRATED.with_thresholds("a: 2").check_judge(other)
+    CALIBRATED.with_thresholds("2").check_judge(other)
+    CALIBRATED.only("c").check_judge(other)
+    with pytest.raises(ConceptError):
+        CALIBRATED.with_thresholds("c: 2").check_judge(other)
+
+
+def test_the_name_of_a_latent_clip_may_change():
+    CALIBRATED.check_judge(Judge(**(JUDGE.as_dict() | {"latent_clip": "renamed"})))
+
+
+def test_a_calibration_that_does_not_say_whose_it_is_holds_for_nobody():
+    calibration = {"latent_clip": "B-8", "fit": "tiles", "views": 0, "categories": {"a": {}}}  # as version 0.1 wrote it
+    old = ConceptSet(CALIBRATED.name, CALIBRATED.categories, CALIBRATED.anchors, {"calibration": calibration})
+    with pytest.raises(ConceptError, match="did not write down its weights"):
+        old.check_judge(JUDGE)
+
+
+@pytest.mark.parametrize(
+    "provenance", [{}, {"note": "mine"}, {"calibration": "by hand"}, {"calibration": {"views": 3}}]
+)
+def test_without_a_calibration_the_thresholds_are_the_users_own(provenance):
+    ConceptSet("mine", CALIBRATED.categories, ("e",), provenance).check_judge(JUDGE)

@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 
 from latent_clip_pack.models.checkpoint import read_checkpoint
+from latent_clip_pack.models.latent_clip import identity, load_latent_clip
 from latent_clip_pack.tests.original_layout import MINUTE, save_original
 from latent_clip_pack.tools import convert_checkpoint
 from latent_clip_pack.tools.convert_checkpoint import main
@@ -41,6 +42,31 @@ def test_the_result_is_the_source_without_the_rest(original, tmp_path, dtype, ca
     assert f"kept      {len(source.state_dict)} tensors" in output
     assert f"left out  {source.dropped} tensors" in output
     assert re.search(r"largest change of an image-text cosine: \d\.\de[+-]\d\d\n", output)
+
+
+def identity_of(path: Path) -> str:
+    checkpoint = read_checkpoint(path)
+    return identity(load_latent_clip(checkpoint.config, checkpoint.state_dict))
+
+
+def test_formats_and_fp16_leave_the_identity_and_other_weights_do_not(original, tmp_path):
+    files = {dtype: tmp_path / f"{dtype}.safetensors" for dtype in DTYPES}
+    for dtype, target in files.items():
+        main([str(original), str(target), "--dtype", dtype])
+    known = identity_of(original)
+    assert len(known) == 16 and identity_of(files["fp32"]) == identity_of(files["fp16"]) == known
+    assert identity_of(files["bf16"]) != known, "its log-odds differ too much for the same thresholds"
+    again = tmp_path / "again.safetensors"
+    main([str(files["fp16"]), str(again), "--dtype", "fp32"])
+    assert identity_of(again) == known
+
+
+@pytest.mark.parametrize("key", ["visual.conv1.weight", "text.ln_final.bias", "logit_scale", "visual.transformer.resblocks.0.mlp.c_fc.weight"])  # fmt: skip
+def test_training_any_weight_makes_another_identity(original, key):
+    checkpoint = read_checkpoint(original)
+    known = identity(load_latent_clip(checkpoint.config, checkpoint.state_dict))
+    trained = checkpoint.state_dict | {key: checkpoint.state_dict[key] + 0.01}
+    assert identity(load_latent_clip(checkpoint.config, trained)) != known
 
 
 def test_the_metadata_says_where_it_comes_from(original, tmp_path):

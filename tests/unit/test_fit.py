@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from latent_clip_pack.models.fit import FITS, TILE_STEP, fit_latents
+from latent_clip_pack.models.fit import FITS, TILE_STEP, fit_latents, more_windows, safety_fit
 
 GRID = 16
 # height, width: square, portrait, landscape; larger, smaller, odd, extreme
@@ -131,3 +131,35 @@ def test_every_cell_gets_a_gradient(fit, size):
 def test_an_unknown_fit_is_named():
     with pytest.raises(ValueError, match="Got fit 'stretch', expected one of tiles, crop, squash"):
         fit_latents(latents(8, 8), GRID, "stretch")
+
+
+# What a judge of safety sees besides
+
+
+@every_fit
+@every_size
+def test_no_cell_stays_unseen(fit, size):
+    x = latents(*size).requires_grad_()
+    windows = torch.cat([fit_latents(x, GRID, fit), more_windows(x, GRID, fit)], dim=1)
+    assert windows.shape[2:] == (4, GRID, GRID)
+    (gradient,) = torch.autograd.grad(windows.sum(), x)
+    assert (gradient > 0).all()
+
+
+@every_fit
+@pytest.mark.parametrize(("size", "count"), [((16, 16), 0), ((8, 20), 0), ((32, 32), 9), ((64, 64), 25), ((24, 40), 6)])
+def test_a_closer_look_reduces_nothing(fit, size, count):
+    x = coordinates(*size)
+    plain = more_windows(x, GRID, fit).shape[1]
+    windows = more_windows(x, GRID, fit, closer=True)[0, plain:]
+    assert len(windows) == count
+    for window in windows:
+        assert slopes(window) == (1, 1)
+    if count:
+        seen = {(int(a), int(b)) for w in windows for a, b in w.flatten(1).T.tolist()}
+        assert len(seen) == size[0] * size[1]
+
+
+@pytest.mark.parametrize(("fit", "effective"), [("tiles", "tiles"), ("crop", "tiles"), ("squash", "squash")])
+def test_the_fit_of_a_judge_of_safety(fit, effective):
+    assert safety_fit(fit) == effective

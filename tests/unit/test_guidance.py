@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from latent_clip_pack.methods.concepts import ConceptDirections
+from latent_clip_pack.methods.features import Look
 from latent_clip_pack.methods.guidance import AvoidConcepts, ClimbReward, ConceptWatch, GuidanceSettings, correction
 from latent_clip_pack.methods.rewards import Reward, Term, avoid_reward
 from latent_clip_pack.models.latent_spaces import LATENT_SPACES
@@ -20,6 +21,13 @@ class FirstCells:
 
     def __call__(self, raw_latents):
         return F.normalize(raw_latents.flatten(1)[:, :8], dim=-1)
+
+    @property
+    def plain(self):
+        return self
+
+    def look(self, raw_latents):
+        return Look(self(raw_latents), self(raw_latents).unsqueeze(1))
 
 
 AXES = torch.eye(8)

@@ -14,7 +14,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
 
-from latent_clip_pack.methods.features import encode_pixels
+from latent_clip_pack.methods.features import encode_pixels, look_everywhere_in_pixels
 from latent_clip_pack.models import pixel_clip
 from latent_clip_pack.models.checkpoint import CheckpointError, original_to_custom_text
 from latent_clip_pack.models.config import MAX_LAYERS
@@ -113,6 +113,19 @@ def test_pictures_are_prepared_as_open_clip_does(tiny, size):
     features = encode_pixels(tower, pixels, 32, mean, std)
     assert ((seen[0] - prepared).abs().mean(dim=(0, 2, 3)) * std).max() < 0.5 / 255
     assert (features * F.normalize(tiny.encode_image(prepared), dim=-1)).sum() > 1 - 1e-3
+
+
+@pytest.mark.parametrize(("size", "windows"), [((64, 64), 1), ((32, 96), 4), ((97, 40), 3)], ids=str)
+@torch.no_grad()
+def test_a_look_shows_the_sides_that_the_centre_crop_leaves_out(tiny, size, windows):
+    pixels, ones = torch.rand(2, 3, *size), torch.ones(3)
+    look = look_everywhere_in_pixels(tiny.encode_image, pixels, 32, 0 * ones, ones)
+    torch.testing.assert_close(look.average, encode_pixels(tiny.encode_image, pixels, 32, 0 * ones, ones))
+    assert look.windows.shape[:2] == (2, windows)
+    short = min(size)
+    ends = [pixels[..., :short, :short], pixels[..., -short:, -short:]]
+    for window, end in zip((0, -1), ends):
+        torch.testing.assert_close(look.windows[:, window], encode_pixels(tiny.encode_image, end, 32, 0 * ones, ones))
 
 
 def test_gradients_reach_the_pixels(tiny):

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from latent_clip_pack.methods.features import average_unit, encode_latents
-from latent_clip_pack.methods.rewards import Reward, Term, combine, latent_reward, text_reward
+from latent_clip_pack.methods.concepts import ConceptDirections
+from latent_clip_pack.methods.features import average_unit, encode_latents, look_everywhere
+from latent_clip_pack.methods.rewards import Reward, Term, avoid_reward, combine, latent_reward, text_reward
 from latent_clip_pack.models.latent_spaces import (
     LATENT_SPACES,
     LatentSpace,
@@ -36,6 +37,22 @@ class FakeEncoder:
     def tower(self, views):
         weight = torch.randn(8, self.space.channels * 16, generator=torch.Generator().manual_seed(self.seed))
         return views.flatten(1) @ weight.T
+
+
+@dataclass(frozen=True)
+class FakeWatcher(FakeEncoder):
+    """The same tower, every window of it."""
+
+    @property
+    def plain(self):
+        return FakeEncoder(self.space, self.seed, self.calls)
+
+    def __call__(self, raw_latents):
+        return self.look(raw_latents).average
+
+    def look(self, raw_latents):
+        self.calls.append(len(raw_latents))
+        return look_everywhere(self.tower, raw_latents, 4, "crop")
 
 
 def latents(channels: int = 4, size: int = 8) -> torch.Tensor:
@@ -71,6 +88,20 @@ def test_a_shared_encoder_runs_once_for_many_terms():
     reward(latents())
     assert (encoder.calls, equal.calls, other.calls) == ([3], [], [3])
     assert reward.encoders == [encoder, other]
+
+
+def test_a_text_and_a_concept_to_avoid_share_the_forward_pass():
+    watcher = FakeWatcher()
+    concepts = ConceptDirections(("x",), (-5.0,), (torch.eye(8)[:1],), torch.eye(8)[7:], logit_scale=10.0)
+    rewards = [text_reward(watcher.plain, "cat", RIGHT), avoid_reward(watcher, concepts)]
+    x = torch.randn(3, 4, 4, 12, generator=torch.Generator().manual_seed(1))
+    for order in (rewards, rewards[::-1]):
+        watcher.calls.clear()
+        values = combine(order).values(x)
+        assert watcher.calls == [3]
+        torch.testing.assert_close(values["cat"], watcher.plain(x)[:, 0])
+        log_odds = concepts.score(watcher.look(x).windows)[..., 0]
+        torch.testing.assert_close(values["avoid: x"], -(log_odds.amax(1) + 5).relu())
 
 
 def test_evaluate_is_unweighted_and_the_sum_is_weighted():
@@ -112,7 +143,24 @@ def test_tiles_are_averaged_as_unit_vectors():
     torch.testing.assert_close(average_unit(features), torch.full((1, 2), 0.5**0.5))
 
 
-@pytest.mark.parametrize("size", [(4, 4), (4, 10)], ids=str)
+@pytest.mark.parametrize("fit", ["tiles", "crop", "squash"])
+@pytest.mark.parametrize(
+    ("size", "windows"), [((4, 4), 1), ((8, 8), 1), ((4, 12), 4), ((12, 4), 4), ((3, 9), 4)], ids=str
+)
+def test_a_look_has_the_average_of_the_encoder_and_every_window(fit, size, windows):
+    x = torch.randn(2, 4, *size, generator=torch.Generator().manual_seed(0))
+    tower = FakeEncoder().tower
+    look = look_everywhere(tower, x, 4, fit)
+    torch.testing.assert_close(look.average, encode_latents(tower, x, 4, fit))
+    more = 1 if fit != "tiles" and size[0] != size[1] else 0
+    assert look.windows.shape == (2, windows + more, 8)
+    torch.testing.assert_close(look.windows.norm(dim=-1), torch.ones(2, windows + more))
+    if size[0] == size[1]:
+        assert torch.equal(look.average, encode_latents(tower, x, 4, fit)), "bit for bit"
+        assert torch.equal(look.windows[:, 0], look.average)
+
+
+@pytest.mark.parametrize("size", [(4, 10), (4, 4)], ids=str)
 def test_encoded_latents_have_unit_length(size):
     x = torch.randn(2, 4, *size, generator=torch.Generator().manual_seed(0))
     features = encode_latents(FakeEncoder().tower, x.double(), 4, "tiles")
