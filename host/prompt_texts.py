@@ -45,7 +45,7 @@ def _inputs(graph: DynamicPrompt, node_id: str) -> dict:
 def _text_inputs(class_type: str | None) -> Callable[[str], bool]:
     """Whether an input of a node type is typed as text; also where the type does not say, so that nothing is left out."""
     try:
-        groups = nodes.NODE_CLASS_MAPPINGS[class_type].INPUT_TYPES()
+        groups = getattr(nodes, "NODE_CLASS_MAPPINGS", {})[class_type].INPUT_TYPES()
     except Exception:  # another pack's code, and no reason to leave its texts out
         return lambda name: True
     kinds = {name: options[0] for group in ("required", "optional") for name, options in groups.get(group, {}).items()}

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from latent_clip_pack.demo.weights import load_latent_clip, load_pixel_clip
 from latent_clip_pack.methods.classify import classify
 from latent_clip_pack.methods.concepts import concept_directions
-from latent_clip_pack.methods.features import encode_latents, encode_pixels
+from latent_clip_pack.methods.features import encode_latents, encode_pixels, look_everywhere
 from latent_clip_pack.methods.gate import blurred, extra_views
 from latent_clip_pack.methods.guidance import ConceptWatch
 from latent_clip_pack.methods.reno import RenoSettings, _Climber, norm_prior
@@ -33,6 +33,8 @@ class RefuseAsMps(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function._schema.name
+        if name == "aten::_to_copy" and args[0].device == MPS and (kwargs or {}).get("device") == torch.device("cpu"):
+            return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)  # read back: any numbers do
         result = function(*args, **(kwargs or {}))
         before, after = tensors((args, kwargs)), tensors(result)
         if any(tensor.device == MPS for tensor in (*before, *after)):
@@ -106,6 +108,13 @@ class Encoder:
 
     def __call__(self, raw_latents):
         return encode_latents(self.tower, raw_latents, 8, "tiles")
+
+    @property
+    def plain(self):
+        return self
+
+    def look(self, raw_latents):
+        return look_everywhere(self.tower, raw_latents, 8, "tiles", closer=True)
 
 
 def test_rewards_concepts_and_classes_stay_in_what_the_device_has(mps):

@@ -209,7 +209,7 @@ def test_auto_sees_the_same_room_in_every_run(world, paged, monkeypatch):
 
     def free(device=None, torch_free_too=False):
         used = sum(entry.model_loaded_memory() for entry in mm.current_loaded_models if entry.model is not None)
-        return (100e6 - used, 0) if torch_free_too else 100e6 - used
+        return (1e9 - used, 0) if torch_free_too else 1e9 - used
 
     monkeypatch.setattr(reservation, "_room", record)
     monkeypatch.setattr(mm, "get_free_memory", free)
