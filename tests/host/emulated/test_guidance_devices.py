@@ -36,14 +36,17 @@ class Tower:
         weight = self.network.weight
         return self.network(raw_latents.to(weight.device).flatten(1))
 
+    def look(self, raw_latents):
+        return SimpleNamespace(windows=self(raw_latents)[:, None])
+
 
 class Star:
     """One concept, by the first feature."""
 
     thresholds = (0.0,)
 
-    def score(self, features):
-        return features[:, :1]
+    def worst(self, windows):
+        return windows.amax(dim=1)[:, :1]
 
 
 DEVICES = [("cuda:0", "cuda:0"), ("cuda:1", "cuda:0"), ("cuda:0", "cpu")]
@@ -147,7 +150,7 @@ def test_multigpu_work_units_of_a_guided_model(world, sdxl, way, split_first):
     concepts = world.concepts.directions(sdxl.clip, world.parsed(ALWAYS))
 
     def guide(model):
-        watch = methods.ConceptWatch(sdxl.clip.encoder("tiles"), concepts)
+        watch = methods.ConceptWatch(sdxl.clip.watcher("tiles"), concepts)
         if way == "redirect":
             return host.redirect_model(model, watch, sdxl.condition("a green circle"), host.Window(0.0, 1.0))
         return host.guide_model(
