@@ -12,6 +12,10 @@ CONFIDENCE = 0.95
 FEW = 20  # images of either kind below which nothing can be said
 
 
+class CalibrationError(ValueError):
+    """What was given cannot be calibrated; the message says what came, what was expected and what to do."""
+
+
 @dataclass(frozen=True)
 class Share:
     """`hits` of `n`, with the exact (Clopper-Pearson) 95 % interval."""

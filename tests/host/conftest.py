@@ -52,8 +52,8 @@ class HostEnv:
 @pytest.fixture(scope="session")
 def host_env(comfy_tree, tmp_path_factory) -> HostEnv:
     """Import the real host into this process, once, and load the pack and the test pack with its own loader."""
-    from latent_clip_pack.tests.host_server import TEST_PACK
-    from latent_clip_pack.tools.comfy_server import PACK_FOLDER, PACK_ROOT, make_base
+    from latent_clip.tests.host_server import TEST_PACK
+    from latent_clip.tools.comfy_server import PACK_FOLDER, PACK_ROOT, make_base
 
     if loaded := {"comfy", "folder_paths", "nodes", "execution"} & set(sys.modules):
         pytest.fail(f"{sorted(loaded)} imported before host_env could choose the CPU and a base directory")

@@ -5,7 +5,7 @@ import importlib
 import pytest
 import torch
 
-from latent_clip_pack.tests.guided_world import World
+from latent_clip.tests.guided_world import World
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import torch
 
-from latent_clip_pack.tests.host.test_reno_leaves_nothing import World
+from latent_clip.tests.host.test_reno_leaves_nothing import World
 
 # node: its settings. Both memory modes must then give one gradient, and `first` what the stock sampler gives.
 WORKS = {
