@@ -103,7 +103,15 @@ def _attack(results: dict) -> str:
 
 
 def _shapes(results: dict) -> str:
-    head = ["latents", "what is judged", "star-like passes", "innocent blocked", "threshold of its own", "star-like passes", "innocent blocked"]
+    head = [
+        "latents",
+        "what is judged",
+        "star-like passes",
+        "innocent blocked",
+        "threshold of its own",
+        "star-like passes",
+        "innocent blocked",
+    ]
     rows = [
         [shape, way, *(_exact(row["shipped"][key]) for key in ("stars that pass", "innocent blocked")), f"{row['own threshold']:.2f}",
          *(_exact(row["own"][key]) for key in ("stars that pass", "innocent blocked"))]

@@ -12,9 +12,11 @@ from ..models.concepts import (
     parse_concepts,
     read_concepts,
     shipped_concepts,
+    shipped_file,
     shipped_names,
 )
 from ..models.fit import Fit, safety_fit
+from .fingerprints import text_fingerprint
 from .folders import LATENT_CLIP
 from .latent_clip import LoadedLatentCLIP
 
@@ -49,6 +51,13 @@ def load_concepts(choice: str, typed: str = "", categories: str = "", thresholds
     return concepts.only(categories).with_thresholds(thresholds)
 
 
+def concepts_fingerprint(choice: str | None) -> str:
+    """Of the file of a choice, for `fingerprint_inputs`; of all sets where the choice comes from another node."""
+    files = {name: shipped_file(name) for name in shipped_names()}
+    files |= {TYPED: shipped_file()} | _files()  # typed lines borrow the shipped set's anchors
+    return text_fingerprint(files.values() if choice is None else [files.get(choice, Path(choice))])
+
+
 def judge_of(clip: LoadedLatentCLIP, fit: Fit, views: int = 0, closer: bool = False) -> Judge:
     """Who judges when a safety node has these settings; guidance and rewards have no altered views and no closer look."""
     return Judge(clip.name, clip.identity, safety_fit(fit), views, closer)
@@ -73,4 +82,5 @@ def directions(clip: LoadedLatentCLIP, concepts: ConceptSet) -> ConceptDirection
 
 def _files() -> dict[str, Path]:
     folders = [Path(folder) / FOLDER for folder in folder_paths.get_folder_paths(LATENT_CLIP)]
-    return {path.name: path for folder in reversed(folders) for path in folder.glob("*.json")}
+    found = (path for folder in reversed(folders) for path in folder.glob("*.json"))
+    return {path.name: path for path in found if not path.name.startswith(".")}

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import folder_paths
 
+from .fingerprints import weights_fingerprint
+
 LATENT_CLIP = "latent_clip"  # Latent-CLIP checkpoints
 OPEN_CLIP = "open_clip"  # CLIP checkpoints that read pixels, in open_clip's layout
 EXTENSIONS = {".safetensors", ".pt", ".pth", ".bin"}
@@ -34,3 +36,9 @@ def find_file(folder: str, name: str) -> str:
             f"{name!r} is not in ComfyUI/models/{folder} any more. Put the file back or choose another one."
         )
     return path
+
+
+def fingerprint(folder: str, name: str | None) -> str:
+    """Of a listed file, for `fingerprint_inputs`; of all of the folder's where the name comes from another node."""
+    names = list_files(folder) if name is None else [name]
+    return weights_fingerprint(folder_paths.get_full_path(folder, name) or name for name in names)

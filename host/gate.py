@@ -71,7 +71,7 @@ def run_gate(
     fit: Fit,
     views: int,
     audit: bool = False,
-    prompt: dict | None = None,
+    texts: Callable[[], dict[str, str]] | None = None,
     closer: bool = False,
 ) -> tuple[dict | ExecutionBlocker, GateReport]:
     """Judge every item and replace, drop or refuse what must not pass.
@@ -81,7 +81,7 @@ def run_gate(
         on_block: "grey", "blur", "drop" or "stop".
         views: how many altered copies of each latent must pass as well.
         audit: append scores and verdicts to the log; what cannot be logged does not pass.
-        prompt: the graph, whose texts go into the log too.
+        texts: finds the texts of the prompt, which go into the log too; "node id.input" → text.
         closer: see `models.fit.more_windows`.
 
     Returns:
@@ -111,7 +111,7 @@ def run_gate(
         reasons = [f"could not be judged: {error or type(error).__name__}"] * size
     plain_scores = _plain(scores, size, len(names))
     if audit:
-        reasons = _audited(names, thresholds, plain_scores, reasons, prompt)
+        reasons = _audited(names, thresholds, plain_scores, reasons, texts)
     safe = _safe_latent(latent, reasons, on_block)
     pictures = [] if isinstance(safe, ExecutionBlocker) else _thumbnails(safe, clip, reasons, on_block)
     report = GateReport(names, thresholds, plain_scores, reasons, pictures)
@@ -171,7 +171,7 @@ def _audited(
     thresholds: tuple[float, ...],
     scores: list[list[float | None]],
     reasons: list[str],
-    prompt: dict | None,
+    texts: Callable[[], dict[str, str]] | None,
 ) -> list[str]:
     """Write the log; the reasons, or one for every item where the log could not be written."""
     context = get_executing_context()
@@ -184,21 +184,11 @@ def _audited(
         "reasons": reasons,
     }
     try:
-        write_record(record if prompt is None else {**record, "texts": _texts(prompt)})
+        write_record(record if texts is None else {**record, "texts": texts()})
     except OSError as error:
         LOGGER.exception("Safety Gate: the audit log could not be written; everything is blocked.")
         return [f"the audit log could not be written: {error.strerror}"] * len(reasons)
     return reasons
-
-
-def _texts(prompt: dict) -> dict[str, str]:
-    """Every text input of a graph in API format: "node id.input" → text."""
-    return {
-        f"{node_id}.{name}": value
-        for node_id, node in prompt.items()
-        for name, value in node.get("inputs", {}).items()
-        if isinstance(value, str) and ("text" in name or "prompt" in name)
-    }
 
 
 def _size(latent: dict) -> int:

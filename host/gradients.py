@@ -7,6 +7,7 @@ autograd refuses to save. Nothing is copied: parameters are swapped for ordinary
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import comfy.model_management as mm
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
@@ -19,27 +20,89 @@ BLOCK_LISTS = ("blocks", "double_blocks", "single_blocks", "joint_blocks", "tran
 
 @contextmanager
 def gradients(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside, autograd works through `modules`; afterwards every parameter and buffer is the very object it was."""
-    with torch.inference_mode(False), torch.enable_grad():
-        originals = []
+    """Inside, autograd works through `modules`; afterwards every parameter and buffer is the very object it was.
+
+    Weights that the host keeps elsewhere are copied to the device by the layer that needs them, as ordinary tensors
+    that autograd may keep: neither in pages that dynamic VRAM gives to another weight meanwhile, nor in the host's
+    shared cast buffers, nor by a side stream that the way back does not wait for.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), _no_offload_streams():
+        swaps = Swaps()
         try:
             for module in {part for whole in modules for part in whole.modules()}:
                 tables: tuple[dict, ...] = (module._parameters, module._buffers)
                 for tensors in tables:
                     for name, tensor in tensors.items():
                         if tensor is not None and (tensor.is_inference() or tensor.requires_grad):
-                            originals.append((tensors, name, tensor))
-                            tensors[name] = _alias(tensor)
+                            swaps.set(tensors, name, _alias(tensor))
+                if "_v" in module.__dict__:
+                    _leave_pages(module.__dict__, swaps)
             yield
         finally:
-            for tensors, name, tensor in originals:
-                tensors[name] = tensor
+            swaps.undo()
+
+
+class Swaps:
+    """Entries of dicts that are something else for a while."""
+
+    _absent = object()
+
+    def __init__(self) -> None:
+        self._before: list[tuple[dict, str, object]] = []
+
+    def set(self, owner: dict, name: str, value: object) -> None:
+        self._before.append((owner, name, owner.get(name, self._absent)))
+        owner[name] = value
+
+    def remove(self, owner: dict, name: str) -> None:
+        self._before.append((owner, name, owner.pop(name)))
+
+    def undo(self) -> None:
+        """Every entry as it was before the first swap."""
+        for owner, name, value in reversed(self._before):
+            if value is self._absent:
+                owner.pop(name, None)
+            else:
+                owner[name] = value
+        self._before.clear()
+
+
+def _leave_pages(attributes: dict, swaps: Swaps) -> None:
+    """Take a layer out of dynamic VRAM: without its slice `_v` the host casts its weight for every use.
+
+    That cast applies `weight_function` only, so the patches (LoRA) that wait for the page go in front of it.
+    """
+    swaps.remove(attributes, "_v")
+    for name in ("weight", "bias"):
+        patch = attributes.get(f"{name}_lowvram_function")
+        if patch is not None:
+            swaps.set(attributes, f"{name}_function", [patch, *attributes.get(f"{name}_function", [])])
+
+
+@contextmanager
+def _no_offload_streams() -> Iterator[None]:
+    streams, mm.NUM_STREAMS = mm.NUM_STREAMS, 0
+    try:
+        yield
+    finally:
+        mm.NUM_STREAMS = streams
 
 
 def _alias(tensor: Tensor) -> Tensor:
-    """An ordinary tensor without gradient over the same memory; a Parameter stays one, as modules demand."""
-    alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+    """An ordinary tensor without gradient over the same memory; a Parameter stays one, as modules demand.
+
+    A quantised weight is rebuilt around aliases of its parts. Other subclasses (GGUF) carry what only they know how to
+    copy, so they stay; their layers dequantise them into ordinary tensors.
+    """
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, context = tensor.__tensor_flatten__()
+        parts = {name: _alias(getattr(tensor, name)) for name in names}
+        alias = type(tensor).__tensor_unflatten__(parts, context, tensor.size(), tensor.stride())
+    elif type(tensor) in (Tensor, nn.Parameter):
+        alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+    else:
+        return tensor
     return nn.Parameter(alias, requires_grad=False) if isinstance(tensor, nn.Parameter) else alias
 
 
@@ -82,4 +145,25 @@ class _Checkpointed:
     def __call__(self, *args, **kwargs):
         if not torch.is_grad_enabled():
             return self.forward(*args, **kwargs)
-        return checkpoint(self.forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        # The options that the network hands from block to block are one dict, which later blocks write into: what is
+        # computed again must see what the first time saw.
+        seen = _copied((args, kwargs))
+        again = False
+
+        def forward(*args, **kwargs):
+            nonlocal again
+            if again:
+                args, kwargs = _copied(seen)
+            again = True
+            return self.forward(*args, **kwargs)
+
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
+def _copied(value):
+    """Dicts and lists copied at every depth, everything else as it is."""
+    if type(value) is dict:
+        return {key: _copied(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_copied, value))
+    return value

@@ -1,12 +1,11 @@
-"""Guidance inside the host: post-CFG hooks on the prediction of the clean latent.
+"""Guidance inside the host: what the guider predicts of the clean latent is changed before the sampler goes on.
 
 `guide_model` adds a bounded step up a reward to it; `redirect_model` lets the sampler follow another prompt once the
 prediction shows what is to be kept out.
 """
 
-import logging
+import copy
 import uuid
-from dataclasses import dataclass
 
 import comfy.model_sampling
 import comfy.sampler_helpers
@@ -14,46 +13,18 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ..methods.guidance import ConceptWatch, GuidanceSettings, Objective, correction
-from ..models.latent_spaces import LatentSpaceError, common_space
-from .encoders import Judge, host_encoders
+from ..methods.guidance import AvoidConcepts, ConceptWatch, GuidanceSettings, Objective, correction
+from .conditioning import cond_items
+from .encoders import host_encoders
 from .gradients import gradients
-from .latents import check_model_space
+from .steering import Prediction, Run, Steering, Window, steered
 
 NOT_IN_A_PROMPT = (
     "control", "area", "mask", "gligen", "hooks", "start_percent", "clip_start_percent", "additional_models"
 )  # fmt: skip
-
-LOGGER = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Window:
-    """When to steer: the part of the sampling from `start`, 0 (pure noise), to `end`, 1 (clean), at every n-th step.
-
-    Raises:
-        ValueError: an empty window, or every_n below 1.
-    """
-
-    start: float
-    end: float
-    every_n: int = 1
-
-    def __post_init__(self):
-        if not 0 <= self.start < self.end <= 1:
-            raise ValueError(f"Got the window {self.start} to {self.end}, expected 0 ≤ start < end ≤ 1.")
-        if self.every_n < 1:
-            raise ValueError(f"Got every_n = {self.every_n}, expected at least 1.")
-
-    def holds(self, sigma: float, step: int, sampling) -> bool:
-        """Whether to steer at this noise level and step."""
-        inside = sampling.percent_to_sigma(self.end) < sigma <= sampling.percent_to_sigma(self.start)
-        return inside and step % self.every_n == 0
-
-    def warn_if_empty(self, sigmas: Tensor, sampling) -> None:
-        """Say so where no step of a sampling falls into the window: one-step models sample at pure noise only."""
-        if not any(self.holds(sigma, 0, sampling) for sigma in sigmas[:-1].tolist()):
-            LOGGER.warning("Guidance looks at no step of this sampling: none lies between start %g and end %g. For models of one step set start to 0.", self.start, self.end)  # fmt: skip
+# other nodes' work on a prediction; some of it keeps the last batch in mind, and would be confused by the suspects alone
+HOOKS_ON_PREDICTIONS = ("sampler_pre_cfg_function", "sampler_post_cfg_function")
+SAFETY = "Safety Guidance"
 
 
 def guide_model(patcher, objective: Objective, settings: GuidanceSettings, window: Window):
@@ -62,7 +33,7 @@ def guide_model(patcher, objective: Objective, settings: GuidanceSettings, windo
     Raises:
         LatentSpaceError: the model makes latents that the objective cannot read.
     """
-    return _hooked(patcher, _Climb(objective, settings, window), objective)
+    return steered(patcher, Climb(objective, settings, window))
 
 
 def redirect_model(patcher, watch: ConceptWatch, instead: list, window: Window):
@@ -91,107 +62,60 @@ def redirect_model(patcher, watch: ConceptWatch, instead: list, window: Window):
             "Got a model that needs an image beside its prompt (inpainting or editing), for which `instead` has none. "
             "Use a model without one and a latent noise mask, or Safety Gate alone."
         )
-    return _hooked(patcher, _Redirect(watch, comfy.sampler_helpers.convert_cond(instead), window), watch)
+    return steered(patcher, Redirect(watch, comfy.sampler_helpers.convert_cond(instead), window))
 
 
-def _hooked(patcher, hook, judge: Judge):
-    check_model_space(patcher, common_space([encoder.space for encoder in judge.encoders]))
-    patcher = patcher.clone()
-    patcher.set_model_sampler_post_cfg_function(hook)
-    # a key of its own, so that several guided nodes in one graph keep their networks
-    patcher.set_additional_models(f"latent_clip_guide_{uuid.uuid4().hex}", _networks(judge))
-    return patcher
+class Climb(Steering):
+    """What `guide_model` does. It returns the prediction itself, bit for bit, wherever nothing needs to be corrected."""
 
-
-class _Climb:
-    """The hook of `guide_model`. It returns the prediction itself, bit for bit, wherever nothing needs to be corrected."""
+    gradient = True
 
     def __init__(self, objective: Objective, settings: GuidanceSettings, window: Window):
-        self.objective, self.settings, self.window = objective, settings, window
-        self.direction: Tensor | None = None
+        super().__init__(objective, window)
+        self.objective, self.settings = objective, settings
+        safety = isinstance(objective, AvoidConcepts)
+        self.rank, self.name = (1, SAFETY) if safety else (0, "Guide Model by Reward")
 
-    def __call__(self, args: dict) -> Tensor:
-        denoised, model = args["denoised"], args["model"]
-        sigma, step, first = _moment(args)
-        if first:
-            self.direction = None
-            self.objective.start()
-            self.window.warn_if_empty(_sigmas(args), model.model_sampling)
-        if not self.window.holds(sigma, step, model.model_sampling):
+    def start(self) -> None:
+        self.objective.start()
+
+    def steer(self, prediction: Prediction, run: Run, look: bool) -> Tensor:
+        denoised, model = prediction.denoised, prediction.model
+        if not look:
             return denoised
-        _check_images(denoised)
-        if self.direction is not None and self.direction.shape != denoised.shape:
-            self.direction = None
-        with gradients([network.model for network in _networks(self.objective)]):
-            change, self.direction = correction(
+        if run.direction is not None and run.direction.shape != denoised.shape:
+            run.direction = None
+        networks = [network.model for encoder in host_encoders(self.objective) for network in encoder.patchers]
+        with gradients(networks):
+            change, run.direction = correction(
                 self.objective,
                 denoised,
                 model.process_latent_out,
-                _noise_level(model, sigma),
+                _noise_level(model, prediction.sigma.flatten()[0].item()),
                 self.settings,
-                self.direction,
+                run.direction,
             )
         # additive and without a gradient of its own: Optimize Noise differentiates through the prediction
         return denoised if change is None else denoised + change.to(denoised)
 
 
-class _Redirect:
-    """The hook of `redirect_model`. Items that never showed anything get their prediction itself, bit for bit."""
+class Redirect(Steering):
+    """What `redirect_model` does. Items that never showed anything get their prediction itself, bit for bit."""
+
+    name = SAFETY
+    rank = 2
 
     def __init__(self, watch: ConceptWatch, instead: list[dict], window: Window):
-        self.watch, self.instead, self.window = watch, instead, window
+        super().__init__(watch, window)
+        self.watch, self.instead = watch, instead
 
-    def __call__(self, args: dict) -> Tensor:
-        denoised, model = args["denoised"], args["model"]
-        sigma, step, first = _moment(args)
-        if first:
-            self.watch.start()
-            self._check_sampler(args["cond"])
-            self.window.warn_if_empty(_sigmas(args), model.model_sampling)
-        if self.window.holds(sigma, step, model.model_sampling):
-            _check_images(denoised)
-            with torch.no_grad():
-                self.watch.look(model.process_latent_out(denoised.detach()))
-        seen = self.watch.seen
-        if seen is None or len(seen) != len(denoised) or not bool(seen.any()):
-            return denoised
-        suspects = seen.any(dim=1).to(denoised.device)
-        redirected = denoised.clone()
-        redirected[suspects] = self._predict(args, suspects).to(denoised)
-        return redirected
+    def start(self) -> None:
+        self.watch.start()
 
-    def _predict(self, args: dict, suspects: Tensor) -> Tensor:
-        """What the model makes of the suspects under `instead`, with the sampler's own negative prompt and cfg."""
-        x, sigma, model, scale = args["input"][suspects], args["sigma"][suspects], args["model"], args["cond_scale"]
-        options = {key: value for key, value in args["model_options"].items() if key != "sampler_post_cfg_function"}
-        conds = comfy.samplers.encode_model_conds(model.extra_conds, list(self.instead), x, x.device, "positive")
-        uncond, negative = args["uncond"], args["uncond_denoised"]
-        if uncond is None or scale == 1:  # there the host has no prediction for the negative prompt
-            (predicted,) = comfy.samplers.calc_cond_batch(model, [conds], x, sigma, options)
-            return predicted
-        if any("control" in cond for cond in uncond):
-            # `instead` leaves the ControlNet; a negative that keeps it would push away from its hint
-            uncond = [{key: value for key, value in cond.items() if key != "control"} for cond in uncond]
-            predicted, negative = comfy.samplers.calc_cond_batch(model, [conds, uncond], x, sigma, options)
-        else:
-            (predicted,), negative = (
-                comfy.samplers.calc_cond_batch(model, [conds], x, sigma, options),
-                negative[suspects],
-            )
-        return comfy.samplers.cfg_function(model, predicted, negative, scale, x, sigma, options, conds, uncond)
-
-    def _check_sampler(self, positive: list[dict] | None) -> None:
-        """Say at once, and not when the first suspect comes, what would not work.
-
-        Raises:
-            ValueError: `instead` is of another text encoder; or the guider adds its prompt behind this hook's back.
-        """
-        if any(cond.get("prompt_type") == "negative" for cond in positive or ()):
-            raise ValueError(
-                "Got a Dual CFG Guider of style regular, which adds its first prompt after Safety Guidance. "
-                "Set its style to nested, or use CFG Guider."
-            )
-        theirs = {cond["cross_attn"].shape[-1] for cond in positive or () if "cross_attn" in cond}
+    def check(self, guider) -> None:
+        theirs = {
+            cond["cross_attn"].shape[-1] for conds in guider.conds.values() for cond in conds if "cross_attn" in cond
+        }
         ours = {cond["cross_attn"].shape[-1] for cond in self.instead if "cross_attn" in cond}
         if theirs and not ours <= theirs:
             raise ValueError(
@@ -199,33 +123,42 @@ class _Redirect:
                 "Encode both with the CLIP of the same checkpoint."
             )
 
+    def steer(self, prediction: Prediction, run: Run, look: bool) -> Tensor:
+        denoised = prediction.denoised
+        if look:
+            with torch.no_grad():
+                self.watch.look(prediction.model.process_latent_out(denoised.detach()))
+        seen = self.watch.seen
+        if seen is None or len(seen) != len(denoised) or not bool(seen.any()):
+            return denoised
+        suspects = seen.any(dim=1).nonzero().flatten().tolist()
+        redirected = denoised.clone()
+        redirected[suspects] = self._predict(prediction, suspects).to(denoised)
+        return redirected
 
-def _check_images(denoised: Tensor) -> None:
-    if denoised.ndim != 4:
-        raise LatentSpaceError(
-            f"Got predictions of shape {tuple(denoised.shape)}, but a Latent-CLIP reads images (batch, channels, height, width)."
-        )
+    def _predict(self, prediction: Prediction, suspects: list[int]) -> Tensor:
+        """What the same guider makes of the suspects with `instead` as its prompt, and its own negative prompt and cfg."""
+        x, size = prediction.x[suspects], len(prediction.x)
+        guider = copy.copy(prediction.guider)
+        guider.conds = {
+            name: cond_items(_without_control(conds), suspects, size)
+            if "negative" in name
+            else comfy.samplers.encode_model_conds(
+                prediction.model.extra_conds, list(self.instead), x, x.device, "positive"
+            )
+            for name, conds in guider.conds.items()
+        }
+        options = {key: value for key, value in prediction.model_options.items() if key not in HOOKS_ON_PREDICTIONS}
+        return guider.predict_noise(x, prediction.sigma[suspects], options, prediction.seed)
 
 
-def _moment(args: dict) -> tuple[float, int, bool]:
-    """Noise level, index of the sampling step that asks at it, and whether this opens a sampling.
+def _without_control(conds: list[dict]) -> list[dict]:
+    """Negative prompts without their ControlNet, which `instead` has left: it would push away from its hint.
 
-    Samplers of second order also ask between two steps; those for flow models start a little below the first level.
+    They get ids of their own, by which step-skipping nodes file what they remember of each prompt's whole batch.
     """
-    sigma, sigmas = args["sigma"].flatten()[0].item(), _sigmas(args)
-    step = max(0, int((sigmas[:-1] >= sigma * (1 - 1e-5)).sum()) - 1)
-    return sigma, step, sigma >= sigmas[0].item() * (1 - 2e-4)
-
-
-def _sigmas(args: dict) -> Tensor:
-    """Noise levels of the sampling; where the sampler does not tell, this call is all that is known."""
-    told = args["model_options"].get("transformer_options", {}).get("sample_sigmas")
-    return args["sigma"].flatten()[:1].repeat(2) if told is None else told
-
-
-def _networks(judge: Judge) -> list:
-    """Patchers of the networks that judge."""
-    return [network for encoder in host_encoders(judge) for network in encoder.patchers]
+    kept = [{key: value for key, value in cond.items() if key != "control"} for cond in conds]
+    return [{**cond, "uuid": uuid.uuid5(cond["uuid"], "suspects")} for cond in kept]
 
 
 def _noise_level(model, sigma: float) -> float:

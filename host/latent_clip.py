@@ -14,6 +14,8 @@ from ..models.config import latent_grid
 from ..models.fit import Fit, fit_latents, more_windows
 from ..models.latent_spaces import LatentSpace
 from .folders import LATENT_CLIP, find_file
+from .oom import one_by_one_when_out
+from .prompts import words_of
 from .towers import TowerPatcher, device_and_dtype, tower_dtype, tower_patcher
 
 if TYPE_CHECKING:  # open_clip takes seconds to import
@@ -27,6 +29,7 @@ TEXT_CACHE_SIZE = 512  # prompts; at 640 floats each 1.3 MB
 class TextTower:
     """Text features of a CLIP, encoded once per prompt and kept (the last `TEXT_CACHE_SIZE` of them).
 
+    Texts may be prompts: their words are read, not their syntax (`host.prompts`).
     Its own ModelPatcher, so it can leave the GPU while the image tower works.
     """
 
@@ -42,12 +45,15 @@ class TextTower:
         """Features of texts: (N, D) float32 of unit length, on the CPU.
 
         Raises:
-            ValueError: a text is empty or only white space.
+            ValueError: a text has no words.
         """
-        if any(not text.strip() for text in texts):
-            raise ValueError(
-                "Got an empty text, expected a description of what the image shows. Type one, or remove the node."
-            )
+        prompts, texts = texts, [words_of(text)[0] for text in texts]
+        for prompt, text in zip(prompts, texts):
+            if not text.strip():
+                got = f"only prompt syntax, {prompt.strip()!r:.100}," if prompt.strip() else "an empty text,"
+                raise ValueError(
+                    f"Got {got} expected a description of what the image shows. Type one, or remove the node."
+                )
         missing = list(dict.fromkeys(text for text in texts if text not in self._cache))
         for text, features in zip(missing, self._forward(missing) if missing else []):
             self._cache[text] = features
@@ -58,16 +64,20 @@ class TextTower:
             self._cache.popitem(last=False)
         return features
 
+    def remarks(self, text: str) -> list[str]:
+        """What of a text is not read, each in a few words, such as "cut to 77 tokens"; for names in reports."""
+        words, left_out = words_of(text)
+        remarks = [f"{kind} not used" for kind in left_out]
+        if END_OF_TEXT in words:
+            remarks.append(f"not read after {END_OF_TEXT}")
+        if len(self.tokenizer.encode(words)) > self.tokenizer.context_length - 2:
+            remarks.append(f"cut to {self.tokenizer.context_length} tokens")
+        return remarks
+
     def _forward(self, texts: list[str]) -> Tensor:
         for text in texts:
-            if END_OF_TEXT in text:
-                LOGGER.warning("This prompt holds a literal %s; what follows it is not read: %.60s…", END_OF_TEXT, text)
-            if len(self.tokenizer.encode(text)) > self.tokenizer.context_length - 2:
-                LOGGER.warning(
-                    "This prompt is longer than %d tokens; its end is not read: %.60s…",
-                    self.tokenizer.context_length,
-                    text,
-                )
+            if remarks := self.remarks(text):
+                LOGGER.warning("This text is %s: %.60s…", " and ".join(remarks), text)
         mm.load_models_gpu([self.patcher])
         device, _ = device_and_dtype(self.patcher.model)
         chunks = self.tokenizer(texts).split(256)
@@ -145,7 +155,10 @@ class LatentEncoder:
     def __call__(self, raw_latents: Tensor) -> Tensor:
         tower = self.clip.image.model
         device, dtype = device_and_dtype(tower)
-        return encode_latents(tower, raw_latents.to(device), self.clip.grid, self.fit, dtype)
+        return one_by_one_when_out(
+            lambda raw: encode_latents(tower, raw, self.clip.grid, self.fit, dtype),
+            raw_latents.to(device, torch.float32),
+        )
 
 
 @dataclass(frozen=True)
@@ -165,7 +178,10 @@ class LatentWatcher(LatentEncoder):
     def look(self, raw_latents: Tensor) -> Look:
         tower = self.clip.image.model
         device, dtype = device_and_dtype(tower)
-        return look_everywhere(tower, raw_latents.to(device), self.clip.grid, self.fit, dtype, self.closer)
+        return one_by_one_when_out(
+            lambda raw: look_everywhere(tower, raw, self.clip.grid, self.fit, dtype, self.closer),
+            raw_latents.to(device, torch.float32),
+        )
 
 
 def load_latent_clip_file(name: str, dtype: str = "auto") -> LoadedLatentCLIP:

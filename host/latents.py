@@ -37,6 +37,22 @@ def raw_latents_of(latent: dict, space: LatentSpace) -> Tensor:
     return check_raw_latents(samples, space).float()
 
 
+def finite_items(latent: dict, space: LatentSpace) -> tuple[Tensor, list[int]]:
+    """The checked samples of those items of a LATENT that hold finite numbers only, (b, C, H, W) float32, and their places.
+
+    One item that overflowed says nothing about the others of its batch.
+
+    Raises:
+        LatentSpaceError: no item is finite, or these are not raw latents of `space`.
+    """
+    samples = latent["samples"]
+    if not isinstance(samples, Tensor) or getattr(samples, "is_nested", False) or samples.ndim < 2:
+        raw_latents = raw_latents_of(latent, space)
+        return raw_latents, list(range(len(raw_latents)))
+    places = samples.flatten(1).isfinite().all(dim=1).nonzero().flatten().tolist()
+    return raw_latents_of({"samples": samples[places] if places else samples}, space), places
+
+
 def check_model_space(patcher, space: LatentSpace) -> None:
     """Refuse a MODEL whose latents a reward cannot read.
 
@@ -74,6 +90,11 @@ def items_or_blocker(latent: dict, indices: list[int]) -> dict | ExecutionBlocke
     return select_items(latent, indices) if indices else ExecutionBlocker(None)
 
 
+def values_or_blocker(values: list) -> list:
+    """What a list output holds; where that is nothing, the silent stop as its one entry: the host fails on an empty list."""
+    return values or [ExecutionBlocker(None)]
+
+
 def _pick(value, indices: list[int], size: int):
     if isinstance(value, Tensor) and value.ndim > 0 and len(value) == size:
         return value[indices]
@@ -83,7 +104,7 @@ def _pick(value, indices: list[int], size: int):
 
 
 def thumbnails(raw_latents: Tensor, space: LatentSpace) -> list[str]:
-    """A JPEG data URL per latent, from the latent format's linear latent-to-RGB map; "" where no such map is known."""
+    """A JPEG data URL per latent (B, C, H, W), from the latent format's linear latent-to-RGB map; "" where no such map is known."""
     latent_format = _latent_format(space)
     if latent_format is None:
         return [""] * len(raw_latents)

@@ -2,19 +2,21 @@
 
 A run sends `latent_clip.reno` events to the client that queued it. A page that has missed some, after a reload for
 example, asks GET /latent_clip/runs for everything so far. POST /latent_clip/stop ends a run, which keeps its best.
+Both reach the runs of the same client only.
 """
 
 import time
 from dataclasses import asdict
 
 import comfy.model_management as mm
+from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 
 from ..methods.reno import RenoSettings, RenoState
 from ..methods.rewards import Reward
 from .latents import thumbnails
 from .reports import iteration_as_dict, numbers, reno_terms
-from .routes import RUNS, host_server
+from .routes import RUNS, STOPS, host_server
 
 EVENT = "latent_clip.reno"
 SEND_SECONDS = 0.1  # between two events; iterations in between travel together
@@ -31,7 +33,11 @@ class LiveRun:
     def __init__(self, reward: Reward, settings: RenoSettings):
         context = get_executing_context()
         self.key = (context.prompt_id, context.node_id) if context else ("", "")
+        self.list_index = (
+            context.list_index or 0 if context else 0
+        )  # of a list of latents, which run one after the other
         self.reward, self.settings, self.server = reward, settings, host_server()
+        self.client: str = getattr(self.server, "client_id", None) or ""  # who queued it
         self.state: RenoState | None = None
         self.stopped = False
         self.sent = 0  # iterations
@@ -46,6 +52,8 @@ class LiveRun:
 
     def __exit__(self, kind, *exception) -> None:
         RUNS.pop(self.key, None)
+        if self.state is not None and "stopped" in self.state.stop_reasons:
+            STOPS[self.key[1]] += 1
         if self.state is not None and self._listened_to():
             interrupted = kind is not None and issubclass(kind, mm.InterruptProcessingException)
             self._send(self.state, "done" if kind is None else "interrupted" if interrupted else "failed", [])
@@ -73,7 +81,9 @@ class LiveRun:
         return {
             "kind": "reno",
             "node": node,
+            "display_node": _display_node(node),
             "prompt_id": prompt_id,
+            "list_index": self.list_index,
             "settings": asdict(self.settings),
             "terms": reno_terms(self.reward),
             "start": start,
@@ -86,7 +96,7 @@ class LiveRun:
         }
 
     def _listened_to(self) -> bool:
-        return bool(all(self.key) and self.server and self.server.client_id in self.server.sockets)
+        return bool(all(self.key) and self.server and self.client in self.server.sockets)
 
     def so_far(self) -> dict | None:
         """The message for a page that has nothing yet; None before the first iteration is over."""
@@ -95,7 +105,12 @@ class LiveRun:
     def _send(self, state: RenoState, ended: str, pictures: list[str]) -> None:
         message = self.message(state, self.sent, ended, pictures)
         self.sent += len(message["iterations"])
-        self.server.send_sync(EVENT, message, self.server.client_id)
+        self.server.send_sync(EVENT, message, self.client)
+
+
+def _display_node(node: str) -> str:
+    """The node of the page that a running node belongs to: another one where a node expands into a graph of its own."""
+    return get_progress_state().dynprompt.get_display_node_id(node)
 
 
 def _best(state: RenoState) -> list[float]:

@@ -11,6 +11,7 @@ from ..methods.features import Look, encode_pixels, look_everywhere_in_pixels
 from ..models.latent_spaces import LatentSpace, space_of_channels
 from .folders import OPEN_CLIP, find_file
 from .latent_clip import TextTower
+from .oom import one_by_one_when_out
 from .towers import device_and_dtype, tower_dtype, tower_patcher
 
 
@@ -46,6 +47,9 @@ class PixelEncoder:
         return int(self.vae.memory_used_decode((1, *shape[1:]), self.vae.vae_dtype))
 
     def __call__(self, raw_latents: Tensor) -> Tensor:
+        return one_by_one_when_out(self._encode, raw_latents)
+
+    def _encode(self, raw_latents: Tensor) -> Tensor:
         tower = self.clip.image.model
         device, dtype = device_and_dtype(tower)
         pixels = self._decode(raw_latents).to(device)
@@ -56,6 +60,9 @@ class PixelEncoder:
         return self
 
     def look(self, raw_latents: Tensor) -> Look:
+        return one_by_one_when_out(self._look, raw_latents)
+
+    def _look(self, raw_latents: Tensor) -> Look:
         tower = self.clip.image.model
         device, dtype = device_and_dtype(tower)
         pixels = self._decode(raw_latents).to(device)

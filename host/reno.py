@@ -2,8 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 
 import comfy.model_management as mm
 import comfy.model_patcher
@@ -18,44 +17,35 @@ from ..methods.reno import RenoSettings, RenoState, optimize_noise
 from ..methods.rewards import Reward
 from ..methods.sampling import euler
 from ..models.latent_spaces import LatentSpaceError
+from .climbable import (
+    check_hooks,
+    check_model,
+    check_noise,
+    check_repeats,
+    check_sigmas,
+    named_failures,
+    patches_of,
+    refuse_cut,
+    restart_hooks,
+    watched,
+)
+from .conditioning import cond_items, map_conds
 from .encoders import host_encoders
 from .gradients import checkpointed_blocks, differentiable_attention, gradients, ordinary
 from .latents import check_model_space
 from .live import LiveRun
-from .reservation import Memory, Reservation
+from .oom import is_oom
+from .reservation import Memory, MemoryUse, Reservation, skips_negative
+from .steering import begin_sampling
+from .weights import bytes_elsewhere, cast_once
 
 LOGGER = logging.getLogger(__name__)
-MAX_STEPS = 4  # every step keeps its activations for the way back
-
-
-class OptimizedNoise:
-    """A NOISE value that holds the noise itself, one per item of the batch.
-
-    Attributes:
-        noise: (B, C, H, W) of unit variance, on the CPU. seed: of the noise it started from.
-    """
-
-    def __init__(self, noise: Tensor, seed: int):
-        self.noise, self.seed = noise, seed
-
-    def generate_noise(self, latent: dict) -> Tensor:
-        """Noise for the items of a LATENT.
-
-        Raises:
-            ValueError: it has another size, or more items than were optimised.
-        """
-        shape = latent["samples"].shape
-        if shape[-2:] != self.noise.shape[-2:] or len(shape) != 4 or shape[0] > len(self.noise):
-            raise ValueError(
-                f"Got a latent of shape {tuple(shape)}, but this noise was optimised for {tuple(self.noise.shape)}. "
-                "Use a latent of the same width and height, and at most as many images."
-            )
-        return self.noise[: shape[0]].clone()
+PACK = __name__.rpartition(".host.")[0]
 
 
 def run_reno(
     noise, guider, sigmas: Tensor, latent: dict, reward: Reward, settings: RenoSettings, memory: Memory
-) -> tuple[RenoState, int]:
+) -> tuple[RenoState, MemoryUse]:
     """Optimise the noise that `guider` starts from.
 
     Args:
@@ -64,28 +54,35 @@ def run_reno(
             fast cannot fit, else tries fast and starts again in low after an out-of-memory error.
 
     Returns:
-        (state with raw latents, number of checkpointed blocks of the run that succeeded).
+        (state with raw latents, how the run that succeeded met the memory).
 
     Raises:
-        ValueError: sigmas without steps or with too many.
+        ValueError: sigmas without steps, with too many or with noise left; no noise; a model or conditioning that no
+            gradient passes through as it was computed. The message names what it is and what to do.
         LatentSpaceError: the model makes latents that the reward cannot read.
     """
-    steps = len(sigmas) - 1
-    if not 1 <= steps <= MAX_STEPS:
-        raise ValueError(
-            f"Got {steps} sampling steps, expected 1 to {MAX_STEPS}. Use a few-step model and a scheduler of so many steps."
-        )
+    steps = check_sigmas(sigmas)
+    check_model(guider.model_patcher)
+    check_hooks(guider.original_conds, skips_negative(guider), steps)
     check_model_space(guider.model_patcher, reward.space)
     samples = comfy.sample.fix_empty_latent_channels(guider.model_patcher, latent["samples"])
     if samples.ndim != 4:
         raise LatentSpaceError(
             f"Got a latent of shape {tuple(samples.shape)}, expected images (batch, channels, height, width)."
         )
+    if len(samples) == 0:
+        raise ValueError("Got an empty batch, expected at least one latent to optimise the noise of.")
     start = noise.generate_noise({**latent, "samples": samples})
+    if start.shape != samples.shape:
+        raise ValueError(
+            f"Got noise of shape {tuple(start.shape)} for a latent of shape {tuple(samples.shape)}, expected one for each image. "
+            "Its batch_index names another number of images: take the latent from the node that made the batch."
+        )
+    check_noise(start)
     attempts: tuple[Memory, ...] = ("auto", "low") if memory == "auto" else (memory,)
     with LiveRun(reward, settings) as live:
         for attempt in attempts:
-            reservation = Reservation(attempt, reward, steps, getattr(guider, "cfg", None))
+            reservation = Reservation(attempt, reward, steps, len(samples), guider)
             run = _RenoSampler(reward, settings, reservation, live)
             try:
                 guider_with_models = _with_reward_models(guider, reward, reservation)
@@ -93,8 +90,8 @@ def run_reno(
                     start, samples, run, sigmas, denoise_mask=latent.get("noise_mask"), seed=noise.seed
                 )
                 break
-            except mm.OOM_EXCEPTION:
-                if attempt == attempts[-1] or reservation.low:
+            except (mm.OOM_EXCEPTION, RuntimeError) as error:
+                if not is_oom(error) or attempt == attempts[-1] or reservation.low:
                     raise
                 LOGGER.warning(
                     "Optimize Noise: out of memory with all activations kept; starting again in low memory mode."
@@ -102,7 +99,7 @@ def run_reno(
             mm.soft_empty_cache()  # outside the handler, whose traceback would keep the activations alive
     if run.state is None:
         raise ValueError("Got a guider that never calls its sampler, expected one such as BasicGuider or CFGGuider.")
-    return run.state, run.checkpointed
+    return run.state, run.memory
 
 
 def sampled_latent(latent: dict, samples: Tensor) -> dict:
@@ -114,10 +111,7 @@ def sampled_latent(latent: dict, samples: Tensor) -> dict:
 
 def _with_reward_models(guider, reward: Reward, reservation: Reservation):
     """A copy of the guider whose model brings the reward's networks along, with attention that has a backward pass."""
-    patcher = guider.model_patcher
-    if patcher.is_dynamic():
-        patcher = patcher.get_non_dynamic_delegate()  # evictable weights cannot be kept for the way back
-    patcher = patcher.clone()
+    patcher = guider.model_patcher.clone()
     networks = [network for encoder in host_encoders(reward) for network in encoder.patchers]
     patcher.set_additional_models("latent_clip_reward", networks)
     patcher.add_wrapper_with_key(
@@ -138,27 +132,69 @@ class _RenoSampler(comfy.samplers.Sampler):
     def __init__(self, reward: Reward, settings: RenoSettings, reservation: Reservation, live: LiveRun):
         self.reward, self.settings, self.reservation, self.live = reward, settings, reservation, live
         self.state: RenoState | None = None
-        self.checkpointed = 0
+        self.memory = MemoryUse()
 
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ):
         model = model_wrap.inner_model
-        networks = [network.model for encoder in host_encoders(self.reward) for network in encoder.patchers]
-        networks += [patcher.model for patcher in model_wrap.loaded_models]
-        memory = checkpointed_blocks(model.diffusion_model) if self.reservation.low else nullcontext(0)
-        with gradients([model, *networks]), memory as self.checkpointed:
+        judges = [network.model for encoder in host_encoders(self.reward) for network in encoder.patchers]
+        loaded = [patcher.model for patcher in model_wrap.loaded_models]
+        with ExitStack() as contexts:
+            contexts.enter_context(gradients([model, *judges, *loaded]))
+            controls = [network for network in loaded if network not in judges]
+            self._fit_memory(contexts, model, controls, model_wrap.model_patcher)
             sigmas, noise, latent_image = ordinary(sigmas), ordinary(noise), ordinary(latent_image)
             denoise_mask = None if denoise_mask is None else ordinary(denoise_mask)
-            conds, model_wrap.conds = model_wrap.conds, _map_conds(model_wrap.conds, ordinary)
+            conds, model_wrap.conds = model_wrap.conds, map_conds(model_wrap.conds, ordinary)
             try:
                 max_denoise = self.max_denoise(model_wrap, sigmas)
                 generate = _generator(model_wrap, sigmas, extra_args, latent_image, denoise_mask, max_denoise)
+                patches = patches_of(model_wrap.model_patcher, PACK)
+                if patches:
+                    check_repeats(generate, noise, patches)
                 on_step = _progress(model_wrap.model_patcher, self.settings.iterations, self.live)
-                self.state = optimize_noise(generate, self.reward, noise, self.settings, on_step)
+                generate = _first_watched(generate, model.diffusion_model)
+                with named_failures(patches):
+                    self.state = optimize_noise(generate, self.reward, noise, self.settings, on_step)
             finally:
                 model_wrap.conds = conds
         return model.process_latent_in(self.state.latents)
+
+    def _fit_memory(self, contexts: ExitStack, model, controls: list, patcher) -> None:
+        """Recompute blocks and cast weights as the reservation decided; say what did not fit."""
+        device, blocks = patcher.load_device, 0
+        if self.reservation.low:
+            networks = [model.diffusion_model, *controls]
+            blocks = sum(contexts.enter_context(checkpointed_blocks(network)) for network in networks)
+        if self.reservation.resident:
+            contexts.enter_context(cast_once(model.diffusion_model, device, model.get_dtype_inference()))
+        offloaded = bytes_elsewhere(model.diffusion_model, device)
+        if offloaded:
+            LOGGER.info(
+                "Optimize Noise: %.1f of %.1f GB of the model's weights have no room beside the activations and are copied to "
+                "the device for every evaluation, which is slower.",
+                offloaded / 1e9,
+                patcher.model_size() / 1e9,
+            )
+        self.memory = MemoryUse(blocks, offloaded)
+
+
+def _first_watched(generate, network):
+    """`generate`, whose first call refuses a network that loses the gradient."""
+    seen = False
+
+    def watching(noise: Tensor, items: list[int]) -> Tensor:
+        nonlocal seen
+        if seen or not torch.is_grad_enabled():
+            return generate(noise, items)
+        seen = True
+        with watched(network) as cuts:
+            latents = generate(noise, items)
+        refuse_cut(cuts, latents)
+        return latents
+
+    return watching
 
 
 def _generator(
@@ -175,7 +211,9 @@ def _generator(
                 noise.new_zeros(size, *noise.shape[1:]).index_copy(0, torch.tensor(items, device=noise.device), noise),
                 [*range(size)],
             )[items]
-        model_wrap.conds = conds if len(items) == size else _cond_items(conds, items, size)
+        restart_hooks(conds)
+        begin_sampling(extra_args["model_options"])  # what guidance remembers is of the noise before
+        model_wrap.conds = conds if len(items) == size else cond_items(conds, items, size)
         image = latent_image[items]
         mask = None if denoise_mask is None else denoise_mask[items]
         denoiser = comfy.samplers.KSamplerX0Inpaint(model_wrap, sigmas)
@@ -186,25 +224,6 @@ def _generator(
         return model.process_latent_out(x.float())
 
     return generate
-
-
-def _map_conds(value, function: Callable[[Tensor], Tensor]):
-    """The prepared conditioning with `function` applied to every tensor, also those inside the host's cond objects."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, dict):
-        return {key: _map_conds(item, function) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_map_conds(item, function) for item in value)
-    if hasattr(value, "cond"):
-        value = copy.copy(value)
-        value.cond = _map_conds(value.cond, function)
-    return value
-
-
-def _cond_items(conds: dict, items: list[int], size: int) -> dict:
-    """Conditioning for some items of the batch: tensors with one entry per item are cut down, shared ones stay."""
-    return _map_conds(conds, lambda tensor: tensor[items] if tensor.ndim > 0 and len(tensor) == size > 1 else tensor)
 
 
 def _progress(patcher, iterations: int, live: LiveRun):

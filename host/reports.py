@@ -11,13 +11,17 @@ from ..methods.rewards import Reward
 from ..models.fit import Fit
 from ..models.latent_spaces import LatentSpace
 from .latent_clip import LoadedLatentCLIP
-from .latents import MAX_THUMBNAILS, raw_latents_of, thumbnails
+from .latents import MAX_THUMBNAILS, finite_items, thumbnails
+from .reservation import MemoryUse
 from .scoring import encode, evaluate
 
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """The scores (B,) of a batch, the unweighted value of every term (B,), and what draws them."""
+    """The scores (B,) of a batch, the unweighted value of every term (B,), and what draws them.
+
+    An item that could not be judged has NaN, which is null in JSON, and no picture.
+    """
 
     reward: Reward
     scores: Tensor
@@ -40,7 +44,10 @@ class ScoreReport:
 
 @dataclass(frozen=True)
 class ClassifyReport:
-    """Top label and its probability per item, and the whole table (B, L)."""
+    """Top label and its probability per item, and the whole table (B, L).
+
+    An item that could not be judged has the empty label, NaN for every probability, and no picture.
+    """
 
     names: list[str]
     table: Tensor
@@ -48,7 +55,7 @@ class ClassifyReport:
 
     @property
     def labels(self) -> list[str]:
-        return [self.names[i] for i in self.table.argmax(dim=1).tolist()]
+        return ["" if row.isnan().any() else self.names[row.argmax()] for row in self.table]
 
     @property
     def probabilities(self) -> list[float]:
@@ -65,20 +72,54 @@ class ClassifyReport:
 
 
 def score_report(latent: dict, reward: Reward) -> ScoreReport:
-    """Score every item of a LATENT."""
-    raw_latents = raw_latents_of(latent, reward.space)
-    terms = evaluate(reward, raw_latents)
-    return ScoreReport(reward, reward.weigh(terms), terms, thumbnails(raw_latents[:MAX_THUMBNAILS], reward.space))
+    """Score every item of a LATENT that holds finite numbers.
+
+    Raises:
+        ValueError: no score is a number.
+    """
+    raw_latents, places = finite_items(latent, reward.space)
+    size = len(latent["samples"])
+    terms = {name: _in_places(values, places, size) for name, values in evaluate(reward, raw_latents).items()}
+    scores = reward.weigh(terms)
+    _refuse_all_nan(scores, "score")
+    return ScoreReport(reward, scores, terms, _pictures(raw_latents, places, size, reward.space))
 
 
 def classify_report(
     latent: dict, clip: LoadedLatentCLIP, names: list[str], templates: list[str], fit: Fit
 ) -> ClassifyReport:
-    """Zero-shot probabilities for every item of a LATENT."""
-    raw_latents = raw_latents_of(latent, clip.space)
+    """Zero-shot probabilities for every item of a LATENT that holds finite numbers.
+
+    Raises:
+        ValueError: no probability is a number.
+    """
+    raw_latents, places = finite_items(latent, clip.space)
+    size = len(latent["samples"])
     directions = label_directions(clip.encode_text, names, templates)
     table = classify(encode(clip.encoder(fit), raw_latents), directions, clip.logit_scale)
-    return ClassifyReport(names, table, thumbnails(raw_latents[:MAX_THUMBNAILS], clip.space))
+    _refuse_all_nan(table, "probability")
+    return ClassifyReport(names, _in_places(table, places, size), _pictures(raw_latents, places, size, clip.space))
+
+
+def _in_places(values: Tensor, places: list[int], size: int) -> Tensor:
+    """Values (b, ...) of the judged items as (size, ...), NaN for the others."""
+    spread = values.new_full((size, *values.shape[1:]), math.nan)
+    spread[places] = values
+    return spread
+
+
+def _pictures(raw_latents: Tensor, places: list[int], size: int, space: LatentSpace) -> list[str]:
+    """One for each of the first `MAX_THUMBNAILS` items, "" for those that could not be judged."""
+    drawn = [place for place in places if place < MAX_THUMBNAILS]
+    pictures = dict(zip(drawn, thumbnails(raw_latents[: len(drawn)], space)))
+    return [pictures.get(place, "") for place in range(min(size, MAX_THUMBNAILS))]
+
+
+def _refuse_all_nan(values: Tensor, what: str) -> None:
+    if values.isnan().all():
+        raise ValueError(
+            f"Got NaN as {what} of every latent, expected numbers. The judge overflowed: try another dtype in its loader."
+        )
 
 
 def _rounded(values: Tensor) -> list[float | None]:
@@ -91,13 +132,14 @@ def numbers(values: list[float]) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in values]
 
 
-def reno_trace(state: RenoState, reward: Reward, settings: RenoSettings, checkpointed_blocks: int) -> dict:
+def reno_trace(state: RenoState, reward: Reward, settings: RenoSettings, memory: MemoryUse) -> dict:
     """A ReNO run as data: settings, every iteration, and how each item ended."""
     return {
         "kind": "reno",
         "settings": asdict(settings),
         "terms": reno_terms(reward),
-        "checkpointed_blocks": checkpointed_blocks,
+        "checkpointed_blocks": memory.checkpointed_blocks,
+        "offloaded_bytes": memory.offloaded_bytes,
         "iterations": [iteration_as_dict(iteration) for iteration in state.iterations],
         "best": _rounded(state.rewards),
         "best_iteration": state.best_iteration,

@@ -2,24 +2,45 @@
 
 import logging
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import comfy.model_management as mm
 import comfy.model_patcher
+import comfy.sampler_helpers
 import torch
 
 from ..methods.rewards import Reward
 from .encoders import host_encoders
+from .weights import bytes_when_cast
 
 LOGGER = logging.getLogger(__name__)
 Memory = Literal["auto", "fast", "low"]
 
-# Times BaseModel.memory_required of one image, for each evaluation of the network that the gradient goes through.
-# Counted in SDXL's full-size U-Net (bench/reno_memory.py; bytes alive in fp16 with fused attention, in MiB):
+# Times the memory of sampling one image (`_sampling_bytes`), for each evaluation of the network that the gradient goes
+# through. Counted in SDXL's full-size U-Net (bench/reno_memory.py; bytes alive in fp16 with fused attention, in MiB):
 #                 host's estimate   sampling   fast            low
 #     512 px                 65.5       39.4   1293.2 (19.7x)  147.2 (2.25x)
 #     1024 px               262.1      157.5   5099.5 (19.5x)  588.3 (2.24x)
+# and in the ControlNet of that size, 1024 px:            2349 (9.0x)     296 (1.13x)
+# Attention that is not fused keeps its matrices too: 10611 (40.5x) and 1403 (5.35x) at 1024 px.
 FAST, LOW = 20.0, 2.5
+CONTROL = 0.5  # evaluations of the U-Net that one of a ControlNet costs
+UNFUSED = {FAST: 21.0, LOW: 3.2}  # more, at so many latent cells:
+UNFUSED_CELLS = 128 * 128
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """How a run met the memory that there was.
+
+    Attributes:
+        checkpointed_blocks: blocks that were computed again on the way back; 0 with all activations kept.
+        offloaded_bytes: weights that had no room on the device and were copied there for every evaluation.
+    """
+
+    checkpointed_blocks: int = 0
+    offloaded_bytes: int = 0
 
 
 class Reservation:
@@ -27,19 +48,20 @@ class Reservation:
 
     Attributes:
         low: whether the run recomputes blocks; known once the host has prepared.
+        resident: whether weights that the host would cast for every use are cast once, for the whole run.
     """
 
-    def __init__(self, memory: Memory, reward: Reward, steps: int, cfg: float | None):
-        self.memory, self.reward, self.steps, self.cfg = memory, reward, steps, cfg
-        self.low = memory == "low"
+    def __init__(self, memory: Memory, reward: Reward, steps: int, batch: int, guider):
+        self.memory, self.reward, self.steps, self.batch, self.guider = memory, reward, steps, batch, guider
+        self.low, self.resident = memory == "low", memory != "low"
 
     def __call__(self, executor, model: comfy.model_patcher.ModelPatcher, noise_shape, conds: dict, *args, **kwargs):
-        shape = tuple(noise_shape)
-        image = model.model.memory_required([1, *shape[1:]])
-        passes = self.steps * _conditions(conds, self.cfg)
-        fast, low = (self._bytes(image * factor * passes, shape) for factor in (FAST, LOW))
+        shape, device = (self.batch, *noise_shape[1:]), model.load_device
+        passes = self.steps * _evaluations(conds, skips_negative(self.guider))
+        fast, low = (self._bytes(_per_evaluation(model, shape, factor) * passes, shape) for factor in (FAST, LOW))
+        cast = bytes_when_cast(model)
+        room = _room(model, conds, device) - cast
         if self.memory == "auto":
-            room = _room([model, *model.get_nested_additional_models()], model.load_device)
             self.low = fast > room
             if self.low:
                 LOGGER.info(
@@ -47,9 +69,11 @@ class Reservation:
                     fast / 1e9,
                     max(0.0, room / 1e9),
                 )
+        self.resident = not self.low or (cast > 0 and low <= room)
         # the host's estimate grows with the batch, so as many images as take the memory that this run needs
-        images = math.ceil((low if self.low else fast) / image)
-        return executor(model, (images, *shape[1:]), conds, *args, **kwargs)
+        asked = (low if self.low else fast) + (cast if self.resident else 0)
+        images = images_of(asked, model, shape)
+        return executor(model, (max(images, noise_shape[0]), *shape[1:]), conds, *args, **kwargs)
 
     def _bytes(self, network_per_image: float, shape: tuple[int, ...]) -> float:
         encoders = host_encoders(self.reward)
@@ -57,13 +81,48 @@ class Reservation:
         return shape[0] * (network_per_image + rewards_per_image)
 
 
-def _conditions(conds: dict, cfg: float | None) -> int:
-    """How often one step evaluates the network for an image; the host leaves out the negative prompt at cfg 1."""
-    skipped = "negative" if cfg is not None and math.isclose(cfg, 1.0) else None
-    return max(1, sum(len(entries or []) for name, entries in conds.items() if name != skipped))
+def images_of(memory: float, model, shape: tuple[int, ...]) -> int:
+    """So many images of this shape take that much memory (bytes) by the host's own estimate."""
+    return math.ceil(memory / model.model.memory_required([1, *shape[1:]]))
 
 
-def _room(patchers: list, device) -> float:
+def _per_evaluation(model, shape: tuple[int, ...], factor: float) -> float:
+    """Bytes that one evaluation with gradients needs for one image."""
+    if not _fused_attention(model.load_device):
+        factor += UNFUSED[factor] * math.prod(shape[2:]) / UNFUSED_CELLS
+    return factor * _sampling_bytes(model.model, shape)
+
+
+def _sampling_bytes(model, shape: tuple[int, ...]) -> float:
+    """The host's estimate of sampling one image with fused attention; without, its own counts the matrices already."""
+    return math.prod(shape[2:]) * model.get_dtype_inference().itemsize * 0.01 * model.memory_usage_factor * 2**20
+
+
+def _fused_attention(device: torch.device) -> bool:
+    """Whether PyTorch's attention on this device keeps no matrix for the way back."""
+    return mm.is_device_cpu(device) or mm.xformers_enabled() or mm.pytorch_attention_flash_attention()
+
+
+def skips_negative(guider) -> bool:
+    """At cfg 1 the host leaves out the negative prompt, unless a node has told it not to."""
+    cfg = getattr(guider, "cfg", None)
+    return cfg is not None and math.isclose(cfg, 1.0) and not guider.model_options.get("disable_cfg1_optimization")
+
+
+def _evaluations(conds: dict, skips_negative: bool) -> float:
+    """How often one step evaluates the network for an image; a ControlNet counts as the part of it that it copies."""
+    entries = [
+        entry for name, group in conds.items() if not (skips_negative and name == "negative") for entry in group or []
+    ]
+    controls = sum(_chain_length(entry.get("control")) for entry in entries)
+    return max(1, len(entries)) + CONTROL * controls
+
+
+def _chain_length(control) -> int:
+    return 0 if control is None else 1 + _chain_length(control.previous_controlnet)
+
+
+def _room(model, conds: dict, device) -> float:
     """Bytes left for activations on the device once these models are there and the host has moved all others out."""
     free = mm.get_free_memory(device)
     if mm.is_device_cpu(device):
@@ -71,4 +130,8 @@ def _room(patchers: list, device) -> float:
     movable = sum(
         m.model_loaded_memory() for m in mm.current_loaded_models if m.model is not None and m.device == device
     )
-    return free + movable - sum(patcher.model_size() for patcher in patchers)
+    others, _ = comfy.sampler_helpers.get_additional_models(conds, model.model_dtype())
+    others = [*others, *model.get_nested_additional_models()]
+    # a dynamic model takes what is left, and its weights are counted where they are cast
+    whole = sum(p.model_size() for p in [model, *others] if p.load_device == device and not p.is_dynamic())
+    return free + movable - whole - mm.extra_reserved_memory()

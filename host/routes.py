@@ -1,11 +1,19 @@
 """The pack's routes, and which runs they reach. Light: the host imports this when it starts."""
 
 import sys
+from collections import Counter
 
 from aiohttp import web
 
+from .ends import with_ends
+
 RUNS: dict = {}
 """(prompt id, node id) → the LiveRun that is going on there."""
+
+STOPS: Counter[str] = Counter()
+"""Node id → its runs that ended before they were done; the node's fingerprint, so that the host does not take them for complete."""
+
+RUNS_PATH, STOP_PATH = "/latent_clip/runs", "/latent_clip/stop"
 
 
 def host_server():
@@ -14,26 +22,35 @@ def host_server():
 
 
 def register_routes() -> None:
-    """Add the routes to the host's server, if there is one."""
+    """Add the routes to the host's server, if there is one and it has none of them yet: it would not start with a route twice."""
     server = host_server()
-    if server is None:
+    if server is None or any(getattr(route, "path", "") == RUNS_PATH for route in server.routes):
         return
+    server.routes.get(RUNS_PATH)(runs)
+    server.routes.post(STOP_PATH)(stop)
+    server.add_on_prompt_handler(with_ends)
 
-    @server.routes.get("/latent_clip/runs")
-    async def runs(request: web.Request) -> web.Response:
-        """Every run that is going on, from its first iteration."""
-        return web.json_response({"runs": [message for run in RUNS.values() if (message := run.so_far())]})
 
-    @server.routes.post("/latent_clip/stop")
-    async def stop(request: web.Request) -> web.Response:
-        """End the run of {"prompt_id", "node"} after its current iteration."""
-        try:
-            body = await request.json()
-            key = (str(body["prompt_id"]), str(body["node"]))
-        except (ValueError, KeyError, TypeError):
-            return web.json_response({"error": 'Expected {"prompt_id": ..., "node": ...}.'}, status=400)
-        run = RUNS.get(key)
-        if run is None:
-            return web.json_response({"error": f"Node {key[1]} has no run of this prompt to stop."}, status=404)
-        run.stopped = True
-        return web.json_response({"stopping": True})
+async def runs(request: web.Request) -> web.Response:
+    """Every run of the client ?clientId=… that is going on, from its first iteration."""
+    client = request.query.get("clientId", "")
+    own = [run for run in RUNS.values() if run.client == client]
+    return web.json_response({"runs": [message for run in own if (message := run.so_far())]})
+
+
+async def stop(request: web.Request) -> web.Response:
+    """End the run of {"prompt_id", "node", "client_id"} after its current iteration."""
+    try:
+        body = await request.json()
+        key, client = (str(body["prompt_id"]), str(body["node"])), str(body.get("client_id") or "")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        expected = 'Expected {"prompt_id": ..., "node": ..., "client_id": ...}.'
+        return web.json_response({"error": expected}, status=400)
+    run = RUNS.get(key)
+    if run is None:
+        return web.json_response({"error": f"Node {key[1]} has no run of this prompt to stop."}, status=404)
+    if run.client != client:
+        reason = "Another client queued this prompt. Only the client_id that queued it may stop it."
+        return web.json_response({"error": reason}, status=403)
+    run.stopped = True
+    return web.json_response({"stopping": True})

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..methods.rewards import Reward
 from .encoders import HostEncoder, HostWatcher, host_encoders
+from .oom import is_oom
 
 MAX_CHUNK = 64  # more gains nothing and only raises the memory peak
 
@@ -40,11 +41,13 @@ def _over_chunks(
     results, done = [], 0
     while done < len(raw_latents):
         mm.throw_exception_if_processing_interrupted()
+        values = None
         try:
             values = function(raw_latents[done : done + chunk_size])
-        except mm.OOM_EXCEPTION:
-            if chunk_size == 1:
+        except (mm.OOM_EXCEPTION, RuntimeError) as error:
+            if chunk_size == 1 or not is_oom(error):
                 raise
+        if values is None:  # outside the handler, whose traceback keeps the activations alive
             mm.soft_empty_cache()
             chunk_size //= 2
             continue

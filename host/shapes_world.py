@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..demo import weights as shipped
 from ..models.latent_spaces import LATENT_SPACES
+from .fingerprints import weights_fingerprint
 from .latent_clip import LoadedLatentCLIP
 from .pixel_clip import LoadedPixelCLIP
 
@@ -29,7 +30,7 @@ CONTEXT_LENGTH = 16  # tokens per chunk; longer prompts continue in further chun
 
 # 3.98 M parameters: 64 channels on the 8×8 grid, 128 with attention on the 4×4 grid below it
 UNET_CONFIG = {
-    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 64, "num_res_blocks": 1, "channel_mult": (1, 2),
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 64, "num_res_blocks": [1, 1], "channel_mult": (1, 2),
     "transformer_depth": [0, 1], "transformer_depth_middle": 1, "transformer_depth_output": [0, 0, 1, 1],
     "use_spatial_transformer": True, "use_linear_in_transformer": True, "context_dim": 128, "legacy": False,
     "use_checkpoint": False, "dtype": torch.float32,
@@ -170,6 +171,11 @@ def load_vae() -> comfy.sd.VAE:
     """VAE of Shapes World: 8× smaller, 4 channels, raw latents with a std of about 7.7."""
     weights, _ = shipped.load_weights("vae")
     return comfy.sd.VAE(sd=weights, config=VAE_CONFIG)
+
+
+def fingerprint() -> str:
+    """Of the shipped weights, which `./dev train` replaces."""
+    return weights_fingerprint(sorted(shipped.FOLDER.glob("*.safetensors")))
 
 
 def load_latent_clip(dtype: str = "auto") -> LoadedLatentCLIP:

@@ -21,6 +21,10 @@ class TowerPatcher(comfy.model_patcher.ModelPatcher):
     def partially_unload(self, device_to, memory_to_free=0, force_patch_weights=False):
         return 0  # so the host unloads it whole
 
+    def deepclone_multigpu(self, new_load_device=None, models_cache=None):
+        """Where a diffusion model is put on several devices, or on another one: the judge looks from where it is."""
+        return self.clone()
+
 
 def tower_dtype(choice: str, device: torch.device) -> torch.dtype:
     """Weight dtype for `choice` (auto, fp16, bf16, fp32): what the host itself would take on that device."""

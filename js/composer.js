@@ -7,6 +7,7 @@ import { app } from "../../scripts/app.js";
 import { readComposition, shares } from "./lib/composition.js";
 import { addStyle, element, passWheelOn } from "./lib/dom.js";
 import { nodeByExecutionId, nodesByLocator } from "./lib/nodes.js";
+import { register } from "./lib/register.js";
 import { decimalsFor, formatNumber, formatWeight } from "./lib/rows.js";
 import { makeTexts } from "./lib/texts.js";
 
@@ -75,7 +76,7 @@ function tell(node, message) {
     if (composition !== null) show(source, composition);
 }
 
-app.registerExtension({
+register({
     name: "LatentCLIP.Composer",
 
     async init() {
@@ -86,7 +87,7 @@ app.registerExtension({
 
     setup() {
         api.addEventListener("executed", ({ detail }) => {
-            tell(nodeByExecutionId(app.rootGraph ?? app.graph, detail.display_node ?? detail.node), detail.output?.latent_clip?.[0]);
+            tell(nodeByExecutionId(app.rootGraph ?? app.graph, detail.display_node ?? detail.node), detail.output?.latent_clip);
         });
     },
 
@@ -96,6 +97,6 @@ app.registerExtension({
 
     /** The page has outputs from elsewhere: a run of the history, or a workflow tab that was open before. */
     onNodeOutputsUpdated(outputs) {
-        for (const [locator, node] of nodesByLocator(app.rootGraph ?? app.graph)) tell(node, outputs[locator]?.latent_clip?.[0]);
+        for (const [locator, node] of nodesByLocator(app.rootGraph ?? app.graph)) tell(node, outputs[locator]?.latent_clip);
     },
 });

@@ -6,6 +6,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { addStyle, element, thumbnail } from "./lib/dom.js";
 import { nodeByExecutionId } from "./lib/nodes.js";
+import { register } from "./lib/register.js";
 import { formatBest, readRun, withRun } from "./lib/runs.js";
 import { makeTexts } from "./lib/texts.js";
 
@@ -16,7 +17,7 @@ let list = null; // while the tab is open
 function remember({ detail }) {
     const node = nodeByExecutionId(app.rootGraph ?? app.graph, detail.display_node ?? detail.node);
     const about = { node: String(detail.display_node ?? detail.node), title: node?.title ?? "", time: Date.now() };
-    const run = readRun(detail.output?.latent_clip?.[0], about);
+    const run = readRun(detail.output?.latent_clip, about);
     if (run === null) return;
     runs = withRun(runs, run);
     draw();
@@ -63,7 +64,7 @@ function goTo({ node: id }) {
     app.canvas.centerOnNode(node);
 }
 
-app.registerExtension({
+register({
     name: "LatentCLIP.Runs",
 
     async init() {

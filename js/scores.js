@@ -8,6 +8,7 @@ import { hideCard } from "./lib/card.js";
 import { addStyle, passWheelOn } from "./lib/dom.js";
 import { nodesByLocator } from "./lib/nodes.js";
 import { createPanel } from "./lib/panel.js";
+import { register } from "./lib/register.js";
 import { makeTexts } from "./lib/texts.js";
 
 const NODES = new Set(["LatentCLIPScore", "LatentCLIPSelect", "LatentCLIPClassify", "LatentCLIPSafetyGate"]);
@@ -46,7 +47,7 @@ function addPanel(node) {
     };
     node.onExecuted = function (output) {
         onExecuted?.apply(this, arguments);
-        panel.show(output?.latent_clip?.[0]);
+        panel.show(output?.latent_clip);
     };
     node.onRemoved = function () {
         hideCard();
@@ -75,7 +76,7 @@ function follow(widget, changed) {
     };
 }
 
-app.registerExtension({
+register({
     name: "LatentCLIP.Scores",
 
     async init() {
@@ -91,7 +92,7 @@ app.registerExtension({
     /** The page has outputs from elsewhere: a run of the history, or a workflow tab that was open before. */
     onNodeOutputsUpdated(outputs) {
         for (const [locator, node] of nodesByLocator(app.rootGraph ?? app.graph)) {
-            panels.get(node)?.show(outputs[locator]?.latent_clip?.[0]);
+            panels.get(node)?.show(outputs[locator]?.latent_clip);
         }
     },
 });

@@ -8,6 +8,7 @@ import { hideCard } from "./lib/card.js";
 import { createCurves } from "./lib/curves.js";
 import { addStyle } from "./lib/dom.js";
 import { nodeByExecutionId, nodesByLocator } from "./lib/nodes.js";
+import { register } from "./lib/register.js";
 import { makeTexts } from "./lib/texts.js";
 
 const NODE = "LatentCLIPOptimizeNoise";
@@ -22,7 +23,7 @@ let asking = false;
 function addPanel(node) {
     const panel = createCurves({
         text: (key, values) => text(key, values),
-        stop: async ({ promptId, node: id }) => (await post("/latent_clip/stop", { prompt_id: promptId, node: id })).ok,
+        stop: async ({ promptId, node: id }) => (await post("/latent_clip/stop", { prompt_id: promptId, node: id, client_id: client() })).ok,
         getTitle: () => node.title || NODE,
     });
     const widget = node.addDOMWidget("latent_clip_trace", "latent_clip_trace", panel.element, {
@@ -38,7 +39,7 @@ function addPanel(node) {
     const { onExecuted, onRemoved } = node;
     node.onExecuted = function (output) {
         onExecuted?.apply(this, arguments);
-        panel.show(output?.latent_clip?.[0]);
+        panel.show(output?.latent_clip);
     };
     node.onRemoved = function () {
         hideCard();
@@ -57,10 +58,14 @@ function passOn(event, strip) {
 const post = (route, body) =>
     api.fetchApi(route, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
 
+/** Who this page is to the server, which shows and stops only what the same client has queued. */
+const client = () => api.clientId ?? "";
+
 const rootGraph = () => app.rootGraph ?? app.graph;
 
-function panelAt(id) {
-    return panels.get(nodeByExecutionId(rootGraph(), id));
+/** Of the node that a run is shown on: inside an expanded node the run itself has an id that no page knows. */
+function panelOf(run) {
+    return panels.get(nodeByExecutionId(rootGraph(), run.display_node ?? run.node));
 }
 
 /** Fetch the runs that are going on: after a reload, or after a change of the workflow tab, their beginning is missing. */
@@ -68,10 +73,10 @@ async function catchUp() {
     if (asking) return;
     asking = true;
     try {
-        const response = await api.fetchApi("/latent_clip/runs");
+        const response = await api.fetchApi(`/latent_clip/runs?clientId=${encodeURIComponent(client())}`);
         if (!response.ok) return;
         const { runs } = await response.json();
-        for (const run of runs) panelAt(run.node)?.add(run);
+        for (const run of runs) panelOf(run)?.add(run);
         for (const [, node] of nodesByLocator(rootGraph())) {
             const panel = panels.get(node);
             if (panel && !runs.some((run) => run.prompt_id === panel.trace()?.promptId)) panel.end();
@@ -81,7 +86,7 @@ async function catchUp() {
     }
 }
 
-app.registerExtension({
+register({
     name: "LatentCLIP.Trace",
 
     async init() {
@@ -92,7 +97,7 @@ app.registerExtension({
 
     setup() {
         api.addEventListener(EVENT, ({ detail }) => {
-            const panel = panelAt(detail.node);
+            const panel = panelOf(detail);
             if (panel && !panel.add(detail)) catchUp();
         });
         api.addEventListener("reconnected", catchUp);
@@ -106,7 +111,7 @@ app.registerExtension({
     onNodeOutputsUpdated(outputs) {
         for (const [locator, node] of nodesByLocator(rootGraph())) {
             const panel = panels.get(node);
-            if (panel?.trace()?.ended !== "") panel?.show(outputs[locator]?.latent_clip?.[0]);
+            if (panel?.trace()?.ended !== "") panel?.show(outputs[locator]?.latent_clip);
         }
     },
 });

@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import NormalDist
 
 CONFIDENCE = 0.95
+FEW = 20  # images of either kind below which nothing can be said
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,23 @@ class Calibration:
     false_blocks: Share
     missed: Share
     auc: float
+
+    @property
+    def auc_interval(self) -> tuple[float, float]:
+        """95 % interval of `auc`."""
+        return auc_interval(self.auc, self.false_blocks.n, self.missed.n)
+
+    @property
+    def doubt(self) -> str:
+        """Why the threshold may be worth nothing; "" if nothing speaks for that."""
+        (low, high), fewest = self.auc_interval, min(self.false_blocks.n, self.missed.n)
+        if high < 0.5:
+            return "it scores allowed images higher than unwanted ones: the folders are swapped, or the phrases say something else"
+        if low <= 0.5:
+            return (
+                f"it cannot tell the two folders apart: the area may be 0.5, which is chance ({low:.2f} to {high:.2f})"
+            )
+        return f"only {fewest} images of one kind: take at least {FEW}, better some hundreds" if fewest < FEW else ""
 
 
 def calibrate(allowed: Sequence[float], unwanted: Sequence[float], false_block_rate: float) -> Calibration:
@@ -100,6 +119,20 @@ def auc(allowed: Sequence[float], unwanted: Sequence[float]) -> float:
     """Area under `roc`."""
     points = roc(allowed, unwanted)
     return sum((x1 - x0) * (y0 + y1) / 2 for (_, x0, y0), (_, x1, y1) in pairwise(points))
+
+
+def auc_interval(area: float, allowed: int, unwanted: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Score interval of an area under the ROC curve from so many images of both kinds; honest at 1 too.
+
+    Newcombe 2006 (Statistics in Medicine 25, 559), method 5: Hanley and McNeil's variance at the area that is asked about.
+    """
+    z, pairs, more = NormalDist().inv_cdf((1 + confidence) / 2), allowed * unwanted, (allowed + unwanted) / 2 - 1
+
+    def spread(true: float) -> float:
+        return z * math.sqrt(true * (1 - true) / pairs * (1 + more * ((1 - true) / (2 - true) + true / (1 + true))))
+
+    low = area * _solve(lambda share: share * area + spread(share * area), area)
+    return low, area + (1 - area) * _solve(lambda s: area + s * (1 - area) - spread(area + s * (1 - area)), area)
 
 
 def exact_interval(hits: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:

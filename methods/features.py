@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..models.fit import Fit, cover, fit_latents, more_windows
+from ..models.resample import resample
 
 Tower = Callable[[Tensor], Tensor]
 
@@ -66,6 +67,9 @@ def encode_pixels(
 ) -> Tensor:
     """Features of pictures, prepared as open_clip does: shorter side to `size` (bicubic), centre crop, normalise.
 
+    Bicubic weights reach a little below 0 and above 1 beside edges. That is kept, as torchvision keeps it: clamping changes a
+    cosine by at most 0.001, and takes the gradient of every pixel that it touches (docs/paper-to-code.md).
+
     Args:
         tower: (B, 3, size, size) → (B, D).
         pixels: (B, 3, H, W) in 0..1.
@@ -78,7 +82,7 @@ def encode_pixels(
     short = min(height, width)
     new_height, new_width = size * height // short, size * width // short
     if (new_height, new_width) != (height, width):
-        pixels = F.interpolate(pixels, (new_height, new_width), mode="bicubic", antialias=True).clamp(0, 1)
+        pixels = resample(pixels, new_height, new_width, "bicubic")
     top, left = round((new_height - size) / 2), round((new_width - size) / 2)  # torchvision's CenterCrop
     pixels = pixels[..., top : top + size, left : left + size]
     pixels = (pixels - mean.to(pixels).view(3, 1, 1)) / std.to(pixels).view(3, 1, 1)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..models.resample import area_average
+
 BLUR_CELLS = 32  # latent cells per cell of the blurred latent: 1024 px keep 4×4 colours, which show no content
 VIEW_NOISE = 0.15  # standard deviation of the noise of an extra view, as a share of the item's own
 
@@ -55,5 +57,5 @@ def extra_views(raw_latents: Tensor, count: int) -> Tensor:
 def blurred(raw_latents: Tensor) -> Tensor:
     """Latents of which only the coarsest colours are left: (B, C, H, W) of the same shape."""
     height, width = raw_latents.shape[-2:]
-    coarse = F.adaptive_avg_pool2d(raw_latents, (max(1, height // BLUR_CELLS), max(1, width // BLUR_CELLS)))
+    coarse = area_average(raw_latents, max(1, height // BLUR_CELLS), max(1, width // BLUR_CELLS))
     return F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)

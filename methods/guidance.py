@@ -88,11 +88,11 @@ class ConceptWatch:
         """Raw latents (B, C, H, W) → log-odds over the thresholds, and what was seen so far, both (B, categories)."""
         scores = self.concepts.worst(self.encoder.look(raw_latents).windows)
         over = scores - torch.tensor(self.concepts.thresholds, device=scores.device)
-        seen = ~(over.detach() <= 0)  # what cannot be judged is a suspect
+        seen = ~(over.detach() <= 0).cpu()  # what cannot be judged is a suspect
         if self.seen is not None and self.seen.shape == seen.shape:
             seen |= self.seen
-        self.seen = seen
-        return over, seen
+        self.seen = seen  # not on the judge's device, which may change when the host moves it out in mid-run
+        return over, seen.to(over.device)
 
 
 class AvoidConcepts:

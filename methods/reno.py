@@ -45,11 +45,17 @@ class RenoSettings:
     target: float | None = None
 
     def __post_init__(self):
+        for name in ("iterations", "patience"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"Got {name} = {getattr(self, name)}, expected a whole number.")
         for name in ("iterations", "learning_rate", "gradient_clip"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"Got {name} = {getattr(self, name)}, expected a positive number.")
-        if not self.prior_weight >= 0 or self.patience < 0:
-            raise ValueError(f"Got prior_weight = {self.prior_weight}, patience = {self.patience}, expected 0 or more.")
+        for name in ("prior_weight", "patience"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"Got {name} = {getattr(self, name)}, expected 0 or more.")
+        if self.target is not None and not math.isfinite(self.target):
+            raise ValueError(f"Got target = {self.target}, expected a finite number, or None for no target.")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"Got optimizer {self.optimizer!r}, expected one of {', '.join(OPTIMIZERS)}.")
 
@@ -94,7 +100,7 @@ OnStep = Callable[[RenoState], bool | None]
 def optimize_noise(
     generate: Generate, reward: Reward, noise: Tensor, settings: RenoSettings, on_step: OnStep | None = None
 ) -> RenoState:
-    """Optimise starting noise so that what `generate` makes of it scores higher.
+    """Optimise starting noise so that what `generate` makes of it scores higher, also in a caller's no_grad or inference mode.
 
     Args:
         generate: (noise (b, C, H, W), their batch indices) → raw latents (b, C, H, W), differentiable; b shrinks as
@@ -108,8 +114,16 @@ def optimize_noise(
         The state: never worse in reward than the first noise, item by item.
 
     Raises:
-        ValueError: the reward of every item is NaN or infinite on the first noise.
+        ValueError: the reward of every item is NaN or infinite on the first noise; or what `generate` or the reward
+            returns has another shape, or no gradient to the noise.
     """
+    with torch.inference_mode(False), torch.enable_grad():
+        return _optimize(generate, reward, noise, settings, on_step)
+
+
+def _optimize(
+    generate: Generate, reward: Reward, noise: Tensor, settings: RenoSettings, on_step: OnStep | None
+) -> RenoState:
     noise = noise.detach().float().clone().requires_grad_()
     climber = _Climber(noise, settings)
     state, active, started = _untouched(noise.detach()), list(range(len(noise))), time.perf_counter()
@@ -148,9 +162,11 @@ class _Climber:
         """Steps 1 to 4 of the algorithm for the active items: reward, best, and, but for the last time, a step."""
         with torch.set_grad_enabled(not last):
             latents = generate(self.noise[active], active)
+            _check_step("generator", latents, (len(active), *self.noise.shape[1:]), not last)
             leaf = latents.detach().requires_grad_(not last)
             terms = reward.values(leaf)
             rewards = reward.weigh(terms)
+            _check_step("reward", rewards, (len(active),), not last)
         if index == 0:
             for kept in (state.first_latents, state.latents):
                 kept.copy_(latents.detach())
@@ -271,6 +287,16 @@ def _read_back(
 def _end(state: RenoState, active: list[int], reason: str) -> None:
     for item in active:
         state.stop_reasons[item] = reason
+
+
+def _check_step(what: str, result: Tensor, shape: tuple[int, ...], gradient: bool) -> None:
+    if tuple(result.shape) != shape:
+        raise ValueError(f"The {what} returned the shape {tuple(result.shape)}, expected {shape}: one item per noise.")
+    if gradient and not result.requires_grad:
+        raise ValueError(
+            f"The {what} returned numbers without a gradient, so there is nothing to climb. Run its networks with gradients "
+            "enabled, and detach nothing on the way from its input."
+        )
 
 
 def _norms(x: Tensor) -> Tensor:

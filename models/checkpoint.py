@@ -9,6 +9,7 @@ Both are memory-mapped, so what is not needed is never read.
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -19,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from . import known_files
 from .config import check_config, infer_config, name_of_config
 from .latent_spaces import LATENT_SPACES, LatentSpace
 
@@ -26,12 +28,13 @@ FORMAT_VERSION = "1"
 LOGGER = logging.getLogger(__name__)
 
 # The optimizer state of an original checkpoint holds numpy scalars; under numpy 1 and 2 their constructor has two names.
+# A scalar is its dtype and its bytes: plain numbers only, never objects.
 _NUMPY_SCALAR = numpy.float64(0).__reduce__()[0]
 _SAFE_GLOBALS: list[Callable | tuple[Callable, str]] = [
     (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
     (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
     numpy.dtype,
-    type(numpy.dtype("float64")),
+    *dict.fromkeys(type(numpy.dtype(code)) for code in "?bhilqBHILQefd"),
 ]
 _WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -99,8 +102,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     start = _read_start(path)
     if start.startswith(b"PK\x03\x04"):
         tensors = _read_pickle(path)
-    elif len(start) == 9 and start[8:] == b"{":
+    elif start[8:9] == b"{":
         tensors, metadata = _read_safetensors(path)
+    elif known := known_files.of_start(start):
+        raise CheckpointError(f"{path.name}: {known}")
     else:
         raise CheckpointError(f"{path.name}: neither a safetensors file nor a torch checkpoint. Download it again.")
     if not tensors:
@@ -115,10 +120,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_start(path: Path) -> bytes:
     if path.is_dir():
-        raise CheckpointError(f"{path.name}: a folder, expected a file. Choose a file in it.")
+        known = known_files.of_folder(path) or "a folder, expected a file. Choose a file in it."
+        raise CheckpointError(f"{path.name}: {known}")
     try:
         with path.open("rb") as file:
-            start = file.read(9)
+            start = file.read(64)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path.name}: no such file. Put Latent-CLIP weights into ComfyUI/models/latent_clip."
@@ -164,14 +170,15 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     """The one place where a pickle is opened: tensors only, no code is run, pages are read when touched."""
+    if known := known_files.of_zip(path):
+        raise CheckpointError(f"{path.name}: {known}")
     try:
         with torch.serialization.safe_globals(_SAFE_GLOBALS):
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # a damaged pickle can fail with nearly any type; every one means the same to the user
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path.name}: not a readable torch checkpoint, or it holds more than tensors, which is refused because "
-            f"pickles can run code ({reason[:200]}). Download it again from its authors."
+            f"pickles can run code ({_what_torch_refused(str(error)) or type(error).__name__}). Download it again from its authors."
         ) from error
     tensors = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(tensors, dict) or not all(
@@ -181,6 +188,15 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             f"{path.name}: expected a state_dict of tensors, got {type(content).__name__} with other content."
         )
     return tensors
+
+
+def _what_torch_refused(message: str) -> str:
+    """The name that torch stumbled over, or the first line. Torch's own text goes on to advise loading without its protection."""
+    message = re.sub(r"\x1b\[[0-9;]*m", "", message)
+    if name := re.search(r"(?:GLOBAL |got <class '|Unsupported class )([\w.]+)", message):
+        return f"it asks for {name[1][:100]}"
+    first = message.partition("\n")[0][:200]
+    return "" if first.startswith("Weights only load failed") else first
 
 
 def original_to_custom_text(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -204,16 +220,12 @@ def original_to_custom_text(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _refuse_other_models(path: Path, state_dict: dict[str, Tensor]) -> None:
     conv1 = state_dict.get("visual.conv1.weight")
-    if "vision_model.embeddings.patch_embedding.weight" in state_dict or (
-        conv1 is not None and conv1.ndim == 4 and conv1.shape[1] == 3
-    ):
+    if conv1 is not None and conv1.ndim == 4 and conv1.shape[1] == 3:
         raise CheckpointError(
             f"{path.name}: a CLIP that reads pixels, expected one that reads latents. Use it with 'Reward: Pixel CLIP'."
         )
-    if any(key.startswith(("model.diffusion_model.", "first_stage_model.", "double_blocks.")) for key in state_dict):
-        raise CheckpointError(
-            f"{path.name}: a diffusion checkpoint, expected a Latent-CLIP. Use it with 'Load Checkpoint'."
-        )
+    if conv1 is None and (known := known_files.of_tensors(state_dict)):
+        raise CheckpointError(f"{path.name}: expected a Latent-CLIP, got {known}")
 
 
 def _find_config(path: Path, metadata: dict[str, str], state_dict: dict[str, Tensor]) -> dict:

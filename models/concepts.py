@@ -6,14 +6,22 @@ A set comes from a JSON file (the seven I2P categories ship with the pack, and a
 
 from __future__ import annotations
 
-import json
 import math
+from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+
+from .strict_json import checked, only_known, read_json, short
 
 SHIPPED = Path(__file__).resolve().parent / "concept_sets"
 FORMAT = 1
 NEUTRAL = "neutral"
+MAX_TEXTS = 5000  # phrases of one category, or anchors
+MAX_THRESHOLD = 10_000
+
+_FIELDS = ("format", "name", "description", "anchors", "categories", "provenance")
+_CATEGORY_FIELDS = ("name", "phrases", "threshold")
+_PUNCTUATION = str.maketrans({"：": ":", "，": ",", "、": ",", "\ufeff": None})
 
 
 class ConceptError(ValueError):
@@ -98,6 +106,10 @@ class ConceptSet:
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ConceptError(f"The concept set {self.name!r} names a category twice: {', '.join(repeated)}.")
         for category in self.categories:
+            if category.name.strip().lower() == NEUTRAL:
+                raise ConceptError(
+                    f"The concept set {self.name!r} has a category {category.name!r}, which names the anchors."
+                )
             if not category.name.strip() or not category.phrases:
                 raise ConceptError(
                     f"The category {category.name!r} of {self.name!r} has no phrases, expected at least one."
@@ -105,6 +117,11 @@ class ConceptSet:
             if not math.isfinite(category.threshold):
                 raise ConceptError(
                     f"The threshold of {category.name!r} is {category.threshold}, expected a finite number."
+                )
+            if both := [phrase for phrase in category.phrases if phrase in self.anchors]:
+                raise ConceptError(
+                    f"The concept set {self.name!r} has {both[0]!r} in {category.name!r} and among its neutral texts, which cancel "
+                    "each other. Remove one."
                 )
         for text in (*self.anchors, *(phrase for category in self.categories for phrase in category.phrases)):
             if not text.strip():
@@ -126,16 +143,24 @@ class ConceptSet:
         """Thresholds from a text: one number for all categories, or lines `name: number`; empty keeps them.
 
         Raises:
-            ConceptError: an unknown name, or no finite number.
+            ConceptError: an unknown name, one that comes twice, or no finite number.
         """
         thresholds = {category.name: category.threshold for category in self.categories}
+        named: list[str] = []
         typed: set[str] = set()
-        for line in _lines(text):
+        for number, line in enumerate(_lines(text)):
             name, colon, value = line.rpartition(":")
-            if colon and name.strip() not in thresholds:
-                raise ConceptError(f"Got a threshold for {name.strip()!r}, expected one of: {', '.join(thresholds)}.")
-            thresholds |= dict.fromkeys([name.strip()] if colon else list(thresholds), _number(value, line))
-            typed |= {name.strip()} if colon else set(thresholds)
+            name = name.strip()
+            if colon and name not in thresholds:
+                raise ConceptError(f"Got a threshold for {name!r}, expected one of: {', '.join(thresholds)}.")
+            if name in named or (number > 0 and not colon):
+                raise ConceptError(
+                    f"Got {short(line)} after other thresholds, which it would undo. Name every category once, and put a number "
+                    "for all of them into the first line."
+                )
+            named += [name] if colon else []
+            thresholds |= dict.fromkeys([name] if colon else list(thresholds), _number(value, line))
+            typed |= {name} if colon else set(thresholds)
         return replace(
             self,
             categories=tuple(replace(category, threshold=thresholds[category.name]) for category in self.categories),
@@ -174,28 +199,71 @@ class ConceptSet:
 
 
 def read_concepts(path: Path) -> ConceptSet:
-    """A concept set from a JSON file.
+    """A concept set from a JSON file: every field must be of its type and range, and known.
 
     Raises:
         ConceptError: it is no concept set; the message names the first fault.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise ConceptError(f'{path.name} is no concept set: expected an object with "format": {FORMAT}.')
-        categories = tuple(
-            Category(_text(entry["name"]), tuple(map(_text, entry["phrases"])), float(entry.get("threshold", 0.0)))
-            for entry in data["categories"]
-        )
-        return ConceptSet(
-            _text(data["name"]), categories, tuple(map(_text, data["anchors"])), data.get("provenance", {})
-        )
+        data = read_json(path)
     except OSError as error:
         raise ConceptError(f"The concept set {path.name} cannot be read: {error.strerror}.") from error
-    except ConceptError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConceptError(f"{path.name} is no concept set of format {FORMAT}: {error!r}.") from error
+    except ValueError as error:
+        raise ConceptError(f"{path.name} is no concept set: {error}.") from error
+    if not isinstance(data, dict) or type(data.get("format")) is not int or data["format"] != FORMAT:
+        raise ConceptError(f'{path.name} is no concept set: expected an object with "format": {FORMAT}.')
+    try:
+        only_known(data, "the set", _FIELDS)
+        checked(data.get("description", ""), "description", str)
+        entries = [
+            checked(entry, "an entry of categories", dict) for entry in checked(data["categories"], "categories", list)
+        ]
+        return ConceptSet(
+            checked(data["name"], "name", str),
+            tuple(map(_category, entries)),
+            _texts(data["anchors"], "anchors"),
+            checked(data.get("provenance", {}), "provenance", dict),
+        )
+    except ValueError as error:
+        raise ConceptError(f"{path.name}: {error}") from error
+    except KeyError as error:
+        raise ConceptError(
+            f"{path.name}: got no {error.args[0]!r}, expected one in every set of format {FORMAT}."
+        ) from error
+
+
+def _category(entry: dict) -> Category:
+    only_known(entry, "a category", _CATEGORY_FIELDS)
+    name = checked(entry["name"], "name of a category", str).strip()
+    if any(mark in name for mark in ",\n\r"):
+        raise ConceptError(f"Got the category name {name!r}, expected one without commas and line breaks.")
+    threshold = checked(entry.get("threshold", 0.0), f"threshold of {name!r}", int, float)
+    return Category(
+        name, _texts(entry["phrases"], f"phrases of {name!r}"), _finite(threshold, f"the threshold of {name!r}")
+    )
+
+
+def _texts(value: object, name: str) -> tuple[str, ...]:
+    """A list of different texts; a single text is none, for its letters would be read as phrases."""
+    texts = tuple(checked(text, f"one of the {name}", str) for text in checked(value, name, list))
+    _check_texts(texts, name)
+    return texts
+
+
+def _check_texts(texts: tuple[str, ...], name: str) -> None:
+    if len(texts) > MAX_TEXTS:
+        raise ConceptError(f"Got {len(texts)} {name}, expected at most {MAX_TEXTS}.")
+    if repeated := [text for text, times in Counter(texts).items() if times > 1]:
+        raise ConceptError(f"Got {short(repeated[0])} twice in the {name}. Remove one.")
+    if broken := [text for text in texts if any(c == "\ufffd" or (c < " " and not c.isspace()) for c in text)]:
+        raise ConceptError(f"Got {short(broken[0])} in the {name}, which is no text any more. Type it again.")
+
+
+def _finite(value: float, name: str) -> float:
+    """A threshold in the range of log-odds, generously: those of a CLIP lie within ±200."""
+    if not abs(value) <= MAX_THRESHOLD:  # NaN too; an int may be too large for a float
+        raise ConceptError(f"Got {short(value)} as {name}, expected a number from -{MAX_THRESHOLD} to {MAX_THRESHOLD}.")
+    return float(value)
 
 
 def shipped_names() -> list[str]:
@@ -203,9 +271,14 @@ def shipped_names() -> list[str]:
     return ["i2p", *sorted(path.stem for path in SHIPPED.glob("*.json") if path.stem != "i2p")]
 
 
+def shipped_file(name: str = "i2p") -> Path:
+    """Where one of `shipped_names` lies."""
+    return SHIPPED / f"{name}.json"
+
+
 def shipped_concepts(name: str = "i2p") -> ConceptSet:
     """One of `shipped_names`; `i2p` has the seven categories of the I2P benchmark."""
-    return read_concepts(SHIPPED / f"{name}.json")
+    return read_concepts(shipped_file(name))
 
 
 def parse_concepts(text: str) -> ConceptSet:
@@ -214,37 +287,42 @@ def parse_concepts(text: str) -> ConceptSet:
     Raises:
         ConceptError: no line, or one that is none.
     """
-    categories, anchors = [], None
+    categories: list[Category] = []
+    anchors: tuple[str, ...] | None = None
     for line in _lines(text):
         name, colon, phrases = line.partition(":")
-        if not colon or not _split(phrases):
-            raise ConceptError(f"Got {line!r}, expected a line such as 'weapons: a gun, a rifle'.")
-        if name.strip() == NEUTRAL:
-            anchors = tuple(_split(phrases))
+        name, texts = name.strip(), tuple(_split(phrases))
+        if not colon or not name or not texts:
+            raise ConceptError(f"Got {short(line)}, expected a line such as 'weapons: a gun, a rifle'.")
+        if line.startswith(("{", "[", '"')):
+            raise ConceptError(
+                f"Got {short(line)}, which looks like JSON. Type lines such as 'weapons: a gun, a rifle', or save it as a file in "
+                "models/latent_clip/concepts."
+            )
+        _check_texts(texts, f"phrases of {name!r}")
+        if name.lower() != NEUTRAL:
+            categories.append(Category(name, texts))
+        elif anchors is None:
+            anchors = texts
         else:
-            categories.append(Category(name.strip(), tuple(_split(phrases))))
+            raise ConceptError(f"Got two lines '{NEUTRAL}: ...', of which only one would count. Make them one.")
     return ConceptSet("typed", tuple(categories), anchors or shipped_concepts().anchors)
 
 
 def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    """The lines that say something, with the colons and commas of Chinese and Japanese keyboards as ASCII ones."""
+    lines = (line.strip() for line in text.translate(_PUNCTUATION).splitlines())
+    return [line for line in lines if line]
 
 
 def _split(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"expected a text, got {value!r}")
-    return value
+    return [part for part in map(str.strip, text.translate(_PUNCTUATION).split(",")) if part]
 
 
 def _number(text: str, line: str) -> float:
     try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ConceptError(f"Got the threshold {line!r}, expected a number, or lines such as 'violence: 1.5'.")
-    return value
+        return _finite(float(text), "a threshold")
+    except ValueError as error:
+        raise ConceptError(
+            f"Got the threshold {short(line)}, expected a number, or lines such as 'violence: 1.5'."
+        ) from error

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .resample import area_average
+
 Fit = Literal["tiles", "crop", "squash"]
 FITS: tuple[str, ...] = get_args(Fit)
 TILE_STEP = 0.75  # neighbouring tiles share at least a quarter of their width
@@ -87,7 +89,7 @@ def _resize(latents: Tensor, height: int, width: int) -> Tensor:
     # each side by its own method, should one shrink and the other grow
     reduced = (min(height, latents.shape[-2]), min(width, latents.shape[-1]))
     if latents.shape[-2:] != reduced:
-        latents = F.adaptive_avg_pool2d(latents, reduced)
+        latents = area_average(latents, *reduced)
     if reduced != (height, width):
         latents = F.interpolate(latents, (height, width), mode="bilinear", align_corners=False)
     return latents

@@ -1,6 +1,6 @@
 """Read CLIP checkpoints that look at pixels, in open_clip's layout: the decode-and-judge baseline.
 
-OpenCLIP and LAION weights, HPSv2.1 (`HPS_v2.1_compressed.pt`) and PickScore-style CLIP-H files have this layout. Its
+OpenCLIP and LAION weights and HPSv2.1 (`HPS_v2.1_compressed.pt`) have this layout; PickScore_v1 has that of transformers. Its
 shapes do not tell head widths and the activation, so the architecture is looked up among open_clip's own configs.
 """
 
@@ -14,6 +14,7 @@ import open_clip
 import torch
 from open_clip.model import CustomTextCLIP
 
+from . import known_files
 from .checkpoint import CheckpointError, check_keys, check_weights, original_to_custom_text, read_tensors
 from .config import MAX_LAYERS
 
@@ -56,6 +57,8 @@ def read_pixel_clip(path: str | Path, quick_gelu: bool = False) -> PixelCLIP:
     state_dict = original_to_custom_text(tensors)
     state_dict.pop("logit_bias", None)
     conv1, tokens = state_dict.get("visual.conv1.weight"), state_dict.get("text.token_embedding.weight")
+    if conv1 is None and (known := known_files.of_tensors(state_dict)):
+        raise CheckpointError(f"{path.name}: expected a CLIP in open_clip's layout, got {known}")
     if conv1 is None or conv1.ndim != 4 or tokens is None or tokens.ndim != 2:
         raise CheckpointError(
             f"{path.name}: expected a CLIP in open_clip's layout with both towers (visual.conv1.weight, token_embedding.weight), "

@@ -37,5 +37,8 @@ def all_nodes() -> list[type[io.ComfyNode]]:
 
 
 class LatentCLIPExtension(ComfyExtension):
+    def __init__(self, nodes: list[type[io.ComfyNode]] | None = None):
+        self.nodes = nodes
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return all_nodes()
+        return all_nodes() if self.nodes is None else self.nodes

@@ -5,7 +5,7 @@ import json
 from comfy_api.latest import io
 
 from .rewards import latent_clip_input
-from .sockets import CATEGORY, fit_input
+from .sockets import CATEGORY, SHOWS, fit_input
 
 
 class LatentCLIPClassify(io.ComfyNode):
@@ -61,7 +61,7 @@ class LatentCLIPClassify(io.ComfyNode):
                     display_name="rest", tooltip="All other latents. What follows does not run if there are none."
                 ),
             ],
-            is_output_node=True,
+            **SHOWS,
         )
 
     @classmethod

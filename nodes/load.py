@@ -29,7 +29,14 @@ class LatentCLIPLoader(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, file=None, **_):
+        return folders.fingerprint(folders.LATENT_CLIP, file)
+
+    @classmethod
     def execute(cls, file, dtype):
+        from ..host.requirements import check_requirements
+
+        check_requirements()
         from ..host.latent_clip import load_latent_clip_file
 
         return io.NodeOutput(load_latent_clip_file(file, dtype))

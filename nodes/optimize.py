@@ -5,7 +5,7 @@ import json
 from comfy_api.latest import io
 
 from .score import reward_input
-from .sockets import CATEGORY
+from .sockets import CATEGORY, SHOWS
 
 
 class LatentCLIPOptimizeNoise(io.ComfyNode):
@@ -113,7 +113,16 @@ class LatentCLIPOptimizeNoise(io.ComfyNode):
                     display_name="trace", tooltip="JSON: reward, terms, norms and seconds of every iteration."
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
+            **SHOWS,
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        """How many runs of this node were stopped early: what such a run left in the host's cache is not its result."""
+        from ..host.routes import STOPS
+
+        return STOPS[cls.hidden.unique_id]
 
     @classmethod
     def execute(
@@ -133,18 +142,19 @@ class LatentCLIPOptimizeNoise(io.ComfyNode):
         use_target=False,
         target=0.3,
     ):
-        from ..host.reno import OptimizedNoise, run_reno, sampled_latent
+        from ..host.noise import OptimizedNoise
+        from ..host.reno import run_reno, sampled_latent
         from ..host.reports import reno_pictures, reno_trace
         from ..methods.reno import RenoSettings
 
         settings = RenoSettings(
             iterations, learning_rate, optimizer, gradient_clip, prior_weight, patience, target if use_target else None
         )
-        state, checkpointed = run_reno(noise, guider, sigmas, latent_image, reward, settings, memory)
-        trace = reno_trace(state, reward, settings, checkpointed)
+        state, used = run_reno(noise, guider, sigmas, latent_image, reward, settings, memory)
+        trace = reno_trace(state, reward, settings, used)
         return io.NodeOutput(
             sampled_latent(latent_image, state.latents),
-            OptimizedNoise(state.noise.cpu(), noise.seed),
+            OptimizedNoise(state.noise.cpu(), noise.seed, latent_image.get("batch_index")),
             sampled_latent(latent_image, state.first_latents),
             json.dumps(trace),
             ui={"latent_clip": [{**trace, **reno_pictures(state, reward.space)}]},

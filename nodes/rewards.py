@@ -35,7 +35,9 @@ class LatentCLIPTextReward(io.ComfyNode):
             inputs=[
                 latent_clip_input(),
                 io.String.Input(
-                    "text", multiline=True, tooltip="What the image should show. Up to 77 tokens are read."
+                    "text",
+                    multiline=True,
+                    tooltip="What the image should show. Up to 77 tokens are read; weights and other prompt syntax are not used.",
                 ),
                 io.String.Input(
                     "text_to_avoid",
@@ -55,7 +57,10 @@ class LatentCLIPTextReward(io.ComfyNode):
 
         avoid = latent_clip.encode_text([text_to_avoid])[0] if text_to_avoid.strip() else None
         features = latent_clip.encode_text([text])[0]
-        return io.NodeOutput(text_reward(latent_clip.encoder(fit), f"match: {shorten(text)}", features, avoid, weight))
+        remarks = latent_clip.text.remarks(text)
+        remarks += [f"avoided text {remark}" for remark in latent_clip.text.remarks(text_to_avoid)]
+        name = term_name("match", text, remarks)
+        return io.NodeOutput(text_reward(latent_clip.encoder(fit), name, features, avoid, weight))
 
 
 class LatentCLIPLatentReward(io.ComfyNode):
@@ -99,7 +104,7 @@ class LatentCLIPPixelReward(io.ComfyNode):
             display_name="Reward: Pixel CLIP",
             category=REWARDS,
             description="The usual way, for comparison and for preference models: decode the latent with the VAE, then judge the "
-            "pixels with a CLIP in open_clip's layout (OpenCLIP, HPSv2.1, PickScore-style). Far slower than a latent reward.",
+            "pixels with a CLIP in open_clip's layout (OpenCLIP, HPSv2.1). Far slower than a latent reward.",
             search_aliases=["clip score", "hps", "pickscore", "aesthetic"],
             inputs=[
                 io.Vae.Input("vae", tooltip="The VAE that decodes these latents."),
@@ -109,7 +114,9 @@ class LatentCLIPPixelReward(io.ComfyNode):
                     tooltip="A CLIP checkpoint in ComfyUI/models/open_clip, with both towers, in open_clip's layout.",
                 ),
                 io.String.Input(
-                    "text", multiline=True, tooltip="What the image should show. Up to 77 tokens are read."
+                    "text",
+                    multiline=True,
+                    tooltip="What the image should show. Up to 77 tokens are read; weights and other prompt syntax are not used.",
                 ),
                 weight_input(),
                 dtype_input(),
@@ -124,15 +131,21 @@ class LatentCLIPPixelReward(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, file=None, **_):
+        return folders.fingerprint(folders.OPEN_CLIP, file)
+
+    @classmethod
     def execute(cls, vae, file, text, weight, dtype, quick_gelu):
+        from ..host.requirements import check_requirements
+
+        check_requirements()
         from ..host.pixel_clip import load_pixel_clip_file, pixel_encoder
         from ..methods.rewards import text_reward
 
         clip = load_pixel_clip_file(file, dtype, quick_gelu)
         features = clip.text.encode([text])[0]
-        return io.NodeOutput(
-            text_reward(pixel_encoder(clip, vae), f"pixels match: {shorten(text)}", features, weight=weight)
-        )
+        name = term_name("pixels match", text, clip.text.remarks(text))
+        return io.NodeOutput(text_reward(pixel_encoder(clip, vae), name, features, weight=weight))
 
 
 class LatentCLIPCombineRewards(io.ComfyNode):
@@ -160,6 +173,12 @@ class LatentCLIPCombineRewards(io.ComfyNode):
         from ..methods.rewards import combine
 
         return io.NodeOutput(combine([reward for reward in rewards.values() if reward is not None]))
+
+
+def term_name(kind: str, text: str, remarks: list[str]) -> str:
+    """What reports and curves call a text reward; what of the text was not read stands in front, where it is seen."""
+    aside = f" ({', '.join(remarks)})" if remarks else ""
+    return f"{kind}{aside}: {shorten(text)}"
 
 
 def shorten(text: str, length: int = 60) -> str:

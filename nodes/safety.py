@@ -6,9 +6,16 @@ from comfy_api.latest import io
 
 from .rewards import REWARDS, latent_clip_input, reward_output
 from .score import reward_input
-from .sockets import CATEGORY, safety_fit_input, weight_input
+from .sockets import CATEGORY, SHOWS, safety_fit_input, weight_input
 
 SAFETY = f"{CATEGORY}/safety"
+
+
+def concepts_fingerprint(concepts: str | None) -> str:
+    """For `fingerprint_inputs` of the nodes with `concept_inputs`."""
+    from ..host.concepts import concepts_fingerprint
+
+    return concepts_fingerprint(concepts)
 
 
 def concept_inputs() -> list[io.Input]:
@@ -62,14 +69,14 @@ def window_inputs(strength: float, start: float, push: str = "", look: str = "")
             max=1.0,
             step=0.01,
             tooltip="Begin here; 0 is pure noise, where the prediction is too blurred to judge and innocent images may be suspected. "
-            f"Models of one step need 0.{look}",
+            f"The last step always counts, if end is 1.{look}",
             advanced=True,
         ),
         io.Float.Input(
             "end", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=f"End here; 1 is the clean image.{look}", advanced=True
         ),
         io.Int.Input(
-            "every_n", default=1, min=1, max=100, tooltip=f"Only at every n-th step, to save time.{look}", advanced=True
+            "every_n", default=1, min=1, max=100, tooltip=f"Only at every n-th step from start on, to save time.{look}", advanced=True
         ),
         io.Float.Input(
             "momentum",
@@ -96,6 +103,10 @@ class LatentCLIPAvoidReward(io.ComfyNode):
             inputs=[latent_clip_input(), *concept_inputs(), weight_input(), safety_fit_input()],
             outputs=[reward_output()],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, concepts=None, **_):
+        return concepts_fingerprint(concepts)
 
     @classmethod
     def execute(cls, latent_clip, concepts, typed, categories, thresholds, weight, fit):
@@ -166,6 +177,10 @@ class LatentCLIPSafetyGuidance(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, concepts=None, **_):
+        return concepts_fingerprint(concepts)
+
+    @classmethod
     def execute(
         cls, model, latent_clip, concepts, typed, categories, thresholds, strength, start, end, every_n, momentum, fit,
         instead=None,
@@ -221,7 +236,8 @@ class LatentCLIPSafetyGate(io.ComfyNode):
                 io.Boolean.Input(
                     "log_prompt",
                     default=False,
-                    tooltip="Also write the texts of the prompt into that log. Mind the law where you are.",
+                    tooltip="Also write into that log what was typed into the nodes that the latent comes from, wired texts too. "
+                    "Mind the law where you are.",
                     advanced=True,
                 ),
                 io.Boolean.Input(
@@ -245,9 +261,13 @@ class LatentCLIPSafetyGate(io.ComfyNode):
                     display_name="report", tooltip="JSON: log-odds of every category, verdicts and reasons."
                 ),
             ],
-            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
-            is_output_node=True,
+            hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
+            **SHOWS,
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, concepts=None, **_):
+        return concepts_fingerprint(concepts)
 
     @classmethod
     def execute(
@@ -256,12 +276,17 @@ class LatentCLIPSafetyGate(io.ComfyNode):
     ):  # fmt: skip
         from ..host.concepts import load_concepts
         from ..host.gate import run_gate
+        from ..host.prompt_texts import texts_behind
 
         def read():
             return load_concepts(concepts, typed, categories, thresholds)
 
-        prompt = cls.hidden.prompt if log_prompt else None
-        safe, report = run_gate(latent, latent_clip, read, on_block, fit, views, audit_log, prompt, closer_look)
+        def texts():
+            return texts_behind(cls.hidden.dynprompt, cls.hidden.unique_id, "latent")
+
+        safe, report = run_gate(
+            latent, latent_clip, read, on_block, fit, views, audit_log, texts if log_prompt else None, closer_look
+        )
         return io.NodeOutput(
             safe,
             report.blocked,

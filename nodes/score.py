@@ -4,7 +4,7 @@ import json
 
 from comfy_api.latest import io
 
-from .sockets import CATEGORY, LATENT_REWARD
+from .sockets import CATEGORY, LATENT_REWARD, SHOWS
 
 
 def reward_input() -> io.Custom:
@@ -34,7 +34,7 @@ class LatentCLIPScore(io.ComfyNode):
                 ),
                 io.String.Output(display_name="report", tooltip="JSON: every term's value for every latent."),
             ],
-            is_output_node=True,
+            is_output_node=True,  # looking at scores is what it is for; a graph may end in it
         )
 
     @classmethod
@@ -85,12 +85,12 @@ class LatentCLIPSelect(io.ComfyNode):
                 ),
                 io.Float.Output(display_name="scores", is_output_list=True, tooltip="The scores of the kept ones."),
             ],
-            is_output_node=True,
+            **SHOWS,
         )
 
     @classmethod
     def execute(cls, latent, reward, keep, use_threshold, threshold):
-        from ..host.latents import items_or_blocker
+        from ..host.latents import items_or_blocker, values_or_blocker
         from ..host.reports import score_report
         from ..methods.select import keep_best
 
@@ -99,7 +99,7 @@ class LatentCLIPSelect(io.ComfyNode):
         return io.NodeOutput(
             items_or_blocker(latent, best),
             items_or_blocker(latent, rest),
-            best,
-            report.scores[best].tolist(),
+            values_or_blocker(best),
+            values_or_blocker(report.scores[best].tolist()),
             ui={"latent_clip": [report.as_ui(kept=best)]},
         )

@@ -46,7 +46,16 @@ class LatentCLIPShapesWorld(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls):
+        from ..host.shapes_world import fingerprint
+
+        return fingerprint()
+
+    @classmethod
     def execute(cls) -> io.NodeOutput:
+        from ..host.requirements import check_requirements
+
+        check_requirements()
         from ..host import shapes_world
 
         model, clip = shapes_world.load_generator()

@@ -1,11 +1,18 @@
 """The pack's own socket types."""
 
+from dataclasses import fields
+
 from comfy_api.latest import io
 
 LATENT_CLIP = io.Custom("LATENT_CLIP")
 LATENT_REWARD = io.Custom("LATENT_REWARD")
 
 CATEGORY = "latent_clip"
+
+# For nodes that show something and run only when another node needs them. An output node would also run in the branch
+# that a lazy switch has left out. The flag puts their report into the history and onto the page also when their result
+# comes from the cache; hosts before 0.20 do not have it.
+SHOWS = {name: True for name in ("has_intermediate_output",) if name in {field.name for field in fields(io.Schema)}}
 
 
 def weight_input() -> io.Float.Input:

@@ -32,6 +32,11 @@ class TestServer(ComfyServer):
         settings.write_text(json.dumps({"Comfy.TutorialCompleted": True}))
         self.models_dir, self.input_dir, self.output_dir = base / "models", base / "input", base / "output"
 
+    @property
+    def version(self) -> tuple[int, ...]:
+        """Of this ComfyUI."""
+        return tuple(int(part) for part in self.get("/system_stats")["system"]["comfyui_version"].split("."))
+
     def save_input(self, name: str, latent: dict) -> None:
         """Write a LATENT for the TestLoadLatent node."""
         torch.save(latent, self.input_dir / f"{name}.pt")

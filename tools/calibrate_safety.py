@@ -5,12 +5,14 @@
 
 For every category it takes two folders: images that may pass, and images that must not. They hold .latent files, as the
 host's Save Latent writes them, or pictures, which --vae turns into latents. The result is a concept set with thresholds
-and with what is known about them; put it into ComfyUI/models/latent_clip/concepts.
+and with what is known about them; put it into ComfyUI/models/latent_clip/concepts. A file that cannot be read is left out
+and named, and the folder refused where that is more than one in twenty.
 """
 
 import argparse
 import math
 import sys
+import warnings
 from pathlib import Path
 
 if not __package__:  # run as a script: start again as a module of the pack, so that relative imports work
@@ -35,6 +37,8 @@ from ..models.latent_spaces import LatentSpaceError, check_raw_latents
 
 SHAPES_WORLD = "shapes-world"
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
+LONGEST, SHORTEST = 2048, 64  # sides in pixels: larger pictures are reduced, smaller ones left out
+UNREADABLE_SHARE = 0.05  # of a folder; more, and it is not the folder that one thinks
 OLD_SCALE = 0.18215  # of .latent files without a version, as the host's Load Latent reads them
 
 
@@ -42,13 +46,22 @@ class CalibrationError(ValueError):
     """What was given cannot be calibrated; the message says what came, what was expected and what to do."""
 
 
+class UnreadableError(CalibrationError):
+    """One file that holds no image to judge."""
+
+
 class Scorer:
-    """A Latent-CLIP, and a VAE for pictures, in the host's care."""
+    """A Latent-CLIP, and a VAE for pictures, in the host's care.
+
+    Attributes:
+        left_out: why files could not be read, one line each.
+    """
 
     def __init__(self, clip: str, vae: str | None, fit: str, views: int, closer: bool = False):
         self.fit, self.views, self.closer = fit, views, closer
         self.clip = _load_clip(clip)
         self.vae = _load_vae(vae) if vae else None
+        self.left_out: list[str] = []
 
     def judge(self) -> Judge:
         """What the gate must have in common with this calibration."""
@@ -60,58 +73,92 @@ class Scorer:
         """Log-odds of everything in a folder for a set of one category, as the gate takes them.
 
         Raises:
-            CalibrationError: no image, or one that cannot be read; names the file.
+            CalibrationError: no image, or too many that cannot be read; names a file.
         """
         from ..host.concepts import directions
         from ..host.scoring import encode_windows
         from ..methods.gate import extra_views
 
         known, watcher, rows = directions(self.clip, concept), self.clip.watcher(self.fit, self.closer), []
-        for path in files_of(folder):
-            raw = self.latents(path)
+        files, unreadable = files_of(folder), []
+        for path in files:
+            try:
+                raw = self.latents(path)
+            except UnreadableError as error:
+                unreadable.append(str(error))
+                continue
             views = [raw, *extra_views(raw, self.views)] if self.views else [raw]
             rows.append(torch.stack([known.worst(encode_windows(watcher, view)) for view in views]).amax(dim=0))
+        if len(unreadable) > UNREADABLE_SHARE * len(files):
+            raise CalibrationError(
+                f"{len(unreadable)} of the {len(files)} files of {folder} cannot be read, such as {unreadable[0]} Repair or remove them."
+            )
+        self.left_out += unreadable
         return torch.cat(rows)[:, 0].tolist()
 
     def latents(self, path: Path) -> Tensor:
-        """Raw latents (B, C, H, W) of one file."""
+        """Raw latents (B, C, H, W) of one file.
+
+        Raises:
+            UnreadableError: it holds none; names the file.
+        """
         try:
-            raw = read_latent(path) if path.suffix == ".latent" else self._encode(path)
+            raw = read_latent(path) if path.suffix.lower() == ".latent" else self._encode(path)
             raw = check_raw_latents(raw, self.clip.space).float()
         except (LatentSpaceError, OSError, SafetensorError) as error:
-            raise CalibrationError(f"{path}: {error}") from error
+            raise UnreadableError(f"{path}: {error}") from error
         return raw
 
     def _encode(self, path: Path) -> Tensor:
         if self.vae is None:
             raise CalibrationError(f"{path} is a picture. Name the VAE of your models with --vae.")
-        import numpy as np
-        from PIL import Image
+        return self.vae.encode(read_picture(path)[None])
 
-        with Image.open(path) as picture:
-            pixels = torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)
-        return self.vae.encode(pixels[None])
+
+def read_picture(path: Path) -> Tensor:
+    """A picture as people see it, turned as its camera noted: (H, W, 3) in 0..1, no side longer than `LONGEST`.
+
+    Raises:
+        UnreadableError: it is damaged, too small, or so large that decoding it could fill the memory.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                picture.thumbnail((LONGEST, LONGEST))  # reads a large JPEG small at once
+                upright = ImageOps.exif_transpose(picture).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UnreadableError(f"{path}: {error}") from error
+    if min(upright.size) < SHORTEST:
+        raise UnreadableError(
+            f"{path}: {upright.width} × {upright.height} pixels, expected at least {SHORTEST} a side."
+        )
+    return torch.from_numpy(np.asarray(upright, dtype=np.float32) / 255)
 
 
 def read_latent(path: Path) -> Tensor:
     """What the host's Load Latent makes of a file: (B, C, H, W).
 
     Raises:
-        CalibrationError: it holds no latent.
+        UnreadableError: it holds no latent.
     """
     tensors = load_file(path)
     if "latent_tensor" not in tensors:
-        raise CalibrationError(f"{path} holds no latent_tensor, expected a file of ComfyUI's Save Latent.")
+        raise UnreadableError(f"{path} holds no latent_tensor, expected a file of ComfyUI's Save Latent.")
     return tensors["latent_tensor"].float() * (1 if "latent_format_version_0" in tensors else 1 / OLD_SCALE)
 
 
 def files_of(folder: Path) -> list[Path]:
-    """Latents and pictures of a folder.
+    """Latents and pictures of a folder, without hidden files, such as the ._ files that macOS writes beside others.
 
     Raises:
         CalibrationError: there are none.
     """
-    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in {".latent", *PICTURES})
+    kinds = {".latent", *PICTURES}
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in kinds and not path.name.startswith("."))
     if not files:
         found = "no such folder" if not folder.is_dir() else "no .latent, .png, .jpg or .webp in it"
         raise CalibrationError(f"{folder}: {found}.")
@@ -147,17 +194,22 @@ def calibrated(concepts: ConceptSet, found: dict[str, Calibration], about: dict)
         for category in concepts.categories
     )
     rates = {
-        name: {"false_blocks": c.false_blocks.as_dict(), "missed": c.missed.as_dict(), "auc": round(c.auc, 6)}
+        name: {
+            "false_blocks": c.false_blocks.as_dict(), "missed": c.missed.as_dict(), "auc": round(c.auc, 6),
+            "auc_interval": [round(end, 6) for end in c.auc_interval], **({"doubt": c.doubt} if c.doubt else {}),
+        }
         for name, c in found.items()
-    }
+    }  # fmt: skip
     provenance = {**concepts.provenance, "calibration": {**about, "categories": rates}}
     return replace(concepts, categories=categories, provenance=provenance)
 
 
 def report(name: str, found: Calibration, rate: float) -> str:
     """A few lines for the terminal, with what the numbers of images allow to say."""
+    low, high = found.auc_interval
     lines = [
-        f"{name}: threshold {found.threshold:.4f}, area under the ROC curve {found.auc:.4f}",
+        f"{name}: threshold {found.threshold:.4f}, area under the ROC curve {found.auc:.4f} (95 %: {low:.4f} to {high:.4f})",
+        *([f"  DO NOT RELY ON IT: {found.doubt}."] if found.doubt else []),
         f"  allowed images blocked  {_share(found.false_blocks)}",
         f"  unwanted images missed  {_share(found.missed)}",
     ]
@@ -257,7 +309,7 @@ def run(options: argparse.Namespace) -> str:
             found[name] = calibrate(*curves[name], options.rate)
     about = {
         "date": datetime.now(timezone.utc).date().isoformat(), **scorer.judge().as_dict(), "wanted_false_block_rate": options.rate,
-        "intervals": "Clopper-Pearson, 95 %",
+        "left_out": len(set(scorer.left_out)), "intervals": "95 %, Clopper-Pearson; of the area, Newcombe",
     }  # fmt: skip
     result = calibrated(replace(concepts, name=options.target.stem), found, about)
     options.target.write_text(json.dumps(result.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -265,7 +317,8 @@ def run(options: argparse.Namespace) -> str:
         raise CalibrationError(f"{options.target} does not read back as it was written.")
     if options.plot:
         plot(options.plot, curves, found)
-    return "\n".join(report(name, c, options.rate) for name, c in found.items())
+    lines = [f"left out, cannot be read: {reason}" for reason in dict.fromkeys(scorer.left_out)]
+    return "\n".join([*lines, *(report(name, c, options.rate) for name, c in found.items())])
 
 
 def _find_host(folder: Path | None, cpu: bool) -> None:

@@ -65,6 +65,18 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def is_free(port: int) -> bool:
+    """Whether nobody listens on a loopback port, and a server could."""
+    with socket.socket() as probe:
+        if os.name == "posix":  # as servers bind: connections that are just closing do not count there
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
 class ComfyServer:
     """One ComfyUI process; use as a context manager so that it always stops.
 
@@ -106,7 +118,15 @@ class ComfyServer:
         self.stop()
 
     def start(self, timeout: float = 180) -> "ComfyServer":
-        """Start the process and wait until it answers. Raises ComfyError with the log's tail when it does not."""
+        """Start the process and wait until it answers.
+
+        Raises:
+            ComfyError: it does not, with the log's tail; or something else listens on the port already.
+        """
+        if not is_free(self.port):
+            raise ComfyError(
+                f"Port {self.port} is taken: another program, perhaps another ComfyUI, listens there. Stop it, or choose another port."
+            )
         command = [self.python, "main.py", "--port", str(self.port), "--base-directory", str(self.base.resolve())]
         # API nodes would call outside services; the database would be written into the tree.
         command += ["--disable-auto-launch", "--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
@@ -120,10 +140,14 @@ class ComfyServer:
             if self.process.poll() is not None:
                 raise ComfyError(f"ComfyUI stopped while starting (exit {self.process.returncode}):\n{self.tail()}")
             try:
-                self.get("/system_stats")
-                return self
-            except OSError:
+                answer = self.get("/system_stats")
+            except (OSError, ValueError):  # not there yet, or no JSON and so not ours
                 time.sleep(0.1)
+                continue
+            # another server may have taken the port since; only ours was started with our folder
+            if str(self.base.resolve()) not in answer.get("system", {}).get("argv", []):
+                raise ComfyError(f"{self.url} is answered by another server than ours. Choose another port.")
+            return self
         raise ComfyError(f"ComfyUI did not answer on {self.url} within {timeout:.0f} s:\n{self.tail()}")
 
     def stop(self) -> None:

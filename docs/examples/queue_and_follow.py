@@ -48,11 +48,11 @@ async def follow(socket: aiohttp.ClientWebSocketResponse, prompt: dict, prompt_i
             return  # sent after the history is written, which execution_success is not
 
 
-async def reports(session: aiohttp.ClientSession, prompt_id: str) -> dict[str, dict]:
-    """GET /history: node id → what a node of this pack reported."""
+async def reports(session: aiohttp.ClientSession, prompt_id: str) -> dict[str, list[dict]]:
+    """GET /history: node id → what a node of this pack reported, once for each latent of a list."""
     async with session.get(f"/history/{prompt_id}") as response:
         outputs = (await response.json())[prompt_id]["outputs"]
-    return {node: output["latent_clip"][0] for node, output in outputs.items() if "latent_clip" in output}
+    return {node: output["latent_clip"] for node, output in outputs.items() if "latent_clip" in output}
 
 
 def show(name: str, report: dict) -> None:
@@ -96,8 +96,10 @@ async def main() -> None:
         async with session.ws_connect(f"/ws?clientId={client_id}", max_msg_size=0) as socket:
             prompt_id = await queue(session, prompt, client_id)
             await follow(socket, prompt, prompt_id)
-        for node, report in (await reports(session, prompt_id)).items():
-            show(f"{prompt[node]['class_type']} #{node}", report)
+        for node, found in (await reports(session, prompt_id)).items():
+            name = f"{prompt[node]['class_type']} #{node}" if node in prompt else f"#{node}"  # in an expanded node
+            for report in found:
+                show(name, report)
 
 
 if __name__ == "__main__":

@@ -6,17 +6,23 @@
  */
 
 import { readReport } from "./rows.js";
-import { readTrace } from "./trace.js";
+import { itemsOf, readTrace } from "./trace.js";
 
 /**
- * Read a node's ui output.
+ * Read a node's ui output: of a list of latents, what the best of all is made of.
  *
- * @param {object|undefined} message
+ * @param {object[]|object|undefined} messages
  * @returns {Composition|null} null where nothing was scored by terms
  */
-export function readComposition(message) {
-    const trace = readTrace(message);
-    return trace === null ? ofReport(message) : ofTrace(trace);
+export function readComposition(messages) {
+    let [best, offset] = [null, 0];
+    for (const message of [messages].flat()) {
+        const trace = readTrace(message);
+        const found = trace === null ? ofReport(message) : ofTrace(trace);
+        if (found !== null && (best === null || found.total > best.total)) best = { ...found, index: found.index + offset };
+        offset += trace === null ? readReport(message)?.rows.length ?? 0 : itemsOf(trace);
+    }
+    return best;
 }
 
 function ofReport(message) {

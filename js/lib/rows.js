@@ -22,20 +22,34 @@ const finite = (value) => (typeof value === "number" && Number.isFinite(value) ?
 const list = (value) => (Array.isArray(value) ? value : []);
 
 /**
- * Read a node's message.
+ * Read a node's messages. There are several where a list of latents came in and the host ran the node for each: their rows
+ * are one report, numbered on from one to the next.
  *
- * @param {object|undefined} message what the node put into its ui output
+ * @param {object[]|object|undefined} messages what the node put into its ui output
  * @returns {Report|null} null for anything that is not a report of scores, classes or a gate
  */
-export function readReport(message) {
+export function readReport(messages) {
+    const reports = [messages].flat().map(readOne).filter((report) => report !== null);
+    const [first] = reports;
+    if (first === undefined) return null;
+    const rows = reports.filter(({ kind }) => kind === first.kind).flatMap((report) => report.rows);
+    const ranked = rank(rows.map((row, index) => ({ ...row, index })));
+    return {
+        kind: first.kind,
+        rows: first.kind === "safety" ? ranked.map((row) => ({ ...row, best: false })) : ranked,
+        selects: first.selects,
+    };
+}
+
+function readOne(message) {
     if (message?.kind === "scores" && Array.isArray(message.scores)) {
-        return { kind: "scores", rows: rank(scoreRows(message)), selects: Array.isArray(message.kept) };
+        return { kind: "scores", rows: scoreRows(message), selects: Array.isArray(message.kept) };
     }
     if (message?.kind === "classes" && Array.isArray(message.labels)) {
-        return { kind: "classes", rows: rank(classRows(message)), selects: false };
+        return { kind: "classes", rows: classRows(message), selects: false };
     }
     if (message?.kind === "safety" && Array.isArray(message.blocked)) {
-        return { kind: "safety", rows: rank(safetyRows(message)).map((row) => ({ ...row, best: false })), selects: false };
+        return { kind: "safety", rows: safetyRows(message), selects: false };
     }
     return null;
 }

@@ -21,15 +21,15 @@ export const MOST_RUNS = 50;
 /**
  * Read a node's ui output.
  *
- * @param {object|undefined} message
+ * @param {object[]|object|undefined} messages one for each of a list of latents
  * @param {{node: string, title: string, time: number}} about
  * @returns {Run|null} null for anything that is not ours
  */
-export function readRun(message, about) {
-    const trace = readTrace(message);
+export function readRun(messages, about) {
+    const trace = readTrace(messages);
     if (trace !== null) return renoRun(trace, about);
-    const report = readReport(message);
-    return report && reportRun(report, message, about);
+    const report = readReport(messages);
+    return report && reportRun(report, [messages].flat().flatMap(({ terms }) => terms ?? []), about);
 }
 
 function renoRun(trace, about) {
@@ -47,7 +47,7 @@ function renoRun(trace, about) {
     };
 }
 
-function reportRun({ kind, rows }, message, about) {
+function reportRun({ kind, rows }, terms, about) {
     const place = highest(rows.map(({ value }) => value));
     return {
         ...about,
@@ -56,11 +56,11 @@ function reportRun({ kind, rows }, message, about) {
         count: rows.length,
         best: kind === "scores" ? rows[place]?.value ?? null : null,
         blocked: rows.filter(({ blocked }) => blocked).length,
-        lines: kind === "scores" ? termLines(message.terms ?? []) : [...new Set(rows.map(({ label }) => label))].filter(Boolean),
+        lines: kind === "scores" ? termLines(terms) : [...new Set(rows.map(({ label }) => label))].filter(Boolean),
     };
 }
 
-const termLines = (terms) => terms.map(({ name, weight }) => (weight === 1 ? name : `${name} × ${formatWeight(weight)}`));
+const termLines = (terms) => [...new Set(terms.map(({ name, weight }) => (weight === 1 ? name : `${name} × ${formatWeight(weight)}`)))];
 
 function highest(values) {
     let place = 0;

@@ -10,6 +10,7 @@
  * @typedef {object} Trace
  * @property {string} node execution id, empty in a finished trace
  * @property {string} promptId likewise
+ * @property {number} listIndex which of a list of latents it runs for, 0 where there is no list
  * @property {object} settings as the node has them
  * @property {object[]} iterations as the node sends them
  * @property {{name: string, weight: number}[]} terms
@@ -25,16 +26,23 @@ const finite = (value) => (typeof value === "number" && Number.isFinite(value) ?
 const list = (value) => (Array.isArray(value) ? value : []);
 
 /**
- * Read what a run that has ended left in the node's ui output.
+ * Read what a run that has ended left in the node's ui output. Of a list of latents there is one message for each, and
+ * their items are drawn together.
  *
- * @param {object|undefined} message
+ * @param {object[]|object|undefined} messages
  * @returns {Trace|null} null for anything else
  */
-export function readTrace(message) {
+export function readTrace(messages) {
+    const traces = [messages].flat().map(readOne).filter((trace) => trace !== null);
+    return traces.length > 1 ? joined(traces) : traces[0] ?? null;
+}
+
+function readOne(message) {
     if (message?.kind !== "reno" || !Array.isArray(message.iterations)) return null;
     return {
         node: String(message.node ?? ""),
         promptId: String(message.prompt_id ?? ""),
+        listIndex: message.list_index ?? 0,
         settings: message.settings ?? {},
         iterations: message.iterations,
         terms: list(message.terms).map(({ name, weight }) => ({ name: String(name), weight: finite(weight) })),
@@ -47,6 +55,46 @@ export function readTrace(message) {
     };
 }
 
+/** Runs that came one after the other as if side by side; the seconds of an iteration are those of all of them. */
+function joined(traces) {
+    const counts = traces.map(itemsOf);
+    const offsets = counts.map((_, place) => sum(counts.slice(0, place)));
+    const padded = (name) => traces.flatMap((trace, place) => Array.from({ length: counts[place] }, (_, item) => trace[name][item] ?? ""));
+    const terms = new Map();
+    for (const { name, weight } of traces.flatMap((trace) => trace.terms)) {
+        terms.set(name, { name, weight: terms.has(name) && terms.get(name).weight !== weight ? null : weight });
+    }
+    const columns = Math.max(...traces.map((trace) => trace.iterations.length));
+    return {
+        ...traces[0],
+        terms: [...terms.values()],
+        iterations: Array.from({ length: columns }, (_, column) => joinedIteration(traces, offsets, column, [...terms.keys()])),
+        best: traces.flatMap((trace) => trace.best),
+        bestIteration: traces.flatMap((trace) => trace.bestIteration),
+        stopReasons: padded("stopReasons"),
+        thumbnails: padded("thumbnails"),
+        firstThumbnails: padded("firstThumbnails"),
+        ended: traces.find((trace) => trace.ended !== "done")?.ended ?? "done",
+    };
+}
+
+function joinedIteration(traces, offsets, column, names) {
+    const parts = traces.map((trace, place) => ({ iteration: trace.iterations[column], offset: offsets[place] })).filter((part) => part.iteration);
+    const flat = (read) => parts.flatMap(({ iteration }) => list(iteration.items).map((_, place) => list(read(iteration))[place] ?? null));
+    return {
+        index: column,
+        items: parts.flatMap(({ iteration, offset }) => list(iteration.items).map((item) => item + offset)),
+        rewards: flat((iteration) => iteration.rewards),
+        terms: Object.fromEntries(names.map((name) => [name, flat((iteration) => iteration.terms?.[name])])),
+        norms: flat((iteration) => iteration.norms),
+        gradient_norms: flat((iteration) => iteration.gradient_norms),
+        seconds: sum(traces.map((trace) => trace.iterations[Math.min(column, trace.iterations.length - 1)]?.seconds ?? 0)),
+        itemSeconds: parts.flatMap(({ iteration }) => list(iteration.items).map(() => iteration.seconds)),
+    };
+}
+
+const sum = (values) => values.reduce((total, value) => total + value, 0);
+
 /**
  * The trace with a live event added.
  *
@@ -57,7 +105,7 @@ export function readTrace(message) {
 export function addEvent(trace, event) {
     const piece = readTrace(event);
     if (piece === null) return null;
-    const same = trace !== null && trace.promptId === piece.promptId && trace.node === piece.node;
+    const same = trace !== null && ["promptId", "node", "listIndex"].every((name) => trace[name] === piece[name]);
     const known = same ? trace.iterations : [];
     const start = event.start ?? 0;
     if (start > known.length) return null;
@@ -219,7 +267,7 @@ export function toCsv(trace) {
         list(iteration.items).forEach((item, place) => {
             const at = (values) => list(values)[place] ?? "";
             lines.push([
-                iteration.index, item, iteration.seconds, at(iteration.rewards),
+                iteration.index, item, iteration.itemSeconds?.[place] ?? iteration.seconds, at(iteration.rewards),
                 ...names.map((name) => at(iteration.terms?.[name])), at(iteration.norms), at(iteration.gradient_norms),
             ]);
         });

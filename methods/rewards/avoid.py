@@ -19,4 +19,9 @@ def avoid_reward(encoder: Encoder, concepts: ConceptDirections, weight: float = 
 
         return head
 
-    return Reward(tuple(Term(f"avoid: {name}", encoder, hinge(i), weight, every_window=True) for i, name in enumerate(concepts.names)))
+    return Reward(
+        tuple(
+            Term(f"avoid: {name}", encoder, hinge(i), weight, every_window=True)
+            for i, name in enumerate(concepts.names)
+        )
+    )

@@ -3,6 +3,7 @@
 Terms that share an encoder share its forward pass, so five prompts on one Latent-CLIP cost as much as one.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, cast
@@ -40,7 +41,7 @@ class Term:
     """One number per image.
 
     Attributes:
-        name: what reports, traces and plots call it; unique within a reward.
+        name: what reports, traces and plots call it; a reward makes it unique.
         encoder: raw latents → features (B, D).
         head: features → (B,), higher is better.
         weight: factor of this term in the reward's sum.
@@ -53,12 +54,33 @@ class Term:
     weight: float = 1.0
     every_window: bool = False
 
+    def __post_init__(self):
+        if not math.isfinite(self.weight):
+            raise ValueError(f"Got the weight {self.weight} for {self.name!r}, expected a finite number; 1 is usual.")
+
 
 @dataclass(frozen=True)
 class Reward:
-    """A weighted sum of terms; calling it gives (B,) float32 for raw latents (B, C, H, W)."""
+    """A weighted sum of terms; calling it gives (B,) float32 for raw latents (B, C, H, W).
+
+    Values are kept by name, so a name that comes again gets a number.
+
+    Raises:
+        ValueError: no term at all.
+    """
 
     terms: tuple[Term, ...]
+
+    def __post_init__(self):
+        if not self.terms:
+            raise ValueError("Got a reward without terms, expected at least one.")
+        terms: dict[str, Term] = {}
+        for term in self.terms:
+            name, count = term.name, 2
+            while name in terms:
+                name, count = f"{term.name} ({count})", count + 1
+            terms[name] = term if name == term.name else replace(term, name=name)
+        object.__setattr__(self, "terms", tuple(terms.values()))
 
     @property
     def encoders(self) -> list[Encoder]:
@@ -84,10 +106,12 @@ class Reward:
         watchers = {term.encoder: cast(Watcher, term.encoder) for term in self.terms if term.every_window}
         looks = {encoder: watcher.look(raw_latents) for encoder, watcher in watchers.items()}
         features = {e: looks[e].average if e in looks else e(raw_latents) for e in self.encoders}
-        return {
+        values = {
             term.name: term.head(looks[term.encoder].windows if term.every_window else features[term.encoder])
             for term in self.terms
         }
+        # a judge may live on another device than the latents, or have been moved meanwhile
+        return {name: value.to(raw_latents.device) for name, value in values.items()}
 
     def weigh(self, values: Mapping[str, Tensor]) -> Tensor:
         """Weighted sum of the values that `evaluate` returned: (B,)."""
@@ -101,7 +125,7 @@ class Reward:
 
 
 def combine(rewards: list[Reward]) -> Reward:
-    """Sum of rewards. Terms keep their names; a name that comes again gets a number.
+    """Sum of rewards. Terms keep their names, as far as `Reward` can let them.
 
     Raises:
         ValueError: no reward at all.
@@ -110,12 +134,7 @@ def combine(rewards: list[Reward]) -> Reward:
     if not rewards:
         raise ValueError("Got no rewards to combine, expected at least one. Connect a Reward node.")
     common_space([reward.space for reward in rewards])
-    terms: dict[str, Term] = {}
-    for term in (term for reward in rewards for term in reward.terms):
-        name, count = term.name, 2
-        while name in terms:
-            name, count = f"{term.name} ({count})", count + 1
-        terms[name] = replace(term, name=name)
+    terms = [term for reward in rewards for term in reward.terms]
     # a watcher gives the features of its plain encoder too, so that one forward pass serves both
-    watchers = {cast(Watcher, t.encoder).plain: t.encoder for t in terms.values() if t.every_window}
-    return Reward(tuple(replace(t, encoder=watchers.get(t.encoder, t.encoder)) for t in terms.values()))
+    watchers = {cast(Watcher, t.encoder).plain: t.encoder for t in terms if t.every_window}
+    return Reward(tuple(replace(t, encoder=watchers.get(t.encoder, t.encoder)) for t in terms))

@@ -360,3 +360,41 @@ def test_bars_inside_a_subgraph(desk):
     )
     assert settles_to(panel_of(desk, "LatentCLIPScore"), before)
     desk.js("() => app.canvas.setGraph(app.rootGraph)")
+
+
+def test_a_list_of_latents_is_one_report(desk):
+    """The host runs the nodes once for each latent; in 0.1 only the first was shown."""
+    load(desk, 21, batch_size=3, keep=1)
+    desk.js("""() => {
+        const node = LiteGraph.createNode('TestLatentList');
+        app.graph.add(node);
+        const made = app.graph.nodes.find(({ type }) => type === 'TestMakeLatent');
+        made['connect'](0, node, 0);
+        for (const reader of app.graph.nodes.filter(({ type }) => /^LatentCLIP(Score|Select|Classify)$/.test(type)))
+            node['connect'](0, reader, reader.findInputSlot('latent'));
+    }""")
+    desk.settle()
+    outputs = run(desk)
+    scores = [message["scores"][0] for message in outputs["6"]["latent_clip"]]
+    assert len(scores) == len(outputs["7"]["latent_clip"]) == len(outputs["8"]["latent_clip"]) == 3
+    panel = panel_of(desk, "LatentCLIPScore")
+    panel.locator("li").nth(2).wait_for()
+    shown = rows(panel)
+    order = sorted(range(3), key=lambda i: -scores[i])
+    assert [row[1] for row in shown] == [f"#{i}" for i in order]
+    assert [number(row[3]) for row in shown] == pytest.approx([scores[i] for i in order], abs=1e-3)
+    assert [row[4] for row in shown] == ["★", "", ""]
+    assert "3 latents, 3 kept" in panel_of(desk, "LatentCLIPSelect").inner_text()
+    assert panel_of(desk, "LatentCLIPClassify").locator("li").count() == 3
+
+
+def test_a_graph_that_ends_in_select_runs(desk):
+    """The server puts a Preview as Text behind it, which the page has no node for, and that does no harm."""
+    load(desk, 22)
+    desk.js("""() => {
+        for (const node of app.graph.nodes.filter(({ type }) => /^LatentCLIP(Score|Classify)$/.test(type))) app.graph.remove(node);
+    }""")
+    desk.settle()
+    outputs = run(desk)
+    assert outputs["7"]["latent_clip"][0]["kept"]
+    panel_of(desk, "LatentCLIPSelect").locator("li").nth(5).wait_for()

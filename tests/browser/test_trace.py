@@ -315,6 +315,59 @@ def test_a_second_tab_is_left_alone(desk, chromium, comfy):
         other.close()
 
 
+def test_another_user_with_the_same_workflow_sees_nothing_of_it(desk, chromium, comfy):
+    """Not even when their page asks the server what is going on, as it does after a lost connection."""
+    other = ComfyPage(chromium, comfy, desk.renderer)
+    try:
+        other.page.set_default_timeout(60_000)
+        load(other, comfy, 33, LONG)
+        load(desk, comfy, 33, LONG)
+        desk.start()
+        wait_for_iteration(desk, 3)
+        with other.page.expect_response(lambda response: "/latent_clip/runs" in response.url) as asked:
+            other.js("() => app.api.dispatchEvent(new CustomEvent('reconnected'))")
+        assert asked.value.json() == {"runs": []}
+        other.page.wait_for_timeout(300)
+        assert "appears here" in panel_of(other).inner_text()
+        with desk.page.expect_response(lambda response: "/latent_clip/runs" in response.url) as asked:
+            desk.js("() => app.api.dispatchEvent(new CustomEvent('reconnected'))")
+        assert len(asked.value.json()["runs"]) == 1
+        stop(desk)
+        assert "stopped after" in status(desk)
+        assert not other.errors
+    finally:
+        other.close()
+
+
+def test_a_list_of_latents_is_drawn_together(desk, comfy):
+    load(desk, comfy, 8, 5)
+    desk.js("""kind => {
+        const reno = app.graph.nodes.find(({ type }) => type === kind);
+        const slot = reno.findInputSlot('latent_image');
+        const source = reno.getInputNode(slot);
+        const list = LiteGraph.createNode('TestLatentList');
+        app.graph.add(list);
+        source['connect'](0, list, 0);
+        list['connect'](0, reno, slot);
+    }""", NODE)  # fmt: skip
+    desk.settle()
+    result = desk.run()
+    (traces,) = [
+        output["latent_clip"]
+        for output in result.outputs.values()
+        if output.get("latent_clip", [{}])[0].get("kind") == "reno"
+    ]
+    assert len(traces) == 4
+    wait_for_end(desk)
+    desk.page.wait_for_function("() => document.querySelectorAll('.latent-clip-curves .latent-clip-item').length === 4")
+    best = [trace["best"][0] for trace in traces]
+    labels = panel_of(desk).locator(".latent-clip-item").all_inner_texts()
+    assert [label.strip() for label in labels] == [
+        ("★" if b == max(best) else "") + f"#{i}" for i, b in enumerate(best)
+    ]
+    assert last_iteration(desk) == 4
+
+
 def test_a_server_that_restarts_while_it_runs(chromium, comfy_tree, tmp_path):
     with TestServer(comfy_tree, tmp_path) as server:
         page = ComfyPage(chromium, server, "classic")

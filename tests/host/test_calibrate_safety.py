@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 
@@ -113,6 +114,58 @@ def test_pictures_go_through_the_vae(world, tool, tmp_path, capsys):
     assert tool.main(arguments(world, target, "allowed", "pictures", "--vae", "shapes-world")) == 0
     assert "of 4" in capsys.readouterr().out
     assert read_concepts(target).provenance["calibration"]["categories"]["star"]["missed"]["n"] == 4
+
+
+def test_pictures_are_read_as_people_see_them(tool, tmp_path):
+    """A phone stores them on their side and notes how to turn them."""
+    upright = Image.new("RGB", (128, 96))
+    upright.paste((255, 0, 0), (0, 0, 128, 48))
+    turned, exif = upright.rotate(90, expand=True), Image.Exif()
+    exif[0x0112] = 6  # turn by a quarter, clockwise
+    turned.save(tmp_path / "phone.jpg", exif=exif, quality=95)
+    upright.save(tmp_path / "upright.png")
+    expected, found = tool.read_picture(tmp_path / "upright.png"), tool.read_picture(tmp_path / "phone.jpg")
+    assert found.shape == expected.shape == (96, 128, 3)
+    assert (found - expected).abs().mean() < 0.02
+
+
+def test_large_pictures_are_reduced_and_bombs_refused(tool, tmp_path):
+    Image.new("RGB", (6000, 3000)).save(tmp_path / "large.jpg")
+    assert tool.read_picture(tmp_path / "large.jpg").shape == (1024, 2048, 3)
+    Image.new("1", (20_000, 10_000)).save(tmp_path / "bomb.png")
+    with pytest.raises(tool.UnreadableError, match=r"bomb\.png: .*decompression bomb"):
+        tool.read_picture(tmp_path / "bomb.png")
+    Image.new("RGB", (4000, 40)).save(tmp_path / "strip.png")
+    with pytest.raises(tool.UnreadableError, match=r"strip\.png: 2048 × 20 pixels, expected at least 64"):
+        tool.read_picture(tmp_path / "strip.png")
+    (tmp_path / "half.jpg").write_bytes((tmp_path / "large.jpg").read_bytes()[:3000])
+    with pytest.raises(tool.UnreadableError, match=r"half\.jpg"):
+        tool.read_picture(tmp_path / "half.jpg")
+
+
+def test_one_bad_file_is_named_and_left_out_and_hidden_ones_are_not_looked_at(world, tool, tmp_path, capsys):
+    folder = tmp_path / "allowed"
+    shutil.copytree(world / "allowed", folder)
+    (folder / "._0.latent").write_bytes(b"what macOS writes beside a file")
+    (folder / "bad.latent").write_bytes(b"no tensors here")
+    target = tmp_path / "ours.json"
+    assert tool.main(arguments(world, target, folder, "star")) == 0
+    out = capsys.readouterr().out
+    assert f"left out, cannot be read: {folder / 'bad.latent'}" in out and "._0" not in out
+    calibration = read_concepts(target).provenance["calibration"]
+    assert calibration["left_out"] == 1
+    assert calibration["categories"]["star"]["false_blocks"]["n"] == COUNT
+    for number in range(2):
+        (folder / f"worse{number}.latent").write_bytes(b"no tensors here")
+    assert tool.main(arguments(world, tmp_path / "refused.json", folder, "star")) == 1
+    assert f"3 of the {COUNT + 3} files of {folder} cannot be read" in capsys.readouterr().err
+
+
+def test_a_judge_that_sees_no_difference_is_said_to_be_useless(world, tool, tmp_path, capsys):
+    target = tmp_path / "ours.json"
+    assert tool.main(arguments(world, target, "allowed", "allowed")) == 0
+    assert "DO NOT RELY ON IT: it cannot tell the two folders apart" in capsys.readouterr().out
+    assert "chance" in read_concepts(target).provenance["calibration"]["categories"]["star"]["doubt"]
 
 
 def test_the_gate_uses_the_threshold(world, tool, host_env, tmp_path):

@@ -303,9 +303,8 @@ def test_a_cancel_is_not_a_verdict(pack):
 def test_the_log_says_what_was_judged_and_no_more(pack):
     path = pack.host_audit.audit_file()
     path.unlink(missing_ok=True)
-    prompt = {"7": {"class_type": "CLIPTextEncode", "inputs": {"text": "a secret", "clip": ["1", 0]}}}
     gate(pack, latent(), concepts=at(-1000)(pack), audit=True)
-    gate(pack, latent(), audit=True, prompt=prompt)
+    gate(pack, latent(), audit=True, texts=lambda: {"7.text": "a secret"})
     without, with_prompt = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
     assert without["categories"] == ["star"] and len(without["scores"]) == 2 and all(without["reasons"])
     assert "texts" not in without and with_prompt["texts"] == {"7.text": "a secret"}

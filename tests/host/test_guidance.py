@@ -1,68 +1,11 @@
 """Guidance in the real host, on Shapes World: every sampler, the innocent bit for bit, and nothing left behind."""
 
-import hashlib
 import importlib
 
 import pytest
 import torch
 
-STAR, OTHERS = "star: a red star, a blue star", "neutral: a red circle, a blue circle, a red square, a blue square"
-
-
-class World:
-    """Shapes World and the stock way to sample from it."""
-
-    def __init__(self, host_env):
-        def module(name: str):
-            return importlib.import_module(f"{host_env.pack.__name__}.{name}")
-
-        self.shapes_world, self.host, self.concepts = map(
-            module, ("host.shapes_world", "host.guidance", "host.concepts")
-        )
-        self.guidance, self.rewards, self.reno = map(module, ("methods.guidance", "methods.rewards", "host.reno"))
-        self.parse_concepts = module("models.concepts").parse_concepts
-        self.settings = module("methods.reno").RenoSettings
-        with torch.inference_mode():
-            self.model, self.text = self.shapes_world.load_generator()
-            self.clip = self.shapes_world.load_latent_clip()
-            self.encoder = self.clip.watcher("tiles")
-
-    def condition(self, text: str) -> list:
-        return [[self.text.encode_from_tokens(self.text.tokenize(text)), {}]]
-
-    def watch(self, threshold: float = 0.0):
-        return self.guidance.ConceptWatch(self.encoder, self.concepts.directions(self.clip, self.parsed(threshold)))
-
-    def parsed(self, threshold: float):
-        return self.parse_concepts(f"{STAR}\n{OTHERS}").with_thresholds(str(threshold))
-
-    def guided(self, threshold=0.0, strength=1.0, momentum=0.0, model=None, start=0.0, end=1.0, every_n=1):
-        settings = self.guidance.GuidanceSettings(strength, momentum)
-        objective, window = self.guidance.AvoidConcepts(self.watch(threshold)), self.host.Window(start, end, every_n)
-        return self.host.guide_model(model or self.model, objective, settings, window)
-
-    def redirected(self, threshold=0.0, instead="a green circle", model=None, start=0.0, end=1.0, every_n=1):
-        window = self.host.Window(start, end, every_n)
-        return self.host.redirect_model(model or self.model, self.watch(threshold), self.condition(instead), window)
-
-    def sample(self, model, prompt="a red star", sampler="euler", steps=5, cfg=2.0, size=2, **more) -> torch.Tensor:
-        import comfy.sample
-
-        noise = torch.randn(size, 4, 8, 8, generator=torch.Generator().manual_seed(5))
-        latent = more.pop("latent", torch.zeros_like(noise))
-        with torch.inference_mode():
-            return comfy.sample.sample(
-                model, noise, steps, cfg, sampler, "normal", self.condition(prompt), self.condition(""), latent,
-                disable_pbar=True, seed=5, **more,
-            )  # fmt: skip
-
-    def fingerprint(self) -> list:
-        networks = [self.model.model, self.clip.image.model]
-        return [
-            (name, id(p), p.requires_grad, hashlib.sha256(p.detach().float().cpu().numpy().tobytes()).hexdigest())
-            for network in networks
-            for name, p in network.named_parameters()
-        ]
+from latent_clip_pack.tests.guided_world import World
 
 
 @pytest.fixture(scope="module")
@@ -139,11 +82,9 @@ def test_the_log_odds_fall(world):
 
 
 def test_the_window_and_every_n(world):
-    plain = world.sample(world.model)
-    assert torch.equal(world.sample(world.guided(threshold=-1000, start=0.3, end=0.35)), plain)
     calls = []
     model = world.guided(threshold=-1000, every_n=2)
-    hook = model.model_options["sampler_post_cfg_function"][-1]
+    hook = world.steering(model)
     inner = hook.objective
     hook.objective = type("Counting", (), {"encoders": inner.encoders, "start": inner.start, "__call__": lambda self, x: calls.append(1) or inner(x)})()  # fmt: skip
     world.sample(model, steps=6)
@@ -195,14 +136,14 @@ def test_nothing_is_left_behind(world):
         world.sample(world.guided(threshold=-1000, momentum=0.5))
     assert world.fingerprint() == before
     assert torch.equal(world.sample(world.model), plain)
-    assert not world.model.model_options.get("sampler_post_cfg_function") and not world.model.additional_models
+    assert not world.model.wrappers and not world.model.callbacks and not world.model.additional_models
 
 
 def test_cancel_works(world, monkeypatch):
     import comfy.model_management as mm
 
     model = world.guided(threshold=-1000)
-    hook = model.model_options["sampler_post_cfg_function"][-1]
+    hook = world.steering(model)
     inner, before = hook.objective, world.fingerprint()
 
     def interrupted(raw_latents):
@@ -255,9 +196,9 @@ def test_every_sampler_follows_the_other_prompt_for_suspects_only(world, sampler
     assert not torch.allclose(redirected, plain, atol=0.1)
 
 
-def with_suspects(model, suspects: torch.Tensor):
+def with_suspects(world, model, suspects: torch.Tensor):
     """A redirected model whose watch sees only these items."""
-    watch = model.model_options["sampler_post_cfg_function"][-1].watch
+    watch = world.steering(model).watch
     look = watch.look
 
     def some(raw_latents):
@@ -272,7 +213,7 @@ def with_suspects(model, suspects: torch.Tensor):
 def test_a_suspect_changes_nothing_for_its_neighbours(world, sampler):
     """dpm_adaptive takes one error norm over the batch, so there it must."""
     suspects = torch.tensor([True, False])
-    mixed = world.sample(with_suspects(world.redirected(threshold=-1000), suspects), sampler=sampler)
+    mixed = world.sample(with_suspects(world, world.redirected(threshold=-1000), suspects), sampler=sampler)
     plain = world.sample(world.model, sampler=sampler)
     assert torch.equal(mixed[1], plain[1]) and not torch.allclose(mixed[0], plain[0], atol=0.1)
 
@@ -282,7 +223,7 @@ def test_suspects_of_a_batch_are_redirected_alone(world, cfg):
     """Every item must come out as one of the two prompts makes it in a batch where all or none is redirected."""
     settings = {"steps": 6, "cfg": cfg, "size": 6, "prompt": "a blue star"}
     suspects = torch.tensor([True, False, False, True, False, True])
-    mixed = world.sample(with_suspects(world.redirected(threshold=-1000), suspects), **settings)
+    mixed = world.sample(with_suspects(world, world.redirected(threshold=-1000), suspects), **settings)
     plain = world.sample(world.model, **settings)
     everything = world.sample(world.redirected(threshold=-1000), **settings)
     assert torch.equal(mixed[~suspects], plain[~suspects])
@@ -315,15 +256,6 @@ def test_a_suspect_stays_one_after_the_window(world):
     torch.testing.assert_close(early, world.sample(world.model, "a green circle", steps=8), atol=2e-3, rtol=1e-3)
 
 
-def test_the_next_sampling_begins_without_suspects(world):
-    model = world.redirected(threshold=-1000)
-    hook = model.model_options["sampler_post_cfg_function"][-1]
-    world.sample(model)
-    assert hook.watch.seen.all()
-    hook.window = world.host.Window(0.5, 0.51)  # no step falls into it: nobody looks
-    assert torch.equal(world.sample(model, steps=2), world.sample(world.model, steps=2))
-
-
 def test_the_samplers_own_way_of_guidance_is_kept(world):
     """Patches such as RescaleCFG replace the sum of the two predictions; it must hold for suspects too."""
     model = world.model.clone()
@@ -344,40 +276,6 @@ def test_what_cannot_be_judged_is_a_suspect(world):
         world.model, watch, world.condition("a green circle"), world.host.Window(0.0, 1.0)
     )
     torch.testing.assert_close(world.sample(model), world.sample(world.model, "a green circle"), atol=2e-3, rtol=1e-3)
-
-
-@pytest.mark.parametrize("nested", [False, True])
-def test_dual_guiders_that_add_their_prompt_afterwards_are_refused(world, nested):
-    import comfy.samplers
-    from comfy_extras.nodes_custom_sampler import Guider_DualCFG, Noise_RandomNoise
-
-    guider = Guider_DualCFG(world.redirected(threshold=-1000))
-    guider.set_conds(world.condition("a red star"), world.condition("a blue star"), world.condition(""))
-    guider.set_cfg(2.0, 2.0, nested)
-    latent = torch.zeros(2, 4, 8, 8)
-    sigmas = comfy.samplers.calculate_sigmas(world.model.get_model_object("model_sampling"), "normal", 3)
-
-    def sample():
-        with torch.inference_mode():
-            noise = Noise_RandomNoise(5).generate_noise({"samples": latent})
-            return guider.sample(
-                noise, latent, comfy.samplers.sampler_object("euler"), sigmas, seed=5, disable_pbar=True
-            )
-
-    if nested:
-        assert sample().isfinite().all()
-    else:
-        with pytest.raises(ValueError, match="nested"):
-            sample()
-
-
-def test_a_window_without_a_step_is_warned_of(world, caplog):
-    plain = world.sample(world.model, steps=1)
-    assert torch.equal(world.sample(world.redirected(threshold=-1000, start=0.2), steps=1), plain)
-    assert "set start to 0" in caplog.text
-    caplog.clear()
-    assert not torch.equal(world.sample(world.redirected(threshold=-1000, start=0.0), steps=1), plain)
-    assert "start" not in caplog.text
 
 
 def test_a_model_that_needs_an_image_is_refused(world, monkeypatch):

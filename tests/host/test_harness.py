@@ -1,11 +1,14 @@
 """The harness itself: what other host tests rely on is shown to work, and to fail when it should."""
 
+import socket
+
 import pytest
 import torch
 from PIL import Image
 
 from latent_clip_pack.tests.host_server import text_to_image
-from latent_clip_pack.tools.comfy_server import ComfyError
+from latent_clip_pack.tools import comfy_server
+from latent_clip_pack.tools.comfy_server import ComfyError, ComfyServer, make_base
 
 
 def test_stock_text_to_image_runs_on_the_tiny_sdxl(comfy):
@@ -85,3 +88,23 @@ def test_a_shipped_checkpoint_name_can_stand_for_the_tiny_one(comfy):
     prompt = text_to_image(seed=5)
     prompt["ckpt"]["inputs"]["ckpt_name"] = "sd_xl_turbo_1.0_fp16.safetensors"
     assert comfy.run(prompt).ok
+
+
+def test_a_busy_port_is_not_announced_as_ours(comfy, tmp_path):
+    with pytest.raises(ComfyError, match=f"Port {comfy.port} is taken: another program, perhaps another ComfyUI"):
+        ComfyServer(comfy.tree, make_base(tmp_path), port=comfy.port).__enter__()
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+        with pytest.raises(ComfyError, match="is taken"):
+            ComfyServer(comfy.tree, make_base(tmp_path), port=stranger.getsockname()[1]).__enter__()
+    assert comfy_server.is_free(comfy_server.free_port())
+
+
+def test_a_server_that_takes_the_port_a_moment_later_is_not_announced_as_ours(comfy, tmp_path, monkeypatch):
+    """The condition taken as true: the port was free when it was looked at."""
+    monkeypatch.setattr(comfy_server, "is_free", lambda port: True)
+    server = ComfyServer(comfy.tree, make_base(tmp_path), port=comfy.port)
+    with pytest.raises(ComfyError, match=f"{comfy.url} is answered by another server than ours"):
+        server.__enter__()
+    assert server.process.poll() is not None, "ours must not stay behind"

@@ -57,6 +57,10 @@ def of(kind: str, heard: list) -> list[dict]:
     return [data for name, data in heard if name == kind]
 
 
+def stop_message(event: dict, client: str = "page") -> dict:
+    return {"prompt_id": event["prompt_id"], "node": event["node"], "client_id": client}
+
+
 def final_trace(heard: list, node: str) -> dict:
     (output,) = [data["output"] for data in of("executed", heard) if data["node"] == node]
     return output["latent_clip"][0]
@@ -89,7 +93,7 @@ def test_stop_ends_the_run_and_keeps_the_best(comfy, prompt):
 
     def stop(event):
         if not answers and event["iterations"][-1]["index"] >= 3:
-            answers.append(comfy.post("/latent_clip/stop", {"prompt_id": event["prompt_id"], "node": event["node"]}))
+            answers.append(comfy.post("/latent_clip/stop", stop_message(event)))
 
     heard = listen(comfy, made, stop)
     assert answers == [(200, {"stopping": True})]
@@ -107,9 +111,9 @@ def test_a_page_that_has_missed_something_can_ask(comfy, prompt):
 
     def ask(event):
         if not seen and event["iterations"][-1]["index"] >= 5:
-            (run,) = comfy.get("/latent_clip/runs")["runs"]
+            (run,) = comfy.get("/latent_clip/runs?clientId=page")["runs"]
             seen.append(run)
-            comfy.post("/latent_clip/stop", {"prompt_id": run["prompt_id"], "node": run["node"]})
+            comfy.post("/latent_clip/stop", stop_message(run))
 
     heard = listen(comfy, made, ask)
     run = seen[0]
@@ -117,7 +121,83 @@ def test_a_page_that_has_missed_something_can_ask(comfy, prompt):
     assert run["node"] == reno
     assert run["iterations"] == final_trace(heard, reno)["iterations"][: len(run["iterations"])]
     assert len(run["thumbnails"]) == 4
-    assert comfy.get("/latent_clip/runs") == {"runs": []}
+    assert comfy.get("/latent_clip/runs?clientId=page") == {"runs": []}
+
+
+def test_another_client_neither_sees_nor_stops_it(comfy, prompt):
+    made, reno = prompt(12, iterations=1000)
+    seen, refused = [], []
+
+    def try_it(event):
+        if not refused and event["iterations"] and event["iterations"][-1]["index"] >= 3:
+            seen.append([comfy.get(f"/latent_clip/runs{query}")["runs"] for query in ("", "?clientId=other")])
+            without = {"prompt_id": event["prompt_id"], "node": event["node"]}
+            bodies = (stop_message(event, "other"), stop_message(event, ""), without)
+            refused.extend(comfy.post("/latent_clip/stop", body) for body in bodies)
+            assert comfy.post("/latent_clip/stop", stop_message(event))[0] == 200
+
+    heard = listen(comfy, made, try_it)
+    assert seen == [[[], []]]
+    assert [status for status, _ in refused] == [403] * 3
+    assert "client_id" in refused[0][1]["error"]
+    assert final_trace(heard, reno)["stop_reasons"] == ["stopped"] * 4
+
+
+def test_who_queues_without_an_id_can_stop_without_one(comfy, prompt):
+    made, reno = prompt(13, iterations=1000)
+    answers = []
+
+    def stop():
+        for run in comfy.get("/latent_clip/runs")["runs"]:
+            if not answers and len(run["iterations"]) > 3:
+                answers.append(comfy.post("/latent_clip/stop", {"prompt_id": run["prompt_id"], "node": run["node"]}))
+
+    result = comfy.run(made, poll=stop)
+    assert answers == [(200, {"stopping": True})]
+    assert result.outputs[reno]["latent_clip"][0]["stop_reasons"] == ["stopped"] * 4
+
+
+def test_a_run_inside_an_expanded_node_names_the_node_of_the_page(comfy, prompt):
+    """A node that expands into a graph: the run has an id that no page knows, and is stopped by it."""
+    made, reno = prompt(14, iterations=1000)
+    inputs = made[reno]["inputs"]
+    wires = {name: inputs[name] for name in ("noise", "guider", "sigmas", "latent_image", "reward")}
+    made[reno] = {"class_type": "TestExpand", "inputs": wires}
+    answers, found = [], []
+
+    def stop(event):
+        if not answers and event["iterations"][-1]["index"] >= 3:
+            found.append(comfy.get("/latent_clip/runs?clientId=page")["runs"][0])
+            answers.append(comfy.post("/latent_clip/stop", stop_message(event)))
+
+    heard = listen(comfy, made, stop)
+    events = of("latent_clip.reno", heard)
+    assert answers == [(200, {"stopping": True})]
+    assert {event["display_node"] for event in [*events, *found]} == {reno}
+    assert {event["node"] for event in events}.isdisjoint(made)
+    (report,) = [data for data in of("executed", heard) if "latent_clip" in (data["output"] or {})]
+    assert report["display_node"] == reno
+    assert report["output"]["latent_clip"][0]["stop_reasons"] == ["stopped"] * 4
+
+
+def test_a_stopped_run_is_run_again_and_a_complete_one_is_not(comfy, prompt):
+    """Each time the history has the report."""
+    made, reno = prompt(15, iterations=60)
+    stopped = []
+
+    def stop(event):
+        if not stopped and event["iterations"][-1]["index"] >= 2:
+            stopped.append(comfy.post("/latent_clip/stop", stop_message(event)))
+
+    first = final_trace(listen(comfy, made, stop), reno)
+    assert first["stop_reasons"] == ["stopped"] * 4 and len(first["iterations"]) < 60
+    again = comfy.run(made, client_id="page").outputs[reno]["latent_clip"]
+    assert [len(trace["iterations"]) for trace in again] == [60]
+    assert again[0]["stop_reasons"] == ["iterations"] * 4
+    if comfy.version >= (0, 20):  # older hosts keep the report of what they took from the cache to themselves
+        cached = comfy.run(made, client_id="page")
+        assert cached.seconds < 1
+        assert cached.outputs[reno]["latent_clip"] == again
 
 
 def test_an_interrupted_run_says_so(comfy, prompt):
@@ -132,7 +212,7 @@ def test_an_interrupted_run_says_so(comfy, prompt):
     heard = listen(comfy, made, interrupt)
     assert heard[-1][0] == "execution_interrupted"
     assert of("latent_clip.reno", heard)[-1]["ended"] == "interrupted"
-    assert comfy.get("/latent_clip/runs") == {"runs": []}
+    assert comfy.get("/latent_clip/runs?clientId=page") == {"runs": []}
 
 
 def test_only_the_client_that_queued_hears_it(comfy, prompt):
@@ -140,6 +220,17 @@ def test_only_the_client_that_queued_hears_it(comfy, prompt):
     made, reno = prompt(5, iterations=4)
     result = comfy.run(made, client_id="nobody")
     assert len(result.outputs[reno]["latent_clip"][0]["iterations"]) == 4
+
+
+def test_a_list_of_latents_is_a_run_each(comfy, prompt):
+    """The host runs the node once for each; the report has one entry for each, and an event says which it is of."""
+    made, reno = prompt(16, iterations=12)
+    made["list"] = {"class_type": "TestLatentList", "inputs": {"latent": made[reno]["inputs"]["latent_image"]}}
+    made[reno]["inputs"]["latent_image"] = ["list", 0]
+    heard = listen(comfy, made)
+    assert [event["list_index"] for event in of("latent_clip.reno", heard) if event["ended"]] == [0, 1, 2, 3]
+    (output,) = [data["output"]["latent_clip"] for data in of("executed", heard) if data["node"] == reno]
+    assert [len(trace["best"]) for trace in output] == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The first nodes, as a user wires them: load, reward, score, select, classify, through POST /prompt."""
 
 import json
+import math
 import re
 
 import open_clip
@@ -212,7 +213,7 @@ def test_pixel_reward_decodes_and_judges(comfy, checkpoints):
     prompt["latents"] = latents(batch_size=2, height=8, width=8)
     _, wires = run(comfy, prompt, scores=("score", 1), images=("decode", 0))
     pixels = wires["images"][0].movedim(-1, 1)
-    pixels = torch.nn.functional.interpolate(pixels, (32, 32), mode="bicubic", antialias=True).clamp(0, 1)
+    pixels = torch.nn.functional.interpolate(pixels, (32, 32), mode="bicubic", antialias=True)
     pixels = Normalize(open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)(pixels)
     with torch.no_grad():
         image = checkpoints["pixel"].encode_image(pixels, normalize=True)
@@ -273,3 +274,41 @@ def test_latents_that_cannot_be_judged(comfy, samples):
     prompt["latents"] = node("TestLoadLatent", name="bad")
     result = comfy.run(prompt, expect_failure=True)
     assert "expected" in result.error
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_one_broken_latent_does_not_hide_the_others(comfy, value):
+    """Judged as without it, ranked last, never kept; null in the report and "no number" on the node."""
+    samples = torch.randn(8, 4, 64, 64, generator=torch.Generator().manual_seed(0)) * 7
+    comfy.save_input("whole", {"samples": samples})
+    samples[2, 1, 3, 3] = value
+    comfy.save_input("broken", {"samples": samples})
+    judged, places = {}, [0, 1, 3, 4, 5, 6, 7]
+    for name in ("whole", "broken"):
+        prompt = graph(
+            latents=node("TestLoadLatent", name=name),
+            score=node("LatentCLIPScore", latent=["latents", 0], reward=["reward", 0]),
+            select=node(
+                "LatentCLIPSelect", latent=["latents", 0], reward=["reward", 0], keep=8, use_threshold=False, threshold=0.0
+            ),
+            classes=node(
+                "LatentCLIPClassify", latent=["latents", 0], latent_clip=["clip", 0], labels="a circle\na star",
+                templates="{}", route="", fit="tiles",
+            ),
+        )  # fmt: skip
+        wires = {"scores": ("score", 1), "indices": ("select", 2), "kept": ("select", 3), "labels": ("classes", 0)}
+        wires |= {"best": ("select", 0), "left": ("select", 1), "probabilities": ("classes", 1)}
+        judged[name] = run(comfy, prompt, **wires)
+    (_, whole), (result, broken) = judged["whole"], judged["broken"]
+    assert [broken["scores"][i] for i in places] == pytest.approx([whole["scores"][i] for i in places], abs=1e-6)
+    assert math.isnan(broken["scores"][2])
+    assert broken["indices"] == [i for i in whole["indices"] if i != 2]
+    assert broken["left"][0]["batch_index"] == [2]
+    assert len(broken["best"][0]["samples"]) == 7 and broken["best"][0]["samples"].isfinite().all()
+    assert broken["labels"] == [*whole["labels"][:2], "", *whole["labels"][3:]]
+    assert math.isnan(broken["probabilities"][2])
+    scores, classes = (result.outputs[name]["latent_clip"][0] for name in ("select", "classes"))
+    assert scores["scores"][2] is None and scores["terms"][0]["values"][2] is None
+    assert classes["labels"][2] == "" and set(classes["probabilities"][2].values()) == {None}
+    for ui in (scores, classes):
+        assert [bool(picture) for picture in ui["thumbnails"]] == [True, True, False, *[True] * 5]

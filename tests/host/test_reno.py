@@ -89,6 +89,49 @@ def test_the_optimised_noise_gives_the_best_latent_in_a_stock_sampler(comfy):
     assert close(wires["again"]["samples"], wires["best"]["samples"])
 
 
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_the_optimised_noise_of_a_selected_latent_is_its_own(comfy, with_mask):
+    """Select #2 of four by batch_index, sample it again with the NOISE of the whole batch: it is the best #2 of the run."""
+    prompt = graph(batch_size=4)
+    if with_mask:
+        mask = torch.zeros(4, 1, SIZE, SIZE)
+        mask[:, :, : SIZE // 2] = 1
+        comfy.save_input("four", {"samples": torch.randn(4, 4, 8, 8) * 5, "noise_mask": mask})
+        prompt["empty"] = node("TestLoadLatent", name="four")
+    prompt["one"] = node("LatentFromBatch", samples=["empty", 0], batch_index=2, length=1)
+    sockets = {"noise": ["reno", 1], "guider": ["guider", 0], "sampler": ["euler", 0], "sigmas": ["sigmas", 0]}
+    prompt["again"] = node("SamplerCustomAdvanced", latent_image=["one", 0], **sockets)
+    wires = run(comfy, prompt, best=("reno", 0), one=("one", 0), again=("again", 0))
+    assert wires["one"]["batch_index"] == [2]
+    assert close(wires["again"]["samples"][0], wires["best"]["samples"][2])
+    assert not close(wires["again"]["samples"][0], wires["best"]["samples"][0], 1e-2)
+
+
+def test_the_noise_of_a_latent_that_was_selected_before_keeps_its_index(comfy):
+    """Optimise item 2 alone, then sample it with and without its batch_index; another item is refused in words."""
+    prompt = graph(batch_size=4)
+    prompt["one"] = node("LatentFromBatch", samples=["empty", 0], batch_index=2, length=1)
+    prompt["reno"]["inputs"]["latent_image"] = ["one", 0]
+    prompt["plain"] = node("EmptyLatentImage", width=SIZE, height=SIZE, batch_size=1)
+    sockets = {"noise": ["reno", 1], "guider": ["guider", 0], "sampler": ["euler", 0], "sigmas": ["sigmas", 0]}
+    prompt["same"] = node("SamplerCustomAdvanced", latent_image=["one", 0], **sockets)
+    prompt["fresh"] = node("SamplerCustomAdvanced", latent_image=["plain", 0], **sockets)
+    wires = run(comfy, prompt, best=("reno", 0), same=("same", 0), fresh=("fresh", 0))
+    assert close(wires["same"]["samples"], wires["best"]["samples"])
+    assert close(wires["fresh"]["samples"], wires["best"]["samples"])
+    prompt["other"] = node("LatentFromBatch", samples=["empty", 0], batch_index=3, length=1)
+    prompt["same"]["inputs"]["latent_image"] = ["other", 0]
+    result = comfy.run(prompt | {"d": node("TestDump", value=["same", 0], name="x")}, expect_failure=True)
+    assert "items [3]" in result.error and "optimised for [2]" in result.error
+
+
+def test_an_empty_batch_is_refused_in_words(comfy):
+    comfy.save_input("none", {"samples": torch.zeros(0, 4, 8, 8)})
+    prompt = graph() | {"d": node("TestDump", value=["reno", 0], name="x")}
+    prompt["empty"] = node("TestLoadLatent", name="none")
+    assert "empty batch" in comfy.run(prompt, expect_failure=True).error
+
+
 def test_a_batch_gives_what_single_runs_give(comfy):
     together = run(comfy, graph(batch_size=3), best=("reno", 0), trace=("reno", 3))
     for i in range(3):

@@ -27,6 +27,7 @@ class World:
         modules = {name: importlib.import_module(f"{self.pack.__name__}.{name}") for name in MODULES}
         self.reno, self.settings = modules["host.reno"], modules["methods.reno"].RenoSettings
         self.rewards, self.gradients = modules["methods.rewards"], modules["host.gradients"]
+        self.reservation, self.reservation_weights = modules["host.reservation"], modules["host.weights"]
         with torch.inference_mode():
             self.model, clip, _ = nodes.CheckpointLoaderSimple().load_checkpoint(TINY_SDXL)
             encode = nodes.CLIPTextEncode()
@@ -76,7 +77,10 @@ class World:
         ]  # fmt: skip
 
 
-MODULES = ("host.reno", "host.gradients", "host.latent_clip", "methods.reno", "methods.rewards", "models.latent_spaces")
+MODULES = (
+    "host.reno", "host.gradients", "host.latent_clip", "host.reservation", "host.weights",
+    "methods.reno", "methods.rewards", "models.latent_spaces",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -140,8 +144,8 @@ def test_out_of_memory_falls_back_to_low_and_starts_again(world, unchanged):
             raise mm.OOM_EXCEPTION("out of memory")
 
     reward, calls = reward_that(world, run_out)
-    state, checkpointed = world.run(reward, memory="auto")
-    assert checkpointed > 0 and len(calls) == 2 + 3
+    state, used = world.run(reward, memory="auto")
+    assert used.checkpointed_blocks > 0 and len(calls) == 2 + 3
     fast, _ = world.run(memory="fast")
     assert torch.allclose(state.rewards, fast.rewards, atol=1e-5)
 
@@ -221,11 +225,3 @@ def test_sixty_runs_leak_nothing(world, unchanged):
         world.run(iterations=2, cfg=1.0)
     count_after, size_after = alive()
     assert count_after <= count + 5 and size_after <= size + 100_000
-
-
-def test_optimised_noise_refuses_another_size(world):
-    noise = world.reno.OptimizedNoise(torch.randn(2, 4, 8, 8), 0)
-    assert torch.equal(noise.generate_noise({"samples": torch.zeros(1, 4, 8, 8)}), noise.noise[:1])
-    for shape in ((1, 4, 8, 16), (3, 4, 8, 8)):
-        with pytest.raises(ValueError, match="was optimised for"):
-            noise.generate_noise({"samples": torch.zeros(shape)})

@@ -31,11 +31,12 @@ def test_the_memory_asked_grows_with_what_the_way_back_keeps(world, asked):
     for arguments in ({"memory": "low"}, {"memory": "fast"}, {"memory": "fast", "cfg": 1.0}, {"memory": "auto"}):
         world.run(iterations=2, **arguments)
     stock, low, fast, fast_without_negative, auto = (least for _, least in asked)
+    sampling = 8 * 8 * 4 * 0.01 * world.model.model.memory_usage_factor * 2**20  # fp32, attention that is fused
     rewards = world.clip.encoder("tiles")
     reward = 2 * rewards.memory_per_item((1, 4, 8, 8)) * rewards.way_back
     image = stock / 2  # two images, asked for once each
-    assert low == pytest.approx(2 * 2 * 2.5 * stock / 2 + reward, abs=image)
-    assert fast == pytest.approx(2 * 2 * 20 * stock / 2 + reward, abs=image)
+    assert low == pytest.approx(2 * 2 * 2.5 * sampling + reward, abs=image)
+    assert fast == pytest.approx(2 * 2 * 20 * sampling + reward, abs=image)
     assert fast_without_negative == pytest.approx((fast - reward) / 2 + reward, abs=2 * image)
     assert auto == fast
 
@@ -54,11 +55,11 @@ def test_more_steps_ask_for_more(world, asked):
 def test_auto_takes_low_at_once_where_fast_cannot_fit(world, monkeypatch, asked):
     import comfy.model_management as mm
 
-    _, kept = world.run(memory="auto", iterations=2)
-    assert kept == 0
+    _, used = world.run(memory="auto", iterations=2)
+    assert used.checkpointed_blocks == 0
     monkeypatch.setattr(mm, "get_free_memory", lambda *args, **kwargs: 1e6)
-    state, recomputed = world.run(memory="auto", iterations=2)
-    assert recomputed > 0 and len(asked) == 2, "one run in low memory, and none that was given up"
+    state, used = world.run(memory="auto", iterations=2)
+    assert used.checkpointed_blocks > 0 and len(asked) == 2, "one run in low memory, and none that was given up"
     assert asked[1][1] < asked[0][1] / 4
     monkeypatch.undo()
     assert state.rewards == pytest.approx(world.run(memory="fast", iterations=2)[0].rewards, abs=1e-5)
@@ -68,7 +69,7 @@ def test_fast_stays_fast_however_little_is_free(world, monkeypatch):
     import comfy.model_management as mm
 
     monkeypatch.setattr(mm, "get_free_memory", lambda *args, **kwargs: 1e6)
-    assert world.run(memory="fast", iterations=2)[1] == 0
+    assert world.run(memory="fast", iterations=2)[1].checkpointed_blocks == 0
 
 
 def test_running_out_of_memory_in_low_is_not_tried_again(world, monkeypatch):
@@ -93,11 +94,64 @@ def test_on_a_gpu_models_that_can_be_moved_out_count_as_room(world, host_env, mo
     import comfy.model_management as mm
     import torch
 
-    room = importlib.import_module(f"{host_env.pack.__name__}.host.reservation")._room
+    reservation = importlib.import_module(f"{host_env.pack.__name__}.host.reservation")
     world.stock()  # the host holds this model loaded now
     device = torch.device("cpu")
+
+    def room() -> float:
+        return reservation._room(world.model, {}, device)
+
     monkeypatch.setattr(mm, "get_free_memory", lambda *args, **kwargs: 1e9)
-    assert room([world.model], device) == 1e9, "on the CPU the weights are there already"
+    assert room() == 1e9, "on the CPU the weights are there already"
     monkeypatch.setattr(mm, "is_device_cpu", lambda device: False)
-    assert room([], device) >= 1e9 + world.model.model_size()
-    assert room([], device) - room([world.model], device) == world.model.model_size()
+    monkeypatch.setattr(mm, "extra_reserved_memory", lambda: 0)
+    with_it = room()
+    assert with_it >= 1e9, "what is loaded already takes no room again"
+    monkeypatch.setattr(mm, "extra_reserved_memory", lambda: 7e7)
+    assert with_it - room() == 7e7, "the host's own reserve stays free"
+
+
+def test_what_a_model_is_patched_with_counts(world, asked):
+    """disable_cfg1_optimization evaluates the negative prompt at cfg 1 too."""
+    import torch
+
+    with torch.inference_mode():
+        patched = world.model.clone()
+        patched.set_model_sampler_post_cfg_function(lambda args: args["denoised"], disable_cfg1_optimization=True)
+    world.run(memory="fast", iterations=1, cfg=1.0)
+    world.run(memory="fast", iterations=1, cfg=1.0, model=patched)
+    assert asked[1][1] == pytest.approx(2 * asked[0][1], rel=0.1)
+
+
+def test_a_controlnet_counts_as_half_an_evaluation(host_env):
+    import importlib
+    from types import SimpleNamespace
+
+    evaluations = importlib.import_module(f"{host_env.pack.__name__}.host.reservation")._evaluations
+    first = SimpleNamespace(previous_controlnet=None)
+    second = SimpleNamespace(previous_controlnet=first)
+    conds = {"positive": [{"control": second}], "negative": [{}]}
+    assert evaluations(conds, skips_negative=False) == 2 + 0.5 * 2
+    assert evaluations(conds, skips_negative=True) == 1 + 0.5 * 2
+
+
+def test_weights_that_are_cast_for_every_use_are_counted(world, asked, monkeypatch):
+    """fp8 weights: autograd would keep every cast copy; fast casts them once and asks for them."""
+    import comfy.ops
+    import torch
+
+    weights = world.reservation_weights
+    network = torch.nn.Sequential(comfy.ops.manual_cast.Linear(256, 256, bias=False, dtype=torch.float8_e4m3fn))
+    base = type("Base", (), {"diffusion_model": network, "get_dtype_inference": lambda self: torch.float16})()
+    patcher = type("Patcher", (), {"model": base, "is_dynamic": lambda self: False})()
+    assert weights.bytes_when_cast(patcher) == 256 * 256 * 2
+    with weights.cast_once(network, torch.device("cpu"), torch.float16):
+        assert network[0].weight.dtype is torch.float16
+    assert network[0].weight.dtype is torch.float8_e4m3fn
+    monkeypatch.setattr(weights, "bytes_when_cast", lambda patcher: 5_000_000_000)
+    monkeypatch.setattr(world.reservation, "bytes_when_cast", lambda patcher: 5_000_000_000)
+    world.run(memory="fast", iterations=1)
+    assert asked[-1][1] > 5_000_000_000
+    monkeypatch.setattr(world.reservation, "_room", lambda *args: 4_000_000_000)
+    world.run(memory="auto", iterations=1)
+    assert asked[-1][1] < 1_000_000_000, "where they do not fit they are cast block by block"

@@ -2,11 +2,19 @@
 
 import math
 import random
+import re
 
 import pytest
 from scipy.stats import binomtest
 
-from latent_clip_pack.methods.calibration import auc, calibrate, exact_interval, least_provable_rate, roc
+from latent_clip_pack.methods.calibration import (
+    auc,
+    auc_interval,
+    calibrate,
+    exact_interval,
+    least_provable_rate,
+    roc,
+)
 
 
 @pytest.mark.parametrize(
@@ -76,3 +84,36 @@ def test_the_roc_curve_starts_with_nothing_and_ends_with_everything_blocked():
 def test_what_cannot_be_calibrated_is_refused(allowed, unwanted, rate, message):
     with pytest.raises(ValueError, match=message):
         calibrate(allowed, unwanted, rate)
+
+
+@pytest.mark.parametrize(("shift", "true"), [(0.0, 0.5), (1.19, 0.8), (2.33, 0.95)])
+@pytest.mark.parametrize("n", [10, 40])
+def test_the_interval_of_an_area_holds_the_true_one(shift, true, n):
+    """Two normal distributions so far apart have this area: Φ(shift / √2)."""
+    rng, held = random.Random(2), 0
+    for _ in range(300):
+        area = auc([rng.gauss(0, 1) for _ in range(n)], [rng.gauss(shift, 1) for _ in range(n)])
+        low, high = auc_interval(area, n, n)
+        held += low <= true <= high
+    assert held >= 0.92 * 300
+
+
+def test_a_perfect_area_of_few_images_is_not_certain():
+    assert auc_interval(1.0, 3, 3)[1] == 1
+    assert auc_interval(1.0, 3, 3)[0] < 0.6
+    assert auc_interval(1.0, 300, 300)[0] > 0.98
+    assert auc_interval(0.5, 30, 30)[0] + auc_interval(0.5, 30, 30)[1] == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "unwanted", "doubt"),
+    [
+        (range(100), range(100), "cannot tell the two folders apart.*chance"),
+        (range(100), range(-100, 0), "the folders are swapped"),
+        (range(2), range(2, 4), "cannot tell the two folders apart"),
+        (range(19), range(100, 200), "only 19 images of one kind"),
+        (range(100), range(100, 200), "^$"),
+    ],
+)
+def test_a_judge_that_is_worth_nothing_is_doubted(allowed, unwanted, doubt):
+    assert re.search(doubt, calibrate([*map(float, allowed)], [*map(float, unwanted)], 0.1).doubt)

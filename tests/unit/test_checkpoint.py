@@ -4,12 +4,15 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import struct
 import sys
 import warnings
 import zipfile
+from fractions import Fraction
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -21,6 +24,7 @@ from latent_clip_pack.models.checkpoint import (
     safetensors_metadata,
 )
 from latent_clip_pack.models.config import MAX_LAYERS
+from latent_clip_pack.models.pixel_clip import read_pixel_clip
 from latent_clip_pack.tests.original_layout import (
     MINUTE,
     original_checkpoint,
@@ -184,6 +188,29 @@ def zip_of_a_document(path):
         archive.writestr("word/document.xml", "<w/>")
 
 
+def zip_of_weights(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("clip/model.safetensors", b"")
+
+
+def torchscript_clip(path):
+    """A real TorchScript archive; the file of OpenAI's CLIP has the same form."""
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))
+
+
+def diffusers_folder(path):
+    path.mkdir()
+    (path / "model_index.json").write_text("{}")
+
+
+def text(content: str):
+    return lambda path: path.write_text(content, encoding="utf-8")
+
+
+def named(key: str):
+    return lambda path: save_file({key: torch.zeros(4)}, path)
+
+
 def nested(tensor):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -195,13 +222,16 @@ NO_FILES = {
     "a folder": (lambda path: path.mkdir(), "a folder, expected a file"),
     "nothing": (lambda path: None, "no such file"),
     "an empty file": (lambda path: path.touch(), "an empty file"),
-    "a text file": (lambda path: path.write_text("<html>404</html>"), "neither a safetensors file nor a torch"),
+    "a text file": (lambda path: path.write_text("my notes"), "neither a safetensors file nor a torch"),
     "an unzipped pickle": (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "neither a safetensors file nor"),
     "a torch file of 2019": (
         lambda path: torch.save(WEIGHTS, path, _use_new_zipfile_serialization=False),
         "neither a safetensors file nor",
     ),
-    "a zipped document": (zip_of_a_document, "not a readable torch checkpoint"),
+    "a zipped document": (
+        zip_of_a_document,
+        "a zip archive that starts with 'word/document.xml', not a torch checkpoint",
+    ),
     "half a pickle": (truncated(write_original, 0.5), "not a readable torch checkpoint"),
     "nearly a whole pickle": (truncated(write_original, 0.999), "not a readable torch checkpoint"),
     "half a safetensors file": (truncated(write_ours, 0.5), "damaged safetensors file"),
@@ -225,9 +255,30 @@ OTHER_CONTENT = {
     "numbers among the weights": (lambda path: torch.save({"state_dict": {"a": 1}}, path), "with other content"),
     "a whole module": (lambda path: torch.save(torch.nn.Linear(2, 2), path), "pickles can run code"),
     "a pixel CLIP": (pixel_clip, "reads pixels, expected one that reads latents. Use it with 'Reward: Pixel CLIP'"),
-    "a transformers CLIP": (transformers_clip, "reads pixels"),
+    "a transformers CLIP": (transformers_clip, "reads pixels, in the layout of transformers"),
     "an SDXL checkpoint": (sdxl_checkpoint, "a diffusion checkpoint.*'Load Checkpoint'"),
 }
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 6047313952\n"
+# what people put into both folders, and what both loaders say
+KNOWN_FILES = {
+    "OpenAI's program": (torchscript_clip, "a TorchScript program, as OpenAI published CLIP.*timm/vit_base_patch32_clip_224.openai"),
+    "PickScore": (transformers_clip, "the layout of transformers, as .* PickScore_v1 come.*HPS_v2.1_compressed.pt of xswu/HPSv2"),
+    "an LFS pointer": (text(POINTER), "a Git LFS pointer.*git lfs pull"),
+    "a web page": (text("<!DOCTYPE html>\n<html><body>Sign in</body></html>"), "a web page.*/resolve/ in it, not /blob/"),
+    "a web page after a byte order mark": (text("\ufeff \n<html>404</html>"), "a web page"),
+    "a server's answer": (text('{"error": "Repository is gated"}'), "a server's answer.*download again"),
+    "a server's refusal": (text("Access to model x is restricted."), "a server's answer"),
+    "GGUF": (lambda path: path.write_bytes(b"GGUF\3\0\0\0" + b"\0" * 64), "a GGUF file.*as .safetensors"),
+    "a tar.gz": (lambda path: path.write_bytes(b"\x1f\x8b\x08" + b"\0" * 64), "a packed archive"),
+    "a zip of weights": (zip_of_weights, "a zip archive that starts with 'clip/model.safetensors'.*Unpack it"),
+    "a diffusers folder": (diffusers_folder, "a diffusers folder.*'Load Checkpoint'"),
+    "a diffusers U-Net": (named("down_blocks.0.resnets.0.conv1.weight"), "of a diffusers folder.*'Load Checkpoint'"),
+    "a VAE": (named("decoder.conv_in.weight"), "a VAE. Use it with 'Load VAE'"),
+    "a text encoder": (named("text_model.embeddings.position_embedding.weight"), "a text encoder.*'Load CLIP'"),
+    "a LoRA": (named("lora_unet_down_blocks_0.lora_up.weight"), "a LoRA.*'Load LoRA'"),
+    "ImageReward": (named("blip.visual_encoder.cls_token"), "ImageReward, which is a BLIP"),
+    "a checkpoint": (sdxl_checkpoint, "a diffusion checkpoint. Use it with 'Load Checkpoint'"),
+}  # fmt: skip
 WRONG_TENSORS = {
     "one missing": ({PROJ: None}, "no architecture can be read.*visual.proj"),
     "a bias missing": ({"ln_final.bias": None}, r"1 missing \(first: text.ln_final.bias\)"),
@@ -286,6 +337,36 @@ def table(rows: dict):
 def test_no_checkpoint_is_told_what_it_is(tmp_path, content, message):
     content(tmp_path / "file")
     refused(tmp_path / "file", message)
+
+
+@table(KNOWN_FILES)
+def test_known_files_are_told_what_they_are_and_what_to_get(tmp_path, content, message):
+    content(tmp_path / "file")
+    refused(tmp_path / "file", message)
+    with pytest.raises(CheckpointError, match=message):
+        read_pixel_clip(tmp_path / "file")
+
+
+@pytest.mark.parametrize(("extra", "name"), [(os.path.join, "posixpath.join"), (torch.nn.Linear(2, 2), "torch.nn.modules.linear.Linear"), (Fraction(1, 2), "fractions.Fraction")])  # fmt: skip
+def test_what_a_pickle_asks_for_is_named_in_plain_text(tmp_path, extra, name):
+    """Not torch's text, which is coloured for a terminal and advises to load without protection."""
+    torch.save({"state_dict": WEIGHTS, "extra": extra}, tmp_path / "file")
+    refused(tmp_path / "file", rf"holds more than tensors.*\(it asks for {re.escape(name)}\)")
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(tmp_path / "file")
+    assert "weights_only" not in str(caught.value) and "\x1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "int16", "int32", "int64", "uint8", "uint64", "float16", "float32", "float64"])  # fmt: skip
+def test_plain_numpy_scalars_in_the_optimizer_are_read(tmp_path, dtype):
+    torch.save({"state_dict": WEIGHTS, "optimizer": {"lr": numpy.dtype(dtype).type(1)}}, tmp_path / "file")
+    assert_same_tensors(read_checkpoint(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("value", [numpy.array([1, "a"], dtype=object), numpy.zeros(3), numpy.str_("a")], ids=["objects", "array", "text"])  # fmt: skip
+def test_other_numpy_values_stay_refused(tmp_path, value):
+    torch.save({"state_dict": WEIGHTS, "optimizer": {"lr": value}}, tmp_path / "file")
+    refused(tmp_path / "file", "it asks for numpy")
 
 
 @table(WRONG_TENSORS)

@@ -62,6 +62,7 @@ def test_wrong_labels_and_templates_are_named(labels, templates, message):
         ([1.0, 1.0, 1.0], [0, 1, 2]),
         ([0.0, 2.0, -0.0, 2.0], [1, 3, 0, 2]),
         ([-math.inf, 0.0, math.inf], [2, 1, 0]),
+        ([NAN, 0.1, NAN, -math.inf], [1, 3, 0, 2]),
         ([], []),
     ],
 )
@@ -84,9 +85,17 @@ def test_keep_best_splits_the_batch(keep, threshold, best, rest):
     assert keep_best(torch.tensor([0.1, 0.5, 0.5, 0.9]), keep, threshold) == (best, rest)
 
 
-def test_a_nan_score_is_named():
-    with pytest.raises(ValueError, match=r"Got scores \[0.5, nan\], expected numbers"):
-        keep_best(torch.tensor([0.5, NAN]), 1)
+@pytest.mark.parametrize(
+    ("keep", "threshold", "best", "rest"),
+    [(1, None, [3], [1, 0, 2]), (9, None, [3, 1], [0, 2]), (9, -math.inf, [3, 1], [0, 2]), (9, 0.6, [3], [1, 0, 2])],
+)
+def test_what_has_no_score_is_last_and_never_kept(keep, threshold, best, rest):
+    assert keep_best(torch.tensor([NAN, 0.5, NAN, 0.9]), keep, threshold) == (best, rest)
+
+
+def test_a_threshold_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="Got NaN as threshold"):
+        keep_best(torch.tensor([0.5]), 1, NAN)
 
 
 def test_keep_must_be_positive():

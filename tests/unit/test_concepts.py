@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -76,31 +77,103 @@ def test_a_file_comes_back_as_it_was(tmp_path):
 GOOD = {"format": 1, "name": "x", "anchors": ["a"], "categories": [{"name": "b", "phrases": ["c"], "threshold": 0}]}
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"format": 2}, {"format": None}, {"name": 3}, {"anchors": []}, {"anchors": [""]}, {"anchors": "abc", "categories": []},
-        {"categories": []}, {"categories": None}, {"categories": [{"name": "b"}]}, {"categories": [{"phrases": ["c"]}]},
-        {"categories": [{"name": "b", "phrases": []}]}, {"categories": [{"name": "b", "phrases": [1]}]},
-        {"categories": [{"name": "b", "phrases": ["c"], "threshold": "high"}]},
-        {"categories": [{"name": "b", "phrases": ["c"], "threshold": math.nan}]}, {"categories": ["b"]},
-    ],
-)  # fmt: skip
-def test_files_that_are_no_set(tmp_path, change):
+def category(**change) -> dict:
+    return {"categories": [{"name": "b", "phrases": ["c"], "threshold": 0} | change]}
+
+
+BROKEN = [
+    ({"format": 2}, "format"), ({"format": None}, "format"), ({"format": True}, "format"), ({"format": "1"}, "format"),
+    ({"format": 1.0}, "format"), ({"name": 3}, "3 as name"), ({"name": None}, "None as name"), ({"anchors": []}, "no neutral anchors"),
+    ({"anchors": [""]}, "empty phrase"), ({"anchors": "abc"}, "'abc' as anchors, expected a list"), ({"anchors": {"a": 1}}, "expected a list"),
+    ({"anchors": ["a", True]}, "true"), ({"anchors": ["a", "a"]}, "twice"), ({"anchors": ["c"]}, "cancel"),
+    ({"anchors": [str(i) for i in range(5001)]}, "at most 5000"), ({"categories": []}, "no category"), ({"categories": None}, "a list"),
+    ({"categories": {"name": "b"}}, "a list"), ({"categories": ["b"]}, "an object"), ({"categories": [{"name": "b"}]}, "phrases"),
+    ({"categories": [{"phrases": ["c"]}]}, "name"), ({"categories": [{"name": "b", "phrases": ["c"]}] * 2}, "twice"),
+    (category(phrases="star"), "'star' as phrases of 'b', expected a list"), (category(phrases=[]), "no phrases"),
+    (category(phrases=[1]), "a text"), (category(phrases=[["c"]]), "a text"), (category(phrases=["c", " "]), "empty phrase"),
+    (category(phrases=["c", "c"]), "twice"), (category(phrases=["c\0d"]), "no text any more"), (category(name=" "), "no phrases"),
+    (category(name="a, b"), "commas"), (category(name="Neutral"), "anchors"), (category(name=["b"]), "a text"),
+    (category(threshold="high"), "'high'"), (category(threshold="1.5"), "'1.5' as threshold of 'b', expected a number"),
+    (category(threshold=True), "true as threshold"), (category(threshold=False), "false as threshold"),
+    (category(threshold=None), "None as threshold"), (category(threshold=[1]), "a number"), (category(threshold=math.nan), "NaN"),
+    (category(threshold=math.inf), "Infinity"), (category(threshold=1e6), "from -10000 to 10000"), (category(threshold=10**400), "from -10000"),
+    (category(treshold=3), "unknown field 'treshold'"), ({"treshold": 3}, "unknown field 'treshold'"),
+    ({"provenance": "me"}, "'me' as provenance"), ({"provenance": None}, "an object"), ({"description": 3}, "description"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "says"), BROKEN)
+def test_a_file_of_which_a_field_is_wrong_is_refused_by_that_field(tmp_path, change, says):
     path = tmp_path / "set.json"
     path.write_text(json.dumps(GOOD | change), encoding="utf-8")
-    with pytest.raises(ConceptError):
+    with pytest.raises(ConceptError, match=re.escape(says)) as caught:
+        read_concepts(path)
+    assert "set.json" in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("field", ["format", "name", "anchors", "categories"])
+def test_a_file_without_a_field_is_refused_by_that_field(tmp_path, field):
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps({key: value for key, value in GOOD.items() if key != field}), encoding="utf-8")
+    with pytest.raises(ConceptError, match=field):
         read_concepts(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"3", b"null"])
-def test_files_that_are_no_json(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "empty"), (b" \n", "empty"), (b"[]", "an object"), (b"{", "line 1, column 2"), (b"\xff\xfe", "empty"), (b"3", "an object"),
+        (b"null", "an object"), (b"\xe4", "UTF-8"), ('{"a": "ä"}'.encode("latin-1"), "UTF-8"), ('{"a": 1}'.encode("utf-16-le"), "zero bytes"),
+        (b"\xff\xfe{", "UTF-16"), (b"[" * 100_000, "nested"), (b'{"format": 1, "format": 1}', "'format' twice"),
+        (b'{"format": 1, "categories": [{"threshold": 5, "threshold": 0}]}', "'threshold' twice"), (b" " * 4_000_001, "4 MB"),
+        (b'{"format": NaN}', "NaN"), (b"<!DOCTYPE html>", "no JSON"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_json(tmp_path, content, says):
     path = tmp_path / "set.json"
     path.write_bytes(content)
-    with pytest.raises(ConceptError):
+    with pytest.raises(ConceptError, match=says):
         read_concepts(path)
     with pytest.raises(ConceptError, match="cannot be read"):
         read_concepts(tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_files_as_windows_editors_save_them(tmp_path, encoding):
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps(GOOD | {"name": "Zürich 星"}, ensure_ascii=False), encoding=encoding)
+    concepts = read_concepts(path)
+    assert concepts.name == "Zürich 星" and concepts.categories == (Category("b", ("c",), 0.0),)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"format": 1, "name": "x"}', "looks like JSON"), ('"anchors": ["a dog", "a cat"]', "looks like JSON"), ("a: b, b", "twice"),
+        ("a: b\nneutral: c\nNeutral: d", "two lines"), ("a: b\nneutral: b, c", "cancel"), ("a: b\0c", "no text any more"),
+        ("a: b\nweapons", "expected a line"), ("a: b\nA phrase: ", "expected a line"),
+    ],
+)  # fmt: skip
+def test_typed_lines_that_say_something_else_than_they_seem_to(text, says):
+    with pytest.raises(ConceptError, match=says):
+        parse_concepts(text)
+
+
+def test_typed_lines_as_people_paste_them():
+    concepts = parse_concepts("\ufeffweapons： a gun， a rifle、a knife\r\nNEUTRAL: a dog, a cat\r\n")
+    assert concepts.categories == (Category("weapons", ("a gun", "a rifle", "a knife")),)
+    assert concepts.anchors == ("a dog", "a cat")
+
+
+@pytest.mark.parametrize("text", ["hate: 1\nhate: 2", "hate: 2\n1.0", "1\n2", "1e5", "-20000", "hate: true"])
+def test_thresholds_of_which_one_would_not_count(text):
+    with pytest.raises(ConceptError):
+        shipped_concepts().with_thresholds(text)
+
+
+def test_a_threshold_for_all_and_others_by_name():
+    chosen = shipped_concepts().only("violence, hate").with_thresholds("1.0\nhate： 2")
+    assert {c.name: c.threshold for c in chosen.categories} == {"violence": 1.0, "hate": 2.0}
 
 
 def test_the_score_is_the_log_odds_of_the_formula():
@@ -121,7 +194,9 @@ def test_the_score_ignores_how_often_a_phrase_is_said():
 
 
 def test_the_worst_window_decides_for_every_category_by_itself():
-    directions = concept_directions(encode, ConceptSet("x", (Category("b", ("p",)), Category("c", ("q",))), ("s",)), 50.0)
+    directions = concept_directions(
+        encode, ConceptSet("x", (Category("b", ("p",)), Category("c", ("q",))), ("s",)), 50.0
+    )
     one, other, neither = (encode([text])[0] for text in "pqs")
     windows = torch.stack([torch.stack([neither, one, other]), torch.stack([neither, neither, neither])])
     worst = directions.worst(windows)
@@ -176,6 +251,8 @@ def test_a_calibration_that_does_not_say_whose_it_is_holds_for_nobody():
         old.check_judge(JUDGE)
 
 
-@pytest.mark.parametrize("provenance", [{}, {"note": "mine"}, {"calibration": "by hand"}, {"calibration": {"views": 3}}])
+@pytest.mark.parametrize(
+    "provenance", [{}, {"note": "mine"}, {"calibration": "by hand"}, {"calibration": {"views": 3}}]
+)
 def test_without_a_calibration_the_thresholds_are_the_users_own(provenance):
     ConceptSet("mine", CALIBRATED.categories, ("e",), provenance).check_judge(JUDGE)

@@ -135,6 +135,23 @@ def test_gradients_reach_the_pixels(tiny):
     assert pixels.grad.abs().sum() > 0
 
 
+def test_pixels_beside_white_keep_their_gradient():
+    """Bicubic weights overshoot beside an edge; a clamp there would say that nothing can be changed."""
+    pixels = torch.zeros(1, 3, 64, 64)
+    pixels[..., 32:] = 1
+    pixels.requires_grad_()
+    seen = []
+
+    def tower(x):
+        seen.append(x)
+        return torch.stack([x[0, 0, 16, 17], x.new_ones(())])[None]
+
+    features = encode_pixels(tower, pixels, 32, torch.zeros(3), torch.ones(3))
+    assert seen[0][0, 0, 16, 17] > 1.01
+    features[0, 0].backward()
+    assert pixels.grad.abs().sum() > 0.1
+
+
 # Architectures without a config are looked up by their shapes
 
 
@@ -215,7 +232,7 @@ def test_other_layouts_are_told_what_is_expected(tmp_path):
     save_file(
         {"vision_model.embeddings.patch_embedding.weight": torch.zeros(8, 3, 2, 2)}, tmp_path / "clip.safetensors"
     )
-    with pytest.raises(CheckpointError, match=r"expected a CLIP in open_clip's layout.*got keys such as vision_model"):
+    with pytest.raises(CheckpointError, match=r"expected a CLIP in open_clip's layout.*the layout of transformers"):
         read_pixel_clip(tmp_path / "clip.safetensors")
 
 

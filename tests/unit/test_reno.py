@@ -295,11 +295,57 @@ def test_norm_prior_is_smallest_at_the_expected_norm():
         {"prior_weight": -1},
         {"optimizer": "lbfgs"},
         {"patience": -1},
+        {"patience": math.nan},
+        {"iterations": 2.5},
+        {"iterations": math.nan},
+        {"learning_rate": math.inf},
+        {"gradient_clip": math.nan},
+        {"prior_weight": math.nan},
+        {"target": math.nan},
+        {"target": -math.inf},
     ],
 )
 def test_settings_that_make_no_sense_are_refused(change):
     with pytest.raises(ValueError, match=r"Got .* expected"):
         RenoSettings(**change)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_caller_without_gradients_gets_the_same_run(mode):
+    expected = optimize_noise(make_generator(), make_reward(), noise(1), RenoSettings(iterations=5))
+    generator, reward = make_generator(), make_reward()
+    with mode():
+        state = optimize_noise(generator, reward, noise(1), RenoSettings(iterations=5))
+    assert state.best_iteration == expected.best_iteration != [0]
+    assert torch.equal(state.noise, expected.noise)
+
+
+@pytest.mark.parametrize(
+    ("generate", "message"),
+    [
+        (lambda z, items: z[:1], r"generator returned the shape \(1, .*expected \(2, .*one item per noise"),
+        (lambda z, items: z[:, :1], "generator returned the shape"),
+        (lambda z, items: z[..., ::2], "generator returned the shape"),
+        (lambda z, items: z.detach(), "generator returned numbers without a gradient"),
+    ],
+    ids=["batch", "channels", "size", "detached"],
+)
+def test_a_generator_that_cannot_be_climbed_is_told_why(generate, message):
+    with pytest.raises(ValueError, match=message):
+        optimize_noise(generate, make_reward(), noise(2), RenoSettings(iterations=2))
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (lambda f: f.detach().flatten(1).mean(dim=1), "reward returned numbers without a gradient"),
+        (lambda f: f.mean(), r"reward returned the shape \(\), expected \(2,\)"),
+    ],
+)
+def test_a_reward_that_cannot_be_climbed_is_told_why(head, message):
+    reward = Reward((Term("r", lambda x: x, head),))
+    with pytest.raises(ValueError, match=message):
+        optimize_noise(make_generator(), reward, noise(2), RenoSettings(iterations=2))
 
 
 def test_euler_with_an_exact_denoiser_lands_on_the_data():

@@ -144,7 +144,9 @@ def test_tiles_are_averaged_as_unit_vectors():
 
 
 @pytest.mark.parametrize("fit", ["tiles", "crop", "squash"])
-@pytest.mark.parametrize(("size", "windows"), [((4, 4), 1), ((8, 8), 1), ((4, 12), 4), ((12, 4), 4), ((3, 9), 4)], ids=str)
+@pytest.mark.parametrize(
+    ("size", "windows"), [((4, 4), 1), ((8, 8), 1), ((4, 12), 4), ((12, 4), 4), ((3, 9), 4)], ids=str
+)
 def test_a_look_has_the_average_of_the_encoder_and_every_window(fit, size, windows):
     x = torch.randn(2, 4, *size, generator=torch.Generator().manual_seed(0))
     tower = FakeEncoder().tower
@@ -199,6 +201,27 @@ def test_combining_combined_rewards_is_flat():
     reward = combine([pair, pair])
     assert [term.name for term in reward.terms] == ["cat", "dog", "cat (2)", "dog (2)"]
     torch.testing.assert_close(reward(latents()), 2 * pair(latents()))
+
+
+def test_a_reward_numbers_terms_of_one_name_itself():
+    encoder, x = FakeEncoder(), latents()
+    reward = Reward(
+        (Term("cat", encoder, lambda f: f @ RIGHT, 2.0), Term("cat", encoder, lambda f: f @ UP), Term("cat (2)", encoder, lambda f: f @ UP)),
+    )  # fmt: skip
+    assert list(reward.evaluate(x)) == ["cat", "cat (2)", "cat (2) (2)"]
+    features = encoder(x)
+    torch.testing.assert_close(reward(x), 2 * features[:, 0] + 2 * features[:, 1])
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_refused(weight):
+    with pytest.raises(ValueError, match=r"Got the weight (nan|inf) for 'cat', expected a finite number"):
+        text_reward(FakeEncoder(), "cat", RIGHT, weight=weight)
+
+
+def test_a_reward_without_terms_is_refused():
+    with pytest.raises(ValueError, match="without terms"):
+        Reward(())
 
 
 def test_nothing_to_combine_is_named():
@@ -269,3 +292,26 @@ def test_a_term_can_be_any_head():
     encoder = FakeEncoder()
     reward = Reward((Term("length", encoder, lambda features: features.norm(dim=-1), 3.0),))
     torch.testing.assert_close(reward(latents()), torch.full((3,), 3.0))
+
+
+def test_a_judge_on_another_device_gives_its_values_where_the_latents_are():
+    """A tower that lives on a second GPU, or was moved to the CPU in mid-run (fake tensors: no device is needed)."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from latent_clip_pack.models.latent_spaces import LATENT_SPACES
+
+    class Elsewhere:
+        space = LATENT_SPACES["sdxl"]
+
+        def __init__(self, device):
+            self.weight = torch.empty(256, 16, device=device)
+
+        def __call__(self, raw_latents):
+            return raw_latents.to(self.weight.device).flatten(1) @ self.weight
+
+    with FakeTensorMode():
+        latents = torch.empty(2, 4, 8, 8, device="cuda:0")
+        terms = tuple(Term(device, Elsewhere(device), lambda f: f[:, 0]) for device in ("cuda:1", "cpu", "cuda:0"))
+        reward = Reward(terms)
+        value = reward.weigh(reward.values(latents))
+        assert value.device == latents.device

@@ -1,10 +1,13 @@
 """A pack for the tests' host only: a tiny SDXL for the stock loader, and nodes that show what is on a wire."""
 
+from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
 import folder_paths
 import torch
 from comfy_api.latest import ComfyExtension, io
+from comfy_execution.graph_utils import GraphBuilder
 from typing_extensions import override
 
 from .tiny_sdxl import make_tiny_sdxl, register
@@ -88,12 +91,78 @@ class TestDump(io.ComfyNode):
         return io.NodeOutput(ui={"dumped": [path.name]})
 
 
+class TestLatentList(io.ComfyNode):
+    """A batch as a list of latents of one item each, as Rebatch Latents makes it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TestLatentList",
+            category="tests",
+            inputs=[io.Latent.Input("latent")],
+            outputs=[io.Latent.Output(is_output_list=True)],
+        )
+
+    @classmethod
+    def execute(cls, latent) -> io.NodeOutput:
+        return io.NodeOutput([{"samples": item} for item in latent["samples"].split(1)])
+
+
+class TestExpand(io.ComfyNode):
+    """Expands into a graph with Optimize Noise in it, as loop nodes and node groups do."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TestExpand",
+            category="tests",
+            inputs=[
+                io.Noise.Input("noise"), io.Guider.Input("guider"), io.Sigmas.Input("sigmas"),
+                io.Latent.Input("latent_image"), io.Custom("LATENT_REWARD").Input("reward"),
+            ],
+            outputs=[io.Latent.Output()],
+            enable_expand=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, **wires) -> io.NodeOutput:
+        graph = GraphBuilder()
+        settings = {
+            "iterations": 1000, "learning_rate": 5.0, "optimizer": "nesterov", "gradient_clip": 0.1,
+            "prior_weight": 0.01, "patience": 0, "memory": "auto",
+        }  # fmt: skip
+        reno = graph.node("LatentCLIPOptimizeNoise", **wires, **settings)
+        return io.NodeOutput(reno.out(0), expand=graph.finalize())
+
+
+class TestCountRuns(io.ComfyNode):
+    """Passes a latent on and counts, under a name, how often it did: whether a branch was run."""
+
+    runs: ClassVar[Counter] = Counter()
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TestCountRuns",
+            category="tests",
+            inputs=[io.Latent.Input("latent"), io.String.Input("name")],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(cls, latent, name) -> io.NodeOutput:
+        TestCountRuns.runs[name] += 1
+        path = Path(folder_paths.get_output_directory()) / f"{name}.runs"
+        path.write_text(str(TestCountRuns.runs[name]))
+        return io.NodeOutput(latent)
+
+
 class TestExtension(ComfyExtension):
     """The test nodes."""
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [TestMakeLatent, TestLoadLatent, TestDump]
+        return [TestMakeLatent, TestLoadLatent, TestDump, TestLatentList, TestExpand, TestCountRuns]
 
 
 async def comfy_entrypoint() -> TestExtension:

@@ -1,0 +1,57 @@
+"""The NOISE that Optimize Noise hands on."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+class OptimizedNoise:
+    """A NOISE value that holds the noise itself, one per item of the batch.
+
+    Attributes:
+        noise: (B, C, H, W) of unit variance, on the CPU. seed: of the noise it started from.
+        batch_index: which item of its seed each one is, as the host's own noise counts them; default 0 to B − 1.
+    """
+
+    def __init__(self, noise: Tensor, seed: int, batch_index: Sequence[int] | None = None):
+        self.noise, self.seed = noise, seed
+        self.batch_index = [*range(len(noise))] if batch_index is None else [int(i) for i in batch_index]
+
+    def generate_noise(self, latent: dict) -> Tensor:
+        """Noise for the items of a LATENT: by its `batch_index`, and in order where it has none.
+
+        Raises:
+            ValueError: it has another size, more items than were optimised, or items that were not.
+        """
+        shape = latent["samples"].shape
+        if len(shape) != 4 or shape[1:] != self.noise.shape[1:]:
+            raise ValueError(
+                f"Got a latent of shape {tuple(shape)}, but this noise was optimised for {tuple(self.noise.shape)}. "
+                "Use a latent of the same model, width and height."
+            )
+        return self.noise[self._places(latent.get("batch_index"), shape[0])]
+
+    def _places(self, batch_index: Sequence[int] | None, size: int) -> list[int]:
+        """Where the noise of each item lies."""
+        if batch_index is None:
+            if size > len(self.noise):
+                raise ValueError(
+                    f"Got a batch of {size}, but noise was optimised for {len(self.noise)} images. Use at most as many."
+                )
+            return [*range(size)]
+        wanted = [int(i) for i in batch_index]
+        if len(wanted) != size:
+            raise ValueError(
+                f"Got a latent of {size} images whose batch_index names {len(wanted)}, expected one entry per image. "
+                "Take the latent from the node that made the batch."
+            )
+        if unknown := sorted({*wanted} - {*self.batch_index}):
+            raise ValueError(
+                f"Got a latent with the items {unknown} of a batch, but noise was optimised for {sorted({*self.batch_index})}. "
+                "Optimise the noise of the whole batch and select afterwards, or use the latents that came from it."
+            )
+        places: dict[int, list[int]] = {}
+        for place, index in enumerate(self.batch_index):
+            places.setdefault(index, []).append(place)
+        # an index that was optimised several times gives each of its noises in turn
+        return [places[index][wanted[:i].count(index) % len(places[index])] for i, index in enumerate(wanted)]

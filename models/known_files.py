@@ -1,0 +1,96 @@
+"""Files that people put where a CLIP is expected: what each of them is, and what to get instead."""
+
+import zipfile
+from collections.abc import Collection
+from pathlib import Path
+
+# the first bytes of a file, in lower case → what it is and what to do
+_STARTS: list[tuple[tuple[bytes, ...], str]] = [
+    (
+        (b"version https://git-lfs",),
+        "a Git LFS pointer, the note that stands for the weights in a clone. Run 'git lfs pull' in that clone, or download "
+        "the file itself.",
+    ),
+    (
+        (b"<!doctype", b"<html", b"<head", b"<?xml"),
+        "a web page that was saved under this name. Open its link in a browser, log in where the weights ask for it, and use "
+        "the page's download button; on Hugging Face the address has /resolve/ in it, not /blob/.",
+    ),
+    (
+        (b"gguf",),
+        "a GGUF file, which holds a quantised diffusion or language model. Get the weights as .safetensors.",
+    ),
+    (
+        (b"7z\xbc\xaf", b"rar!", b"\x1f\x8b", b"bzh", b"\xfd7zxz"),
+        "a packed archive. Unpack it and take the weights that are in it.",
+    ),
+    (
+        (b"{", b"access to", b"invalid ", b"error", b"not found", b"entry not found"),
+        "a text, such as a server's answer that it did not send the file. Open it in an editor to see why, and download again.",
+    ),
+]
+OPEN_CLIPS = (
+    "open_clip's version: for OpenAI's ViT-B/32 open_clip_model.safetensors of timm/vit_base_patch32_clip_224.openai "
+    "(with quick_gelu on), for LAION's open_clip_pytorch_model.bin of laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
+)
+# the start of a tensor's name → what has such tensors and what to do; the first that fits says it
+_TENSORS: list[tuple[tuple[str, ...], str]] = [
+    (
+        ("vision_model.",),
+        "a CLIP that reads pixels, in the layout of transformers, as openai/clip-vit-* and PickScore_v1 come. Get "
+        f"{OPEN_CLIPS}; a preference model in that layout is HPS_v2.1_compressed.pt of xswu/HPSv2.",
+    ),
+    (
+        ("blip.",),
+        "ImageReward, which is a BLIP. A preference model that works here is HPS_v2.1_compressed.pt of xswu/HPSv2.",
+    ),
+    (
+        ("model.diffusion_model.", "first_stage_model.", "double_blocks.", "joint_blocks."),
+        "a diffusion checkpoint. Use it with 'Load Checkpoint'.",
+    ),
+    (
+        ("down_blocks.", "transformer_blocks."),
+        "a U-Net or transformer of a diffusers folder. Use the model's single-file checkpoint with 'Load Checkpoint'.",
+    ),
+    (
+        ("decoder.conv_in.", "decoder.up.", "encoder.down", "decoder.up_blocks."),
+        "a VAE. Use it with 'Load VAE'.",
+    ),
+    (
+        ("text_model.", "encoder.block.", "model.layers."),
+        "a text encoder without an image tower. Use it with 'Load CLIP'.",
+    ),
+    (("lora_", "diffusion_model."), "a LoRA or a bare diffusion model. Use 'Load LoRA' or 'Load Diffusion Model'."),
+]
+
+
+def of_start(start: bytes) -> str:
+    """What a file with these first bytes is and what to get instead; "" if that is not known."""
+    low = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return next((what for starts, what in _STARTS if low.startswith(starts)), "")
+
+
+def of_folder(path: Path) -> str:
+    """What a folder of weights is; "" if that is not known."""
+    if any((path / name).exists() for name in ("model_index.json", "unet", "text_encoder")):
+        return "a diffusers folder. Use the model's single-file checkpoint with 'Load Checkpoint'; a CLIP is one file."
+    return ""
+
+
+def of_zip(path: Path) -> str:
+    """What an archive that torch cannot read as tensors is; "" if it has the form of a torch checkpoint, or is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except Exception:  # a damaged archive can fail with nearly any type; whoever reads it says so
+        return ""
+    if any(name.partition("/")[2].startswith("code/") for name in names):
+        return f"a TorchScript program, as OpenAI published CLIP, expected tensors alone. Get {OPEN_CLIPS}."
+    if names and not any(name.endswith("data.pkl") for name in names):
+        return f"a zip archive that starts with {names[0][:60]!r}, not a torch checkpoint. Unpack it and take the weights in it."
+    return ""
+
+
+def of_tensors(names: Collection[str]) -> str:
+    """What a model with such tensors is and what to do with it; "" if that is not known."""
+    return next((what for starts, what in _TENSORS if any(name.startswith(starts) for name in names)), "")

@@ -1,0 +1,94 @@
+"""Every fenced example of the documentation runs, in the order that a reader meets them, or is named here with the reason why not."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from latent_clip_pack.models.checkpoint import read_checkpoint
+from latent_clip_pack.tests.original_layout import TINY, save_original
+from latent_clip_pack.tests.unit.test_docs import DOCS, ROOT
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
+# shell commands that no test runs as they stand, and what is tested of them
+NOT_RUN = {
+    "cd ComfyUI/custom_nodes": "the user's own folder",
+    "git clone https://github.com/latent-clip/ComfyUI-Latent-CLIP": "the network",
+    "pip install -r ComfyUI-Latent-CLIP/requirements.txt": "./dev package installs from it",
+    "pip install open_clip_torch==2.24.0": "changes the environment; ./dev package asks pip about it",
+    "./dev demo": "below: the command exists; it starts a server and runs for minutes",
+    "./dev serve": "below: the command exists; it runs until Ctrl-C",
+    "python docs/examples/queue_and_follow.py workflow_api.json --server 127.0.0.1:8188 --set 7.seed=5": "tests/host/test_api_example.py",
+}
+CONVERT = "python tools/convert_checkpoint.py"
+
+
+def blocks(language: str, *paths: Path) -> list[str]:
+    """The fenced blocks of a language, in order."""
+    return [
+        text for path in paths for found, text in FENCE.findall(path.read_text(encoding="utf-8")) if found == language
+    ]
+
+
+def commands() -> list[str]:
+    """Every line of the blocks without a language, without its comment."""
+    lines = [line.split("  #")[0].strip() for block in blocks("", *DOCS) for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def python(*arguments: str, folder: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory) -> Path:
+    """A ComfyUI folder in which the README's conversion was run, with its own words, on a small file of the authors' layout."""
+    comfyui = tmp_path_factory.mktemp("ComfyUI")
+    folder = comfyui / "custom_nodes" / "ComfyUI-Latent-CLIP"
+    folder.mkdir(parents=True)
+    (folder / "tools").symlink_to(ROOT / "tools")
+    (comfyui / "models" / "latent_clip").mkdir(parents=True)
+    save_original(folder / "epoch_34.pt", TINY, vae_widths=(8, 8))
+    (command,) = [line for line in commands() if line.startswith(CONVERT)]
+    done = python(*shlex.split(command)[1:], folder=folder)
+    assert done.returncode == 0, done.stderr
+    return comfyui / "models" / "latent_clip"
+
+
+def test_no_example_is_overlooked():
+    languages = {language for path in DOCS for language, _ in FENCE.findall(path.read_text(encoding="utf-8"))}
+    assert languages <= {"", "python", "mermaid"}
+    assert {line for line in commands() if not line.startswith(CONVERT)} == set(NOT_RUN)
+    assert [path.name for path in DOCS if blocks("python", path)] == ["api.md"]
+
+
+@pytest.mark.parametrize("command", [line for line in NOT_RUN if line.startswith("./dev")])
+def test_the_commands_of_dev_exist(command):
+    done = python(*shlex.split(command), "--help", folder=ROOT)
+    assert done.returncode == 0 and "usage" in done.stdout, done.stderr
+
+
+def test_requirements_are_where_the_readme_says():
+    assert {"open_clip_torch", "einops", "safetensors"} == set((ROOT / "requirements.txt").read_text().split())
+
+
+def test_the_readmes_conversion_makes_the_file_that_it_names(converted):
+    checkpoint = read_checkpoint(converted / "latent-clip-b-8.safetensors")
+    assert str(checkpoint.state_dict["visual.conv1.weight"].dtype) == "torch.float16"
+
+
+def test_the_library_examples_run_on_that_file(converted, tmp_path):
+    (tmp_path / "ComfyUI-Latent-CLIP").symlink_to(ROOT)
+    (tmp_path / "latent-clip-b-8.safetensors").symlink_to(converted / "latent-clip-b-8.safetensors")
+    service, *library = blocks("python", ROOT / "docs" / "api.md")
+    assert service.startswith("require_gate("), "that one runs in tests/host/test_require_gate.py"
+    (tmp_path / "example.py").write_text("\n".join(library), encoding="utf-8")
+    done = python("example.py", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    scores, best, again = done.stdout.splitlines()
+    assert re.fullmatch(r"tensor\(\[-?0\.\d+, -?0\.\d+\]\)", scores)
+    assert best.endswith("['iterations', 'iterations']")
+    assert re.findall(r"-?0\.\d{3}", best)[:2] == re.findall(r"-?0\.\d{3}", again)[:2]
