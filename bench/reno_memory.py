@@ -1,13 +1,15 @@
 """What the way back costs: bytes alive in SDXL's U-Net and VAE for sampling, and for ReNO in both memory modes.
 
 Full size, on the meta device: every tensor has its shape, dtype and life time, and no storage. The host asks for the
-memory of sampling only; host/reno.py multiplies that by the factors found here.
+memory of sampling only; host/reservation.py multiplies that by the factors found here.
 """
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from ..models.latent_clip import LatentCLIP
 from .scoring import SDXL_VAE
 from .timing import use_cpu_host
 
+META = torch.device("meta")
 SDXL_UNET = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2, 2, 2],
     "channel_mult": [1, 2, 4], "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_middle": 10,
@@ -32,33 +35,83 @@ def run() -> dict:
     """Peaks in MiB for one image in fp16, and how many times the host's own estimate they are."""
     use_cpu_host()
     return {
-        "what": "bytes alive, one image, fp16, fused attention",
+        "what": "bytes alive, one image, fp16, fused attention unless said otherwise",
         "U-Net of SDXL": {f"{8 * side} px": _unet(side) for side in (64, 128)},
+        "U-Net of SDXL, fp8 weights cast for every use": {
+            f"{8 * side} px": _unet(side, fp8=True) for side in (64, 128)
+        },
+        "U-Net of SDXL, attention that is not fused": {
+            f"{8 * side} px": _unet(side, fused=False) for side in (64, 128)
+        },
+        "ControlNet of SDXL": {f"{8 * side} px": _controlnet(side) for side in (64, 128)},
         "VAE decoder of SDXL": {f"{8 * side} px": _vae(side) for side in (64, 128)},
         "Latent-CLIP": {name: _tower(config) for name, config in published_configs().items()},
     }
 
 
-def _unet(side: int) -> dict:
+def _unet(side: int, fp8: bool = False, fused: bool = True) -> dict:
     import comfy.ops
-    import comfy.supported_models
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    weights, operations = (
+        (torch.float8_e4m3fn, comfy.ops.manual_cast) if fp8 else (torch.float16, comfy.ops.disable_weight_init)
+    )
+    network = UNetModel(**SDXL_UNET, dtype=weights, device=META, operations=operations)
+    network.dtype = torch.float16
+    attention = _fused_attention if fused else _unfused_attention
+    return _network(
+        network,
+        side,
+        lambda x: network(x, **_conditions(), transformer_options={"optimized_attention_override": attention}),
+    )
+
+
+def _controlnet(side: int) -> dict:
+    """A ControlNet is half a U-Net; its attention takes no override, so the host's own function is replaced."""
+    import comfy.ldm.modules.attention as attention
+    import comfy.ops
+    from comfy.cldm.cldm import ControlNet
+
+    config = {key: value for key, value in SDXL_UNET.items() if key not in ("out_channels", "transformer_depth_output")}
+    network = ControlNet(
+        **config, hint_channels=3, dtype=torch.float16, device=META, operations=comfy.ops.disable_weight_init
+    )
+    hint = torch.empty(1, 3, 8 * side, 8 * side, dtype=torch.float16, device=META)
+
+    def forward(x: Tensor) -> Tensor:
+        outputs = tree_leaves(network(x=x, hint=hint, **_conditions()))
+        return sum((tensor.float().sum() for tensor in outputs), x.new_zeros(()).float())
+
+    names = ("optimized_attention", "optimized_attention_masked")
+    before = {name: getattr(attention, name) for name in names}
+    for name in names:
+        setattr(attention, name, partial(_fused_attention, None))
+    try:
+        return _network(network, side, forward)
+    finally:
+        for name, function in before.items():
+            setattr(attention, name, function)
+
+
+def _conditions() -> dict[str, Tensor]:
+    return {
+        "timesteps": torch.empty(1, device=META),
+        "context": torch.empty(1, 77, 2048, dtype=torch.float16, device=META),
+        "y": torch.empty(1, 2816, dtype=torch.float16, device=META),
+    }
+
+
+def _network(network: torch.nn.Module, side: int, forward: Callable[[Tensor], Tensor]) -> dict:
+    """Peaks of sampling, and of both memory modes of Optimize Noise."""
+    import comfy.supported_models
 
     from ..host.gradients import checkpointed_blocks
 
-    dtype, device = torch.float16, torch.device("meta")
-    network = UNetModel(**SDXL_UNET, dtype=dtype, device=device, operations=comfy.ops.disable_weight_init)
     network.train(False).requires_grad_(False)
-    inputs = {
-        "timesteps": torch.empty(1, device=device),
-        "context": torch.empty(1, 77, 2048, dtype=dtype, device=device),
-        "y": torch.empty(1, 2816, dtype=dtype, device=device),
-        "transformer_options": {"optimized_attention_override": _fused_attention},
-    }
 
     def peaks(gradient: bool) -> int:
-        noise = torch.empty(1, 4, side, side, dtype=dtype, device=device).requires_grad_(gradient)
-        return _peak(lambda: network(noise, **inputs), noise if gradient else None)
+        noise = torch.empty(1, 4, side, side, dtype=torch.float16, device=META).requires_grad_(gradient)
+        return _peak(lambda: forward(noise), noise if gradient else None)
 
     with checkpointed_blocks(network):
         low = peaks(True)
@@ -150,6 +203,14 @@ def _fused_attention(_function, q: Tensor, k: Tensor, v: Tensor, heads: int, *ar
     q, k, v = (x.view(batch, -1, heads, width // heads).transpose(1, 2) for x in (q, k, v))
     result = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]
     return result.transpose(1, 2).reshape(batch, -1, width)
+
+
+def _unfused_attention(_function, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs) -> Tensor:
+    """Attention that keeps its matrix for the way back: MPS, ROCm without its fused kernels, DirectML."""
+    batch, _, width = q.shape
+    q, k, v = (x.view(batch, -1, heads, width // heads).transpose(1, 2) for x in (q, k, v))
+    scores = torch.matmul(q * (width // heads) ** -0.5, k.transpose(-2, -1)).softmax(-1)
+    return torch.matmul(scores, v).transpose(1, 2).reshape(batch, -1, width)
 
 
 def _fused_attention_2d(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
