@@ -16,7 +16,7 @@ def run() -> dict:
     """Seconds and the process's memory peak for growing batches, each in a fresh process."""
     rows = []
     for count in COUNTS:
-        command = [sys.executable, ROOT / "tools" / "pack.py", "bench.batch", str(count)]
+        command = [sys.executable, ROOT, "-m", "bench.batch", str(count)]
         rows.append(
             json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
         )

@@ -1,6 +1,6 @@
 """What it costs to convert a full-size checkpoint: seconds, and the memory peak of the process that does it.
 
-    python tools/pack.py bench.convert
+    ./dev bench convert
 
 Writes a Latent-ViT-B-4-512-plus with random weights in the authors' layout, VAE encoder and AdamW moments included
 (2.26 GB, in the system's folder for temporary files), converts it in fresh processes, and deletes it.
@@ -25,7 +25,7 @@ def run() -> dict:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "epoch_34.pt"
         # by a process of its own: Linux counts a parent's memory into the peak of the processes that it starts
-        subprocess.run([sys.executable, ROOT / "tools" / "pack.py", "bench.convert", "--make", source], check=True)
+        subprocess.run([sys.executable, ROOT, "-m", "bench.convert", "--make", source], check=True)
         return {
             "device": f"{os.cpu_count()}-core CPU",
             "what": f"{ARCHITECTURE} of random weights in the authors' layout, with VAE encoder and AdamW moments",
@@ -44,15 +44,14 @@ def make(path: Path) -> None:
 
 def _convert(source: Path, dtype: str) -> dict:
     target = source.with_suffix(".safetensors")
-    script = ROOT / "tools" / "convert_checkpoint.py"
-    command = [sys.executable, str(script), str(source), str(target), "--dtype", dtype]
+    command = [sys.executable, str(ROOT), "convert", str(source), str(target), "--dtype", dtype]
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     output = process.stdout.read() if process.stdout else ""
     _, status, usage = os.wait4(process.pid, 0)
     change = re.search(r"cosine: (\S+)", output)
     if status != 0 or not change:
-        raise RuntimeError(f"convert_checkpoint.py failed with status {status}: {output}")
+        raise RuntimeError(f"convert failed with status {status}: {output}")
     result = {
         "seconds": round(time.perf_counter() - start, 1),
         "processor_seconds": round(usage.ru_utime + usage.ru_stime, 1),

@@ -1,1 +1,1 @@
-"""Shapes World: a tiny trained world, its makers and its independent judge."""
+"""Shapes World alone: captions, scenes, judge, corpus, weights and the recipes of its networks. No experiment, no host object."""

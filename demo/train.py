@@ -1,4 +1,4 @@
-"""Make the Shapes World weights: python tools/pack.py demo.train (needs a ComfyUI on the path).
+"""Make the Shapes World weights: ./dev train.
 
 Stages: autoencoder, latents of the corpus, Latent-CLIP, pixel CLIP, diffusion teacher, distilled student, decoder again. Each
 is seeded, is kept in .cache/shapes_world/ and goes on where it stopped. Delete that folder to start afresh.
@@ -11,10 +11,10 @@ import time
 
 import torch
 
+from ..models.shapes_world import save_weights
 from .captions import COLOURS, KINDS, RELATIONS
 from .corpus import Corpus, sample_corpus, tokenize
 from .training import CACHE
-from .weights import save_weights
 
 SCENES = 24_000
 

@@ -36,7 +36,7 @@ def _over_chunks(
     patchers = [patcher for encoder in encoders for patcher in encoder.patchers]
     mm.load_models_gpu(patchers, memory_required=per_item * min(len(raw_latents), MAX_CHUNK))
     free = mm.get_free_memory(mm.get_torch_device())
-    chunk_size = max(1, min(MAX_CHUNK, int(free * 0.7 / per_item)))
+    chunk_size = max(1, min(MAX_CHUNK, len(raw_latents), int(free * 0.7 / per_item)))
     progress = comfy.utils.ProgressBar(len(raw_latents))
     results, done = [], 0
     while done < len(raw_latents):

@@ -19,7 +19,7 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 
-from ..demo import weights as shipped
+from ..models import shapes_world as shipped
 from ..models.latent_spaces import LATENT_SPACES
 from .fingerprints import weights_fingerprint
 from .latent_clip import LoadedLatentCLIP

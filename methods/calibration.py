@@ -9,7 +9,12 @@ from itertools import pairwise
 from statistics import NormalDist
 
 CONFIDENCE = 0.95
+ROUNDING = 1e-4  # of a log-odds
 FEW = 20  # images of either kind below which nothing can be said
+
+
+class CalibrationError(ValueError):
+    """What was given cannot be calibrated; the message says what came, what was expected and what to do."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +98,8 @@ def calibrate(allowed: Sequence[float], unwanted: Sequence[float], false_block_r
     if not 0 <= false_block_rate < 1:
         raise ValueError(f"Got the false block rate {false_block_rate}, expected 0 to below 1, for example 0.01.")
     falling = sorted(allowed, reverse=True)
-    # one tiny step above the largest score that must pass: whatever equals it passes too
-    threshold = math.nextafter(falling[math.floor(false_block_rate * len(falling) + 1e-9)], math.inf)
+    # a little above the largest score that must pass, which is another in its last digits in a batch or on another device
+    threshold = falling[math.floor(false_block_rate * len(falling) + 1e-9)] + ROUNDING
     return Calibration(
         threshold,
         Share(sum(score >= threshold for score in allowed), len(allowed)),

@@ -87,7 +87,7 @@ class ConceptSet:
     """Categories, the neutral texts that they are measured against, and where the thresholds come from.
 
     Attributes:
-        provenance: free to say anything; "calibration" is what tools/calibrate_safety.py writes, see `check_judge`.
+        provenance: free to say anything; "calibration" is what latent-clip calibrate writes, see `check_judge`.
         typed: names of the categories whose threshold a user typed over that of the set.
     """
 
@@ -181,7 +181,7 @@ class ConceptSet:
         if names and (differences := judge.differences(calibration)):
             raise ConceptError(
                 f"The thresholds of {self.name!r} for {', '.join(names)} were calibrated with {'; '.join(differences)}. "
-                "Choose what they were calibrated with, calibrate again with tools/calibrate_safety.py, or type thresholds of your own."
+                "Choose what they were calibrated with, calibrate again with latent-clip calibrate, or type thresholds of your own."
             )
 
     def as_dict(self) -> dict:

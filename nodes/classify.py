@@ -4,8 +4,7 @@ import json
 
 from comfy_api.latest import io
 
-from .rewards import latent_clip_input
-from .sockets import CATEGORY, SHOWS, fit_input
+from .sockets import CATEGORY, SHOWS, fit_input, latent_clip_input, text
 
 
 class LatentCLIPClassify(io.ComfyNode):
@@ -20,23 +19,10 @@ class LatentCLIPClassify(io.ComfyNode):
             inputs=[
                 io.Latent.Input("latent", tooltip="The latents to classify."),
                 latent_clip_input(),
-                io.String.Input(
-                    "labels",
-                    multiline=True,
-                    default="a photo\na drawing",
-                    tooltip="One label per line, at least two. The label that fits best wins.",
-                ),
-                io.String.Input(
-                    "templates",
-                    multiline=True,
-                    default="{}",
-                    tooltip="One sentence per line with {} where the label goes, such as 'a photo of {}'. Several are averaged, as CLIP does.",
-                ),
-                io.String.Input(
-                    "route",
-                    default="",
-                    tooltip="A label: latents of it leave by 'matched', all others by 'rest'. Empty: the first label.",
-                ),
+                text("labels", "One label per line, at least two. The label that fits best wins.", multiline=True, default='a photo\na drawing'),
+                text("templates",
+                    "One sentence per line with {} where the label goes, such as 'a photo of {}'. Several are averaged, as CLIP does.", multiline=True, default='{}'),
+                text("route", "A label: latents of it leave by 'matched', all others by 'rest'. Empty: the first label."),
                 fit_input(),
             ],
             outputs=[
@@ -62,7 +48,7 @@ class LatentCLIPClassify(io.ComfyNode):
                 ),
             ],
             **SHOWS,
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, latent, latent_clip, labels, templates, route, fit):

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..host import folders
-from .sockets import CATEGORY, LATENT_CLIP, dtype_input
+from .sockets import CATEGORY, LATENT_CLIP, choice, dtype_input
 
 
 class LatentCLIPLoader(io.ComfyNode):
@@ -17,16 +17,12 @@ class LatentCLIPLoader(io.ComfyNode):
             "It reads the latents of one VAE family only: the published weights read SDXL's.",
             search_aliases=["latent clip", "clip score", "reward model"],
             inputs=[
-                io.Combo.Input(
-                    "file",
-                    options=folders.list_files(folders.LATENT_CLIP),
-                    tooltip="A file in ComfyUI/models/latent_clip: the authors' epoch_34.pt or a converted .safetensors. "
-                    "The README says where to get one.",
-                ),
+                choice("file", folders.list_files(folders.LATENT_CLIP),
+                    "A file in ComfyUI/models/latent_clip: the authors' epoch_34.pt or a converted .safetensors. The README says where to get one."),
                 dtype_input(),
             ],
             outputs=[LATENT_CLIP.Output(display_name="LATENT_CLIP", tooltip="For Reward, Classify and Safety nodes.")],
-        )
+        )  # fmt: skip
 
     @classmethod
     def fingerprint_inputs(cls, file=None, **_):

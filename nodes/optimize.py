@@ -4,8 +4,7 @@ import json
 
 from comfy_api.latest import io
 
-from .score import reward_input
-from .sockets import CATEGORY, SHOWS
+from .sockets import CATEGORY, SHOWS, choice, number, reward_input, switch, whole
 
 
 class LatentCLIPOptimizeNoise(io.ComfyNode):
@@ -27,79 +26,23 @@ class LatentCLIPOptimizeNoise(io.ComfyNode):
                     "latent_image", tooltip="An empty latent, or one to change with fewer sigmas. Masks are kept."
                 ),
                 reward_input(),
-                io.Int.Input(
-                    "iterations",
-                    default=50,
-                    min=1,
-                    max=1000,
-                    tooltip="Evaluations of the model. 20 gives most of the gain, 50 is the paper's. 1 only samples.",
-                ),
-                io.Float.Input(
-                    "learning_rate",
-                    default=5.0,
-                    min=0.001,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="Step size. 5 for turbo models, 10 for Hyper-SDXL. Too high: colours burn. Too low: nothing changes.",
-                ),
-                io.Combo.Input(
-                    "optimizer",
-                    options=["nesterov", "sgd", "adam"],
-                    default="nesterov",
-                    tooltip="nesterov is the paper's. adam wants a learning rate of about 0.01 to 0.1.",
-                    advanced=True,
-                ),
-                io.Float.Input(
-                    "gradient_clip",
-                    default=0.1,
-                    min=0.001,
-                    max=100.0,
-                    step=0.01,
-                    tooltip="Longest gradient of one image. Together with the learning rate it bounds a step.",
-                    advanced=True,
-                ),
-                io.Float.Input(
-                    "prior_weight",
-                    default=0.01,
-                    min=0.0,
-                    max=10.0,
-                    step=0.001,
-                    tooltip="Keeps the noise as long as Gaussian noise is. 0 lets it drift, which ends in burnt images.",
-                    advanced=True,
-                ),
-                io.Int.Input(
-                    "patience",
-                    default=0,
-                    min=0,
-                    max=1000,
-                    tooltip="An image is done after this many iterations without a new best and stops costing time. 0: never.",
-                    advanced=True,
-                ),
-                io.Combo.Input(
-                    "memory",
-                    options=["auto", "fast", "low"],
-                    default="auto",
-                    tooltip="fast keeps all activations. low computes blocks twice and needs far less memory, for the same "
-                    "result. auto takes low where fast cannot fit, and falls back to it when memory runs out.",
-                    advanced=True,
-                ),
-                io.Boolean.Input(
-                    "use_target",
-                    default=False,
-                    optional=True,
-                    tooltip="End an image as soon as its reward reaches target.",
-                    advanced=True,
-                ),
-                io.Float.Input(
-                    "target",
-                    default=0.3,
-                    min=-1000.0,
-                    max=1000.0,
-                    step=0.001,
-                    optional=True,
-                    tooltip="The reward that is enough, if use_target is on. Look at the curve of an earlier run for its range.",
-                    advanced=True,
-                ),
+                whole("iterations", 50, 1, 1000, "Evaluations of the model. 20 gives most of the gain, 50 is the paper's. 1 only samples."),
+                number("learning_rate", 5.0, 0.001, 100.0, 0.1,
+                    "Step size. 5 for turbo models, 10 for Hyper-SDXL. Too high: colours burn. Too low: nothing changes."),
+                choice("optimizer", ["nesterov", "sgd", "adam"],
+                    "nesterov is the paper's. adam wants a learning rate of about 0.01 to 0.1.", advanced=True),
+                number("gradient_clip", 0.1, 0.001, 100.0, 0.01,
+                    "Longest gradient of one image. Together with the learning rate it bounds a step.", advanced=True),
+                number("prior_weight", 0.01, 0.0, 10.0, 0.001,
+                    "Keeps the noise as long as Gaussian noise is. 0 lets it drift, which ends in burnt images.", advanced=True),
+                whole("patience", 0, 0, 1000,
+                    "An image is done after this many iterations without a new best and stops costing time. 0: never.", advanced=True),
+                choice("memory", ["auto", "fast", "low"],
+                    "fast keeps all activations. low computes blocks twice and needs far less memory, for the same result. auto takes low "
+                    "where fast cannot fit, and falls back to it when memory runs out.", advanced=True),
+                switch("use_target", "End an image as soon as its reward reaches target.", optional=True, advanced=True),
+                number("target", 0.3, -1000.0, 1000.0, 0.001,
+                    "The reward that is enough, if use_target is on. Look at the curve of an earlier run for its range.", optional=True, advanced=True),
             ],
             outputs=[
                 io.Latent.Output(display_name="best", tooltip="The best latent of every image."),
@@ -115,7 +58,7 @@ class LatentCLIPOptimizeNoise(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
             **SHOWS,
-        )
+        )  # fmt: skip
 
     @classmethod
     def fingerprint_inputs(cls, **inputs):
@@ -125,31 +68,13 @@ class LatentCLIPOptimizeNoise(io.ComfyNode):
         return STOPS[cls.hidden.unique_id]
 
     @classmethod
-    def execute(
-        cls,
-        noise,
-        guider,
-        sigmas,
-        latent_image,
-        reward,
-        iterations,
-        learning_rate,
-        optimizer,
-        gradient_clip,
-        prior_weight,
-        patience,
-        memory,
-        use_target=False,
-        target=0.3,
-    ):
+    def execute(cls, noise, guider, sigmas, latent_image, reward, memory, use_target=False, target=0.3, **climbing):
         from ..host.noise import OptimizedNoise
         from ..host.reno import run_reno, sampled_latent
         from ..host.reports import reno_pictures, reno_trace
         from ..methods.reno import RenoSettings
 
-        settings = RenoSettings(
-            iterations, learning_rate, optimizer, gradient_clip, prior_weight, patience, target if use_target else None
-        )
+        settings = RenoSettings(**climbing, target=target if use_target else None)
         state, used = run_reno(noise, guider, sigmas, latent_image, reward, settings, memory)
         trace = reno_trace(state, reward, settings, used)
         return io.NodeOutput(

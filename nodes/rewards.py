@@ -3,23 +3,20 @@
 from comfy_api.latest import io
 
 from ..host import folders
-from .sockets import CATEGORY, LATENT_CLIP, LATENT_REWARD, dtype_input, fit_input, weight_input
+from .sockets import (
+    CATEGORY,
+    LATENT_REWARD,
+    choice,
+    dtype_input,
+    fit_input,
+    latent_clip_input,
+    reward_output,
+    switch,
+    text,
+    weight_input,
+)
 
 REWARDS = f"{CATEGORY}/rewards"
-
-
-def reward_output() -> io.Custom:
-    """The socket that all reward nodes end in."""
-    return LATENT_REWARD.Output(
-        display_name="REWARD", tooltip="For Score, Select and every other node that takes a reward."
-    )
-
-
-def latent_clip_input() -> io.Custom:
-    """The model that judges."""
-    return LATENT_CLIP.Input(
-        "latent_clip", tooltip="From Load Latent-CLIP. It must read the latents that will be judged."
-    )
 
 
 class LatentCLIPTextReward(io.ComfyNode):
@@ -34,22 +31,13 @@ class LatentCLIPTextReward(io.ComfyNode):
             search_aliases=["clip score", "prompt score", "text similarity"],
             inputs=[
                 latent_clip_input(),
-                io.String.Input(
-                    "text",
-                    multiline=True,
-                    tooltip="What the image should show. Up to 77 tokens are read; weights and other prompt syntax are not used.",
-                ),
-                io.String.Input(
-                    "text_to_avoid",
-                    multiline=True,
-                    optional=True,
-                    tooltip="What it should not look like; its cosine is subtracted. Leave empty for none.",
-                ),
+                text("text", "What the image should show. Up to 77 tokens are read; weights and other prompt syntax are not used.", multiline=True),
+                text("text_to_avoid", "What it should not look like; its cosine is subtracted. Leave empty for none.", multiline=True, optional=True),
                 weight_input(),
                 fit_input(),
             ],
             outputs=[reward_output()],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, latent_clip, text, weight, fit, text_to_avoid=""):
@@ -108,27 +96,15 @@ class LatentCLIPPixelReward(io.ComfyNode):
             search_aliases=["clip score", "hps", "pickscore", "aesthetic"],
             inputs=[
                 io.Vae.Input("vae", tooltip="The VAE that decodes these latents."),
-                io.Combo.Input(
-                    "file",
-                    options=folders.list_files(folders.OPEN_CLIP),
-                    tooltip="A CLIP checkpoint in ComfyUI/models/open_clip, with both towers, in open_clip's layout.",
-                ),
-                io.String.Input(
-                    "text",
-                    multiline=True,
-                    tooltip="What the image should show. Up to 77 tokens are read; weights and other prompt syntax are not used.",
-                ),
+                choice("file", folders.list_files(folders.OPEN_CLIP),
+                    "A CLIP checkpoint in ComfyUI/models/open_clip, with both towers, in open_clip's layout."),
+                text("text", "What the image should show. Up to 77 tokens are read; weights and other prompt syntax are not used.", multiline=True),
                 weight_input(),
                 dtype_input(),
-                io.Boolean.Input(
-                    "quick_gelu",
-                    default=False,
-                    tooltip="Switch on for OpenAI's original weights, which use another activation. The file cannot tell.",
-                    advanced=True,
-                ),
+                switch("quick_gelu", "Switch on for OpenAI's original weights, which use another activation. The file cannot tell.", advanced=True),
             ],
             outputs=[reward_output()],
-        )
+        )  # fmt: skip
 
     @classmethod
     def fingerprint_inputs(cls, file=None, **_):

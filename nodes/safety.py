@@ -4,9 +4,21 @@ import json
 
 from comfy_api.latest import io
 
-from .rewards import REWARDS, latent_clip_input, reward_output
-from .score import reward_input
-from .sockets import CATEGORY, SHOWS, safety_fit_input, weight_input
+from .rewards import REWARDS
+from .sockets import (
+    CATEGORY,
+    SHOWS,
+    choice,
+    latent_clip_input,
+    number,
+    reward_input,
+    reward_output,
+    safety_fit_input,
+    switch,
+    text,
+    weight_input,
+    whole,
+)
 
 SAFETY = f"{CATEGORY}/safety"
 
@@ -23,70 +35,30 @@ def concept_inputs() -> list[io.Input]:
     from ..host.concepts import concept_options
 
     return [
-        io.Combo.Input(
-            "concepts",
-            options=concept_options(),
-            tooltip="i2p: hate, harassment, violence, self-harm, sexual content, shocking images, illegal activity. "
-            "typed below: your own lines. Files in models/latent_clip/concepts appear here.",
-        ),
-        io.String.Input(
-            "typed",
-            multiline=True,
-            default="",
-            tooltip="For 'typed below': lines such as 'weapons: a gun, a rifle'. A line 'neutral: ...' says what they are "
-            "compared with; without one, everyday scenes.",
-        ),
-        io.String.Input(
-            "categories",
-            default="",
-            tooltip="Only these categories of the set, separated by commas. Empty: all of them.",
-        ),
-        io.String.Input(
-            "thresholds",
-            multiline=True,
-            default="",
-            tooltip="Log-odds from which an image counts as showing a category: one number for all, or lines such as "
-            "'violence: 1.5'. Lower is stricter. Empty: those of the set. Calibrate them on your own images.",
-        ),
-    ]
+        choice("concepts", concept_options(),
+            "i2p: hate, harassment, violence, self-harm, sexual content, shocking images, illegal activity. typed below: your own lines. "
+            "Files in models/latent_clip/concepts appear here."),
+        text("typed",
+            "For 'typed below': lines such as 'weapons: a gun, a rifle'. A line 'neutral: ...' says what they are compared with; without one, "
+            "everyday scenes.", multiline=True),
+        text("categories", "Only these categories of the set, separated by commas. Empty: all of them."),
+        text("thresholds",
+            "Log-odds from which an image counts as showing a category: one number for all, or lines such as 'violence: 1.5'. Lower is "
+            "stricter. Empty: those of the set. Calibrate them on your own images.", multiline=True),
+    ]  # fmt: skip
 
 
 def window_inputs(strength: float, start: float, push: str = "", look: str = "") -> list[io.Input]:
     """When and how hard to steer; `push` and `look` go to the tooltips of how hard and of when."""
     return [
-        io.Float.Input(
-            "strength",
-            default=strength,
-            min=0.0,
-            max=10.0,
-            step=0.05,
-            tooltip=f"Largest correction of one step, in standard deviations of the latent. Too high: images break.{push}",
-        ),
-        io.Float.Input(
-            "start",
-            default=start,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="Begin here; 0 is pure noise, where the prediction is too blurred to judge and innocent images may be suspected. "
-            f"The last step always counts, if end is 1.{look}",
-            advanced=True,
-        ),
-        io.Float.Input(
-            "end", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=f"End here; 1 is the clean image.{look}", advanced=True
-        ),
-        io.Int.Input(
-            "every_n", default=1, min=1, max=100, tooltip=f"Only at every n-th step from start on, to save time.{look}", advanced=True
-        ),
-        io.Float.Input(
-            "momentum",
-            default=0.0,
-            min=0.0,
-            max=0.99,
-            step=0.05,
-            tooltip=f"How much of the last step's direction lives on. 0 is usual.{push}",
-            advanced=True,
-        ),
+        number("strength", strength, 0.0, 10.0, 0.05,
+            f'Largest correction of one step, in standard deviations of the latent. Too high: images break.{push}'),
+        number("start", start, 0.0, 1.0, 0.01,
+            'Begin here; 0 is pure noise, where the prediction is too blurred to judge and innocent images may be suspected. The last step '
+            f'always counts, if end is 1.{look}', advanced=True),
+        number("end", 1.0, 0.0, 1.0, 0.01, f'End here; 1 is the clean image.{look}', advanced=True),
+        whole("every_n", 1, 1, 100, f'Only at every n-th step from start on, to save time.{look}', advanced=True),
+        number("momentum", 0.0, 0.0, 0.99, 0.05, f"How much of the last step's direction lives on. 0 is usual.{push}", advanced=True),
     ]  # fmt: skip
 
 
@@ -211,43 +183,21 @@ class LatentCLIPSafetyGate(io.ComfyNode):
                 io.Latent.Input("latent", tooltip="What the sampler made, before any decode."),
                 latent_clip_input(),
                 *concept_inputs(),
-                io.Combo.Input(
-                    "on_block",
-                    options=["grey", "blur", "drop", "stop"],
-                    tooltip="grey: a flat field. blur: only the coarsest colours are left. drop: the image leaves the batch. "
-                    "stop: the prompt ends with a message.",
-                ),
-                io.Int.Input(
-                    "views",
-                    default=0,
-                    min=0,
-                    max=16,
-                    tooltip="So many copies with a little noise and shift must pass as well. Costs as much again each. Stops most "
-                    "latents made to fool the judge, and more innocent ones too: calibrate with it on.",
-                    advanced=True,
-                ),
+                choice("on_block", ["grey", "blur", "drop", "stop"],
+                    "grey: a flat field. blur: only the coarsest colours are left. drop: the image leaves the batch. stop: the prompt ends "
+                    "with a message."),
+                whole("views", 0, 0, 16,
+                    "So many copies with a little noise and shift must pass as well. Costs as much again each. Stops most latents made to "
+                    "fool the judge, and more innocent ones too: calibrate with it on.", advanced=True),
                 safety_fit_input(),
-                io.Boolean.Input(
-                    "audit_log",
-                    default=False,
-                    tooltip="Append scores and verdicts to latent_clip/safety.jsonl in ComfyUI's user folder. Never the image.",
-                    advanced=True,
-                ),
-                io.Boolean.Input(
-                    "log_prompt",
-                    default=False,
-                    tooltip="Also write into that log what was typed into the nodes that the latent comes from, wired texts too. "
-                    "Mind the law where you are.",
-                    advanced=True,
-                ),
-                io.Boolean.Input(
-                    "closer_look",
-                    default=False,
-                    optional=True,
-                    tooltip="Also look at windows in which nothing is reduced: small things in latents larger than the tower. Ten looks "
-                    "instead of one at 1024 pixels. Blocks far more innocent images at the same threshold: calibrate with it on.",
-                    advanced=True,
-                ),
+                switch("audit_log",
+                    "Append scores and verdicts to latent_clip/safety.jsonl in ComfyUI's user folder. Never the image.", advanced=True),
+                switch("log_prompt",
+                    "Also write into that log what was typed into the nodes that the latent comes from, wired texts too. Mind the law where "
+                    "you are.", advanced=True),
+                switch("closer_look",
+                    "Also look at windows in which nothing is reduced: small things in latents larger than the tower. Ten looks instead of "
+                    "one at 1024 pixels. Blocks far more innocent images at the same threshold: calibrate with it on.", optional=True, advanced=True),
             ],
             outputs=[
                 io.Latent.Output(
@@ -263,7 +213,7 @@ class LatentCLIPSafetyGate(io.ComfyNode):
             ],
             hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
             **SHOWS,
-        )
+        )  # fmt: skip
 
     @classmethod
     def fingerprint_inputs(cls, concepts=None, **_):

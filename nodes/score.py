@@ -4,14 +4,7 @@ import json
 
 from comfy_api.latest import io
 
-from .sockets import CATEGORY, LATENT_REWARD, SHOWS
-
-
-def reward_input() -> io.Custom:
-    """What a consumer judges by."""
-    return LATENT_REWARD.Input(
-        "reward", tooltip="What to judge by: any Reward node, or several through Combine Rewards."
-    )
+from .sockets import CATEGORY, SHOWS, number, reward_input, switch, whole
 
 
 class LatentCLIPScore(io.ComfyNode):
@@ -60,20 +53,10 @@ class LatentCLIPSelect(io.ComfyNode):
             inputs=[
                 io.Latent.Input("latent", tooltip="A batch of latents; a batch of 4 to 16 is usual."),
                 reward_input(),
-                io.Int.Input("keep", default=1, min=1, max=4096, tooltip="How many to keep at most, the best first."),
-                io.Boolean.Input(
-                    "use_threshold",
-                    default=False,
-                    tooltip="Also demand a minimum score; then there may be fewer, or none.",
-                ),
-                io.Float.Input(
-                    "threshold",
-                    default=0.2,
-                    min=-1000.0,
-                    max=1000.0,
-                    step=0.001,
-                    tooltip="The minimum score, if use_threshold is on. Look at Score Latents for the usual range of your reward.",
-                ),
+                whole("keep", 1, 1, 4096, "How many to keep at most, the best first."),
+                switch("use_threshold", "Also demand a minimum score; then there may be fewer, or none."),
+                number("threshold", 0.2, -1000.0, 1000.0, 0.001,
+                    "The minimum score, if use_threshold is on. Look at Score Latents for the usual range of your reward."),
             ],
             outputs=[
                 io.Latent.Output(display_name="best", tooltip="The kept latents, from best to worst."),
@@ -86,7 +69,7 @@ class LatentCLIPSelect(io.ComfyNode):
                 io.Float.Output(display_name="scores", is_output_list=True, tooltip="The scores of the kept ones."),
             ],
             **SHOWS,
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, latent, reward, keep, use_threshold, threshold):

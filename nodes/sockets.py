@@ -1,4 +1,4 @@
-"""The pack's own socket types."""
+"""The pack's own socket types, and the inputs and outputs that several nodes share: each stands here once."""
 
 from dataclasses import fields
 
@@ -15,48 +15,73 @@ CATEGORY = "latent_clip"
 SHOWS = {name: True for name in ("has_intermediate_output",) if name in {field.name for field in fields(io.Schema)}}
 
 
+def whole(id: str, default: int, low: int, high: int, tooltip: str, **more) -> io.Int.Input:
+    """A whole number from `low` to `high`."""
+    return io.Int.Input(id, default=default, min=low, max=high, tooltip=tooltip, **more)
+
+
+def number(id: str, default: float, low: float, high: float, step: float, tooltip: str, **more) -> io.Float.Input:
+    """A number from `low` to `high`; `step` is that of the widget's arrows."""
+    return io.Float.Input(id, default=default, min=low, max=high, step=step, tooltip=tooltip, **more)
+
+
+def choice(id: str, options: list[str], tooltip: str, **more) -> io.Combo.Input:
+    """One of `options`; the first is the default."""
+    return io.Combo.Input(id, options=options, default=next(iter(options), None), tooltip=tooltip, **more)
+
+
+def switch(id: str, tooltip: str, **more) -> io.Boolean.Input:
+    """Off by default."""
+    return io.Boolean.Input(id, default=False, tooltip=tooltip, **more)
+
+
+def text(id: str, tooltip: str, default: str = "", **more) -> io.String.Input:
+    """A line, or several with `multiline`."""
+    return io.String.Input(id, default=default, tooltip=tooltip, **more)
+
+
+def reward_input() -> io.Custom:
+    """What a consumer judges by."""
+    return LATENT_REWARD.Input(
+        "reward", tooltip="What to judge by: any Reward node, or several through Combine Rewards."
+    )
+
+
+def reward_output() -> io.Custom:
+    """The socket that all reward nodes end in."""
+    return LATENT_REWARD.Output(
+        display_name="REWARD", tooltip="For Score, Select and every other node that takes a reward."
+    )
+
+
+def latent_clip_input() -> io.Custom:
+    """The model that judges."""
+    return LATENT_CLIP.Input(
+        "latent_clip", tooltip="From Load Latent-CLIP. It must read the latents that will be judged."
+    )
+
+
 def weight_input() -> io.Float.Input:
     """Weight of a reward's term."""
-    return io.Float.Input(
-        "weight",
-        default=1.0,
-        min=-100.0,
-        max=100.0,
-        step=0.05,
-        tooltip="Factor of this reward in a sum. 1 is the usual choice; 0 only reports it; negative values seek the opposite.",
-    )
+    return number("weight", 1.0, -100.0, 100.0, 0.05,
+               "Factor of this reward in a sum. 1 is the usual choice; 0 only reports it; negative values seek the opposite.")  # fmt: skip
 
 
 def fit_input() -> io.Combo.Input:
     """How latents that are not square are read."""
-    return io.Combo.Input(
-        "fit",
-        options=["tiles", "crop", "squash"],
-        default="tiles",
-        tooltip="How a latent that is not square meets the square tower. tiles: overlapping windows, averaged. "
-        "crop: the centre only, fastest. squash: all of it, distorted. The same for square images.",
-        advanced=True,
-    )
+    return choice("fit", ["tiles", "crop", "squash"],
+               "How a latent that is not square meets the square tower. tiles: overlapping windows, averaged. crop: the centre only, fastest. "
+               "squash: all of it, distorted. The same for square images.", advanced=True)  # fmt: skip
 
 
 def safety_fit_input() -> io.Combo.Input:
     """The same choices for nodes that must not overlook anything."""
-    return io.Combo.Input(
-        "fit",
-        options=["tiles", "crop", "squash"],
-        default="tiles",
-        tooltip="How a latent that is not square meets the square tower. tiles: overlapping windows, of which the worst counts. "
-        "crop: the same here, because the centre alone would miss the sides. squash: the windows, and all of it at once, distorted.",
-        advanced=True,
-    )
+    return choice("fit", ["tiles", "crop", "squash"],
+               "How a latent that is not square meets the square tower. tiles: overlapping windows, of which the worst counts. crop: the same "
+               "here, because the centre alone would miss the sides. squash: the windows, and all of it at once, distorted.", advanced=True)  # fmt: skip
 
 
 def dtype_input() -> io.Combo.Input:
     """Precision of a loaded network."""
-    return io.Combo.Input(
-        "dtype",
-        options=["auto", "fp16", "bf16", "fp32"],
-        default="auto",
-        tooltip="Precision of the weights. auto: what ComfyUI would choose for this device. fp32 is the most exact and costs twice the memory.",
-        advanced=True,
-    )
+    return choice("dtype", ["auto", "fp16", "bf16", "fp32"],
+               "Precision of the weights. auto: what ComfyUI would choose for this device. fp32 is the most exact and costs twice the memory.", advanced=True)  # fmt: skip

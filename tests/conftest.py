@@ -1,23 +1,11 @@
-"""Registers the pack for every layer, and starts the one real ComfyUI that host and browser tests share."""
+"""Starts the one real ComfyUI that host and browser tests share."""
 
-import importlib.util
 import os
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def register_pack() -> None:
-    """Run tools/pack.py's register() without putting tools/ or the root on sys.path."""
-    spec = importlib.util.spec_from_file_location("pack", ROOT / "tools" / "pack.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.register()
-
-
-register_pack()
 
 
 def version_key(tree: Path) -> list[int]:
@@ -41,7 +29,7 @@ def comfy_tree() -> Path:
 @pytest.fixture(scope="session")
 def comfy(comfy_tree, tmp_path_factory):
     """A running ComfyUI with the pack and the test pack in it; see tests/host_server.py for what it offers."""
-    from latent_clip_pack.tests.host_server import TestServer
+    from latent_clip.tests.host_server import TestServer
 
     with TestServer(comfy_tree, tmp_path_factory.mktemp("comfyui")) as server:
         yield server

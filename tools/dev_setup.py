@@ -134,6 +134,15 @@ def install(environment: Path, stamp: str, what: str, arguments: list[str]) -> N
     record.write_text(stamp)
 
 
+def install_pack(environment: Path) -> None:
+    """Make this checkout importable as `latent_clip`, as `pip install -e .` does."""
+    record, stamp = environment / "latent-clip.editable", stamp_of(str(ROOT), (ROOT / "pyproject.toml").read_text())
+    if not record.exists() or record.read_text() != stamp:
+        with step("installing this checkout as latent_clip"):
+            pip(python_in(environment), "install", "--no-deps", "--editable", str(ROOT))
+        record.write_text(stamp)
+
+
 def set_up(version: str = NEWEST) -> tuple[Path, Path]:
     """Make everything that tests and demo need. Returns (python, ComfyUI tree).
 
@@ -146,13 +155,15 @@ def set_up(version: str = NEWEST) -> tuple[Path, Path]:
     stamp = stamp_of(*TORCH, *TOOLS, *(path.read_text() for path in requirements))
     arguments = [*TORCH, *TOOLS, *(word for path in requirements for word in ("-r", str(path)))]
     install(VENV, stamp, "PyTorch, ComfyUI's requirements and test tools (6 GB on disk)", arguments)
+    install_pack(VENV)
     if version == NEWEST:
         return python_in(VENV), newest
     tree = fetch_comfyui(version)
     environment = CACHE / "environments" / version
     make_venv(environment)
     packages = next(environment.glob("lib/python*/site-packages"))
-    (packages / "behind.pth").write_text(str(next(VENV.glob("lib/python*/site-packages"))) + "\n")
+    behind = next(VENV.glob("lib/python*/site-packages"))  # with its .pth files, one of which knows this checkout
+    (packages / "behind.pth").write_text(f"import site; site.addsitedir({str(behind)!r})\n")
     stamp_old = stamp_of(stamp, (tree / "requirements.txt").read_text())
     install(environment, stamp_old, f"what ComfyUI {version} wants", [*TORCH, "-r", str(tree / "requirements.txt")])
     return python_in(environment), tree

@@ -1,4 +1,4 @@
-"""Draw js/docs/images/*.jpg, a picture of every node for its help page: python tools/pack.py tools.node_pictures
+"""Draw js/docs/images/*.jpg, a picture of every node for its help page: python . -m tools.node_pictures
 
 Builds one graph with all nodes on the demo world, runs it in the real page, and cuts each node out of a screenshot. Needs
 what `./dev test browser` sets up.

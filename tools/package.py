@@ -155,9 +155,9 @@ def check_afterwards(pack: Path, files: list[Path]) -> Checks:
     """That the pack left its own folder as it was, and that its command line tool starts from there."""
     now = {path.relative_to(pack) for path in pack.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
     yield now == set(files), "nothing was written into its folder"
-    tool = [sys.executable, str(pack / "tools" / "convert_checkpoint.py"), "--help"]
+    tool = [sys.executable, str(pack), "convert", "--help"]
     done = subprocess.run(tool, capture_output=True, text=True, cwd=pack.parent)
-    yield done.returncode == 0, f"tools/convert_checkpoint.py starts from it{done.stderr[-300:]}"
+    yield done.returncode == 0, f"its commands start from it{done.stderr[-300:]}"
 
 
 def run_checks(tree: Path, work: Path, with_pip: bool = True) -> Checks:

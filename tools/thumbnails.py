@@ -1,4 +1,4 @@
-"""Draw workflows/*.jpg, the pictures in the template browser: python tools/pack.py tools.thumbnails
+"""Draw workflows/*.jpg, the pictures in the template browser: python . -m tools.thumbnails
 
 Opens every workflow in the real page, runs those that need no download, and takes a picture of the graph. Needs what
 `./dev test browser` sets up.

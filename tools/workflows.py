@@ -1,4 +1,4 @@
-"""Write workflows/*.json, the example graphs, in the page's own format: python tools/pack.py tools.workflows
+"""Write workflows/*.json, the example graphs, in the page's own format: python . -m tools.workflows
 
 A workflow is a few lines here and a few hundred as the page saves it. Slots, widget order and types come from the
 /object_info of a running ComfyUI with the pack, so the files follow the schemas; the tests load each one in the real
@@ -22,7 +22,7 @@ SDXL_TURBO, SDXL_BASE, LATENT_CLIP = (
     "latent-clip-b-8.safetensors",
 )
 LATENT_CLIP_FILE = f"""\
-- `models/latent_clip/{LATENT_CLIP}`: `checkpoints/epoch_34.pt` of wendlerc/latent-clip-b-8-512-34b-80k, converted with `tools/convert_checkpoint.py`
+- `models/latent_clip/{LATENT_CLIP}`: `checkpoints/epoch_34.pt` of wendlerc/latent-clip-b-8-512-34b-80k, converted: `python . convert` in the pack's folder
 """
 FILES = f"""
 - `models/checkpoints/{SDXL_TURBO}` (stabilityai/sdxl-turbo)

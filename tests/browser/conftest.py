@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from latent_clip_pack.tests.browser_page import ComfyPage
+from latent_clip.tests.browser_page import ComfyPage
 
 QUIET = ("quic", "background-networking", "component-update", "sync")
 FLAGS = ["--no-sandbox", "--no-first-run", "--disable-gpu", *(f"--disable-{feature}" for feature in QUIET)]

@@ -1,8 +1,8 @@
 """Two copies of the pack in custom_nodes: the page works with one of them, and says so once."""
 
-from latent_clip_pack.tests.browser_page import ComfyPage
-from latent_clip_pack.tests.host_server import TestServer
-from latent_clip_pack.tools.comfy_server import PACK_FOLDER, PACK_ROOT
+from latent_clip.tests.browser_page import ComfyPage
+from latent_clip.tests.host_server import TestServer
+from latent_clip.tools.comfy_server import PACK_FOLDER, PACK_ROOT
 
 SECOND = "latent-clip-copy"
 

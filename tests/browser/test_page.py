@@ -3,10 +3,10 @@
 import pytest
 from PIL import Image
 
-from latent_clip_pack.tests.browser_page import ComfyPage
-from latent_clip_pack.tests.host_server import text_to_image
-from latent_clip_pack.tools.comfy_server import PACK_ROOT
-from latent_clip_pack.tools.ui_to_api import ui_to_api
+from latent_clip.tests.browser_page import ComfyPage
+from latent_clip.tests.host_server import text_to_image
+from latent_clip.tools.comfy_server import PACK_ROOT
+from latent_clip.tools.ui_to_api import ui_to_api
 
 WORKFLOWS = sorted((PACK_ROOT / "workflows").glob("*.json"))
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from latent_clip_pack.tests.checkpoints import save_latent_clip
+from latent_clip.tests.checkpoints import save_latent_clip
 
 NODES = {"LatentCLIPScore": 0, "LatentCLIPSelect": 1, "LatentCLIPClassify": 2}
 

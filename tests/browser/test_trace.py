@@ -7,9 +7,9 @@ import json
 import pytest
 from PIL import Image
 
-from latent_clip_pack.tests.browser_page import ComfyPage
-from latent_clip_pack.tests.host_server import TestServer
-from latent_clip_pack.tools.comfy_server import PACK_ROOT
+from latent_clip.tests.browser_page import ComfyPage
+from latent_clip.tests.host_server import TestServer
+from latent_clip.tools.comfy_server import PACK_ROOT
 
 WORKFLOW = PACK_ROOT / "workflows" / "reno-try-it-now.json"
 NODE = "LatentCLIPOptimizeNoise"

@@ -36,9 +36,14 @@ class HostEnv:
         return server.PromptServer.instance
 
     def execute(self, prompt: dict):
-        """Run an API prompt through a new executor. Returns it: see .success, .status_messages, .history_result."""
+        """Run an API prompt through a new executor, with all that nothing else in it reads.
+
+        Returns the executor: see .success, .status_messages, .history_result.
+        """
         executor = self.executor()
-        outputs = [key for key, node in prompt.items() if self._is_output(node["class_type"])]
+        wires = [value for node in prompt.values() for value in node["inputs"].values() if isinstance(value, list)]
+        read = {wire[0] for wire in wires if wire and isinstance(wire[0], str)}
+        outputs = [key for key, node in prompt.items() if key not in read or self._is_output(node["class_type"])]
         executor.execute(prompt, "in-process", {}, outputs)
         return executor
 
@@ -52,8 +57,8 @@ class HostEnv:
 @pytest.fixture(scope="session")
 def host_env(comfy_tree, tmp_path_factory) -> HostEnv:
     """Import the real host into this process, once, and load the pack and the test pack with its own loader."""
-    from latent_clip_pack.tests.host_server import TEST_PACK
-    from latent_clip_pack.tools.comfy_server import PACK_FOLDER, PACK_ROOT, make_base
+    from latent_clip.tests.host_server import TEST_PACK
+    from latent_clip.tools.comfy_server import PACK_FOLDER, PACK_ROOT, make_base
 
     if loaded := {"comfy", "folder_paths", "nodes", "execution"} & set(sys.modules):
         pytest.fail(f"{sorted(loaded)} imported before host_env could choose the CPU and a base directory")

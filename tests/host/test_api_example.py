@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from latent_clip_pack.tools.comfy_server import PACK_ROOT
+from latent_clip.tools.comfy_server import PACK_ROOT
 
 SCRIPT = PACK_ROOT / "docs" / "examples" / "queue_and_follow.py"
 

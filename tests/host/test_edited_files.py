@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from latent_clip_pack.tests.checkpoints import save_latent_clip, save_pixel_clip
+from latent_clip.tests.checkpoints import save_latent_clip, save_pixel_clip
 
 CONCEPTS = {"concepts": "edited.json", "typed": "", "categories": "", "thresholds": ""}
 

@@ -5,7 +5,7 @@ import importlib
 import pytest
 import torch
 
-from latent_clip_pack.tests.guided_world import World
+from latent_clip.tests.guided_world import World
 
 
 @pytest.fixture(scope="module")
@@ -270,8 +270,8 @@ def test_the_samplers_own_way_of_guidance_is_kept(world):
 
 def test_what_cannot_be_judged_is_a_suspect(world):
     watch = world.watch(1000)
-    scores = watch.concepts.score
-    object.__setattr__(watch, "concepts", type("Broken", (), {"thresholds": (1000.0,), "score": lambda self, f: scores(f) * float("nan")})())  # fmt: skip
+    worst = watch.concepts.worst
+    object.__setattr__(watch, "concepts", type("Broken", (), {"thresholds": (1000.0,), "worst": lambda self, f: worst(f) * float("nan")})())  # fmt: skip
     model = world.host.redirect_model(
         world.model, watch, world.condition("a green circle"), world.host.Window(0.0, 1.0)
     )

@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from latent_clip_pack.tests.host_server import text_to_image
-from latent_clip_pack.tools import comfy_server
-from latent_clip_pack.tools.comfy_server import ComfyError, ComfyServer, make_base
+from latent_clip.tests.host_server import text_to_image
+from latent_clip.tools import comfy_server
+from latent_clip.tools.comfy_server import ComfyError, ComfyServer, make_base
 
 
 def test_stock_text_to_image_runs_on_the_tiny_sdxl(comfy):

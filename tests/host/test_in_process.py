@@ -2,7 +2,7 @@
 
 import torch
 
-from latent_clip_pack.tests.host_server import TINY_SDXL
+from latent_clip.tests.host_server import TINY_SDXL
 
 
 def test_the_executor_runs_nodes_in_inference_mode(host_env):

@@ -7,7 +7,7 @@ from itertools import pairwise
 import aiohttp
 import pytest
 
-from latent_clip_pack.tools.comfy_server import PACK_ROOT
+from latent_clip.tools.comfy_server import PACK_ROOT
 
 WORKFLOW = PACK_ROOT / "workflows" / "reno-try-it-now.json"
 ENDS = {"execution_success", "execution_error", "execution_interrupted"}

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from latent_clip_pack.tools.comfy_server import PACK_ROOT
-from latent_clip_pack.tools.locales import PREFIX, english, is_plain, texts_of_nodes
+from latent_clip.tools.comfy_server import PACK_ROOT
+from latent_clip.tools.locales import PREFIX, english, is_plain, texts_of_nodes
 
 LANGUAGES = sorted(path.name for path in (PACK_ROOT / "locales").iterdir())
 HAN = re.compile(r"[\u4e00-\u9fff]")

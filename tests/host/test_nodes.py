@@ -9,8 +9,8 @@ import pytest
 import torch
 from torchvision.transforms import Normalize
 
-from latent_clip_pack.tests.checkpoints import save_latent_clip, save_pixel_clip, tokenize
-from latent_clip_pack.tests.host_server import TINY_SDXL
+from latent_clip.tests.checkpoints import save_latent_clip, save_pixel_clip, tokenize
+from latent_clip.tests.host_server import TINY_SDXL
 
 
 @pytest.fixture(scope="module", autouse=True)

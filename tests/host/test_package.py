@@ -1,6 +1,6 @@
 """What ./dev package checks, without asking the package index: the registry's archive, used in a fresh host."""
 
-from latent_clip_pack.tools.package import run_checks
+from latent_clip.tools.package import run_checks
 
 
 def test_the_archive_works_beside_other_packs(comfy_tree, tmp_path):

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from latent_clip_pack.tests.checkpoints import save_latent_clip, tokenize
+from latent_clip.tests.checkpoints import save_latent_clip, tokenize
 
 PLAIN = [
     "a red circle",
@@ -116,7 +116,7 @@ def test_plain_features_keep_every_bit(comfy, clip, host_env):
 
     loaded = import_module(f"{host_env.pack.__name__}.host.latent_clip").LoadedLatentCLIP
     space = import_module(f"{host_env.pack.__name__}.models.latent_spaces").LATENT_SPACES["sdxl"]
-    from latent_clip_pack.tests.checkpoints import TINY_CONFIG
+    from latent_clip.tests.checkpoints import TINY_CONFIG
 
     with torch.no_grad():
         features = loaded(clip, TINY_CONFIG, space, "tiny").encode_text(PLAIN)

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from latent_clip_pack.tests.checkpoints import save_latent_clip, save_pixel_clip
-from latent_clip_pack.tests.host_server import TINY_SDXL
+from latent_clip.tests.checkpoints import save_latent_clip, save_pixel_clip
+from latent_clip.tests.host_server import TINY_SDXL
 
 SIZE = 64  # pixels; 8 x 8 latents, which the tower reads enlarged
 

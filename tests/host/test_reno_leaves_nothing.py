@@ -7,8 +7,8 @@ import importlib
 import pytest
 import torch
 
-from latent_clip_pack.tests.checkpoints import TINY_CONFIG, tiny_latent_clip
-from latent_clip_pack.tests.host_server import TINY_SDXL
+from latent_clip.tests.checkpoints import TINY_CONFIG, tiny_latent_clip
+from latent_clip.tests.host_server import TINY_SDXL
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from latent_clip_pack.tests.host.test_reno_leaves_nothing import World
+from latent_clip.tests.host.test_reno_leaves_nothing import World
 
 
 @pytest.fixture(scope="module")

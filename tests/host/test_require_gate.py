@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from latent_clip_pack.tools.comfy_server import PACK_ROOT
+from latent_clip.tools.comfy_server import PACK_ROOT
 
 SCRIPT = PACK_ROOT / "docs" / "examples" / "require_gate.py"
 GATE = "LatentCLIPSafetyGate"
@@ -30,7 +30,7 @@ def info(comfy):
 
 def template(comfy, name: str, mode: int = 0) -> dict:
     """A shipped workflow as the page would queue it, its gate in this mode: 2 muted, 4 bypassed."""
-    from latent_clip_pack.tools.ui_to_api import ui_to_api
+    from latent_clip.tools.ui_to_api import ui_to_api
 
     workflow = json.loads((PACK_ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
     for node in workflow["nodes"]:

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
-from latent_clip_pack.demo.judge import glimpse, read
-from latent_clip_pack.tools.comfy_server import PACK_ROOT
+from latent_clip.demo.judge import glimpse, read
+from latent_clip.tools.comfy_server import PACK_ROOT
 
 WORKFLOWS = sorted((PACK_ROOT / "workflows").glob("*.json"))
 

@@ -7,7 +7,7 @@ import re
 import pytest
 from scipy.stats import binomtest
 
-from latent_clip_pack.methods.calibration import (
+from latent_clip.methods.calibration import (
     auc,
     auc_interval,
     calibrate,

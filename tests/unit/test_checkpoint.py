@@ -17,15 +17,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from latent_clip_pack.models.checkpoint import (
+from latent_clip.models.checkpoint import (
     CheckpointError,
     original_to_custom_text,
     read_checkpoint,
     safetensors_metadata,
 )
-from latent_clip_pack.models.config import MAX_LAYERS
-from latent_clip_pack.models.pixel_clip import read_pixel_clip
-from latent_clip_pack.tests.original_layout import (
+from latent_clip.models.config import MAX_LAYERS
+from latent_clip.models.pixel_clip import read_pixel_clip
+from latent_clip.tests.original_layout import (
     MINUTE,
     original_checkpoint,
     original_shapes,

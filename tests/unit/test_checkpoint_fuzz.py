@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from latent_clip_pack.models.checkpoint import CheckpointError, read_checkpoint, safetensors_metadata
-from latent_clip_pack.models.latent_clip import load_latent_clip
-from latent_clip_pack.tests.original_layout import MINUTE, rewrite_pickle, save_original
+from latent_clip.models.checkpoint import CheckpointError, read_checkpoint, safetensors_metadata
+from latent_clip.models.latent_clip import load_latent_clip
+from latent_clip.tests.original_layout import MINUTE, rewrite_pickle, save_original
 
 FILES_PER_KIND = 24
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

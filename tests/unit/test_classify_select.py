@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from latent_clip_pack.methods.classify import classify, label_directions
-from latent_clip_pack.methods.select import keep_best, rank
+from latent_clip.methods.classify import classify, label_directions
+from latent_clip.methods.select import keep_best, rank
 
 NAN = float("nan")
 TEXTS = ["a cat", "a dog", "art of a cat", "art of a dog"]

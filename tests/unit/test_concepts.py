@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from latent_clip_pack.methods.concepts import concept_directions, largest
-from latent_clip_pack.models.concepts import (
+from latent_clip.methods.concepts import concept_directions, largest
+from latent_clip.models.concepts import (
     Category,
     ConceptError,
     ConceptSet,

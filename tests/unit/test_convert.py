@@ -1,4 +1,4 @@
-"""tools/convert_checkpoint.py: a small file with the same numbers, or an error and no file."""
+"""latent-clip convert: a small file with the same numbers, or an error and no file."""
 
 import re
 import subprocess
@@ -9,13 +9,18 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from latent_clip_pack.models.checkpoint import read_checkpoint
-from latent_clip_pack.models.latent_clip import identity, load_latent_clip
-from latent_clip_pack.tests.original_layout import MINUTE, save_original
-from latent_clip_pack.tools import convert_checkpoint
-from latent_clip_pack.tools.convert_checkpoint import main
+from latent_clip import commands, models
+from latent_clip.models.checkpoint import read_checkpoint
+from latent_clip.models.latent_clip import identity, load_latent_clip
+from latent_clip.tests.original_layout import MINUTE, save_original
 
-SCRIPT = Path(convert_checkpoint.__file__)
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def main(arguments: list[str]) -> int:
+    return commands.main(["convert", *arguments])
+
+
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -80,7 +85,7 @@ def test_the_metadata_says_where_it_comes_from(original, tmp_path):
 
 def test_it_runs_as_a_script_and_converts_its_own_results(original, tmp_path):
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
-    command = [sys.executable, str(SCRIPT), str(original), str(first)]
+    command = [sys.executable, str(ROOT), "convert", str(original), str(first)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert main([str(first), str(second)]) == 0
@@ -146,8 +151,6 @@ def test_weights_that_overflow_in_fp16_are_refused_and_nothing_is_replaced(tmp_p
 
 
 def test_a_result_that_scores_otherwise_is_refused(original, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(
-        convert_checkpoint, "_cast", lambda key, tensor, dtype: tensor * 1.2 if "proj" in key else tensor
-    )
+    monkeypatch.setattr(models.convert, "_cast", lambda key, tensor, dtype: tensor * 1.2 if "proj" in key else tensor)
     assert "its scores change by" in fails(capsys, original, tmp_path / "clip.safetensors")
     assert not list(tmp_path.iterdir())

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from latent_clip_pack.models.checkpoint import read_checkpoint
-from latent_clip_pack.tests.original_layout import TINY, save_original
-from latent_clip_pack.tests.unit.test_docs import DOCS, ROOT
+from latent_clip.models.checkpoint import read_checkpoint
+from latent_clip.tests.original_layout import TINY, save_original
+from latent_clip.tests.unit.test_docs import DOCS, ROOT
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 # shell commands that no test runs as they stand, and what is tested of them
@@ -23,7 +23,7 @@ NOT_RUN = {
     "./dev serve": "below: the command exists; it runs until Ctrl-C",
     "python docs/examples/queue_and_follow.py workflow_api.json --server 127.0.0.1:8188 --set 7.seed=5": "tests/host/test_api_example.py",
 }
-CONVERT = "python tools/convert_checkpoint.py"
+CONVERT = "python . convert"
 
 
 def blocks(language: str, *paths: Path) -> list[str]:
@@ -49,7 +49,7 @@ def converted(tmp_path_factory) -> Path:
     comfyui = tmp_path_factory.mktemp("ComfyUI")
     folder = comfyui / "custom_nodes" / "ComfyUI-Latent-CLIP"
     folder.mkdir(parents=True)
-    (folder / "tools").symlink_to(ROOT / "tools")
+    (folder / "__main__.py").symlink_to(ROOT / "__main__.py")
     (comfyui / "models" / "latent_clip").mkdir(parents=True)
     save_original(folder / "epoch_34.pt", TINY, vae_widths=(8, 8))
     (command,) = [line for line in commands() if line.startswith(CONVERT)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from latent_clip_pack.models.fit import FITS, TILE_STEP, fit_latents, more_windows, safety_fit
+from latent_clip.models.fit import FITS, TILE_STEP, fit_latents, more_windows, safety_fit
 
 GRID = 16
 # height, width: square, portrait, landscape; larger, smaller, odd, extreme

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from latent_clip_pack.methods.gate import blurred, extra_views, reasons_to_block
+from latent_clip.methods.gate import blurred, extra_views, reasons_to_block
 
 NAN, INF = math.nan, math.inf
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from latent_clip_pack.methods.concepts import ConceptDirections
-from latent_clip_pack.methods.features import Look
-from latent_clip_pack.methods.guidance import AvoidConcepts, ClimbReward, ConceptWatch, GuidanceSettings, correction
-from latent_clip_pack.methods.rewards import Reward, Term, avoid_reward
-from latent_clip_pack.models.latent_spaces import LATENT_SPACES
+from latent_clip.methods.concepts import ConceptDirections
+from latent_clip.methods.features import Look
+from latent_clip.methods.guidance import AvoidConcepts, ClimbReward, ConceptWatch, GuidanceSettings, correction
+from latent_clip.methods.rewards import Reward, Term, avoid_reward
+from latent_clip.models.latent_spaces import LATENT_SPACES
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,16 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-# a room → the rooms that it may import; demo holds the weights that the host builds Shapes World from
-MAY_IMPORT = {
-    "nodes": {"nodes", "host", "methods", "models"},
-    "host": {"host", "methods", "models", "demo"},
-    "methods": {"methods", "models"},
-    "models": {"models"},
+MAY_IMPORT = {  # a room → the rooms that it may import besides itself
+    "models": set(),
+    "methods": {"models"},
+    "host": {"methods", "models"},
+    "nodes": {"host", "methods", "models"},
+    "commands": {"host", "methods", "models"},
+    "demo": {"host", "methods", "models"},
+    "studies": {"demo", "host", "methods", "models"},
+    "tools": {"demo", "host", "methods", "models", "tests"},
+    "bench": {"demo", "host", "methods", "models", "studies", "tools", "tests"},
 }
 LIBRARIES = {"torch", "numpy", "einops", "open_clip", "safetensors"}  # all that the mathematics needs
 LIGHT = {"comfy_api", "folder_paths"}  # the host has loaded these before it meets a pack
@@ -63,6 +67,7 @@ def files(room: str) -> list[Path]:
 
 
 EVERY_FILE = [(room, path) for room in MAY_IMPORT for path in files(room)]
+EVERY_PATH = {path for _, path in EVERY_FILE}
 every_file = pytest.mark.parametrize(
     ("room", "path"), EVERY_FILE, ids=[str(path.relative_to(ROOT)) for _, path in EVERY_FILE]
 )
@@ -71,14 +76,36 @@ every_file = pytest.mark.parametrize(
 @every_file
 def test_a_room_imports_only_what_is_below_it(room, path):
     rooms = {target(path, item)[0] for item in imports_of(path) if item.level}
-    assert rooms <= MAY_IMPORT[room]
+    assert rooms <= MAY_IMPORT[room] | {room}
+
+
+def test_every_room_of_the_repository_is_known():
+    rooms = {path.parent.name for path in ROOT.glob("*/*.py")} - {"tests"}
+    assert rooms == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("room", [room for room in MAY_IMPORT if room not in ("bench", "tools")])
+def test_a_room_says_at_its_door_what_belongs_there(room):
+    assert ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text(encoding="utf-8")))
+
+
+def test_no_two_files_import_each_other():
+    """But for what is imported inside a function, which Python allows and readers do not expect either."""
+    arrows = {}
+    for _room, path in EVERY_FILE:
+        targets = {target(path, item) for item in imports_of(path) if item.level and item.top}
+        arrows[path] = {
+            ROOT.joinpath(*parts[:end]).with_suffix(".py") for parts in targets for end in (2, 3)
+        } & EVERY_PATH
+    circles = [(a.name, b.name) for a in arrows for b in arrows[a] if a < b and a in arrows.get(b, set())]
+    assert not circles
 
 
 @every_file
 def test_rooms_are_imported_relatively(room, path):
     """ComfyUI owns a top-level `nodes`, and gives the pack whatever name its folder has."""
     tops = {item.module.split(".")[0] for item in imports_of(path) if not item.level}
-    own = {"latent_clip_pack", *(child.name for child in ROOT.iterdir() if any(child.glob("*.py")))}
+    own = {"latent_clip", *(child.name for child in ROOT.iterdir() if any(child.glob("*.py")))}
     assert not tops & (own - {"nodes"} if room == "host" else own)
 
 

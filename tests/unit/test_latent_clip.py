@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from open_clip.tokenizer import SimpleTokenizer
 
-from latent_clip_pack.methods.features import encode_latents
-from latent_clip_pack.models.checkpoint import expected_shapes, original_to_custom_text, read_checkpoint
-from latent_clip_pack.models.config import infer_config, latent_grid, name_of_config, published_configs
-from latent_clip_pack.models.latent_clip import LatentCLIP, load_latent_clip
-from latent_clip_pack.tests import reference_clip
-from latent_clip_pack.tests.original_layout import MINUTE, TINY, original_shapes, random_weights, save_original
+from latent_clip.methods.features import encode_latents
+from latent_clip.models.checkpoint import expected_shapes, original_to_custom_text, read_checkpoint
+from latent_clip.models.config import infer_config, latent_grid, name_of_config, published_configs
+from latent_clip.models.latent_clip import LatentCLIP, load_latent_clip
+from latent_clip.tests import reference_clip
+from latent_clip.tests.original_layout import MINUTE, TINY, original_shapes, random_weights, save_original
 
 FACTS = json.loads((Path(__file__).parent.parent / "data" / "original_state_dict.json").read_text())["models"]
 RAW_STD = 7.7  # of SDXL's raw latents: 1 / 0.13025

@@ -8,18 +8,18 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from latent_clip_pack.demo.weights import load_latent_clip, load_pixel_clip
-from latent_clip_pack.methods.classify import classify
-from latent_clip_pack.methods.concepts import concept_directions
-from latent_clip_pack.methods.features import encode_latents, encode_pixels, look_everywhere
-from latent_clip_pack.methods.gate import blurred, extra_views
-from latent_clip_pack.methods.guidance import ConceptWatch
-from latent_clip_pack.methods.reno import RenoSettings, _Climber, norm_prior
-from latent_clip_pack.methods.rewards import Reward, Term, avoid_reward, combine, text_reward
-from latent_clip_pack.models.concepts import shipped_concepts
-from latent_clip_pack.models.fit import FITS, fit_latents
-from latent_clip_pack.models.latent_spaces import LATENT_SPACES
-from latent_clip_pack.tests.sizes import SDXL_SIZES
+from latent_clip.methods.classify import classify
+from latent_clip.methods.concepts import concept_directions
+from latent_clip.methods.features import encode_latents, encode_pixels, look_everywhere
+from latent_clip.methods.gate import blurred, extra_views
+from latent_clip.methods.guidance import ConceptWatch
+from latent_clip.methods.reno import RenoSettings, _Climber, norm_prior
+from latent_clip.methods.rewards import Reward, Term, avoid_reward, combine, text_reward
+from latent_clip.models.concepts import shipped_concepts
+from latent_clip.models.fit import FITS, fit_latents
+from latent_clip.models.latent_spaces import LATENT_SPACES
+from latent_clip.models.shapes_world import load_latent_clip, load_pixel_clip
+from latent_clip.tests.sizes import SDXL_SIZES
 
 MPS = torch.device("meta")
 MISSING = {"aten::_upsample_bicubic2d_aa_backward", "aten::upsample_trilinear3d_backward", "aten::linalg_eigh"}

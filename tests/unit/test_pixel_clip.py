@@ -14,11 +14,11 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
 
-from latent_clip_pack.methods.features import encode_pixels, look_everywhere_in_pixels
-from latent_clip_pack.models import pixel_clip
-from latent_clip_pack.models.checkpoint import CheckpointError, original_to_custom_text
-from latent_clip_pack.models.config import MAX_LAYERS
-from latent_clip_pack.models.pixel_clip import read_pixel_clip
+from latent_clip.methods.features import encode_pixels, look_everywhere_in_pixels
+from latent_clip.models import pixel_clip
+from latent_clip.models.checkpoint import CheckpointError, original_to_custom_text
+from latent_clip.models.config import MAX_LAYERS
+from latent_clip.models.pixel_clip import read_pixel_clip
 
 TINY = {
     "embed_dim": 24,

@@ -12,7 +12,7 @@ import pytest
 import tomllib
 from PIL import Image
 
-from latent_clip_pack.tools.package import LARGEST, node_ids, shipped_files
+from latent_clip.tools.package import LARGEST, node_ids, shipped_files
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SHIPPED = shipped_files(ROOT)
@@ -46,14 +46,11 @@ REVIEWED = {
         "opens pickles",
     ): "torch.load with weights_only=True, for the authors' .pt files: no code is run",
     (
-        "tools/pack.py",
+        "__main__.py",
         "reaches into other packs",
-    ): "a command line tool that registers the checkout under one name, never loaded by ComfyUI",
-    (
-        "tools/calibrate_safety.py",
-        "changes sys.path",
-    ): "a command line tool, which needs the ComfyUI that the user names",
-    ("tools/calibrate_safety.py", "installs at run time"): "the words of a message; nothing is installed",
+    ): "the command line, which registers this folder under one name; ComfyUI never runs it",
+    ("commands/calibrate.py", "changes sys.path"): "the command line, which needs the ComfyUI that the user names",
+    ("commands/calibrate.py", "installs at run time"): "the words of a message; nothing is installed",
     ("host/requirements.py", "installs at run time"): "the words of a message; nothing is installed",
     (
         "host/requirements.py",
@@ -123,17 +120,26 @@ def test_ordinary_code_is_not_flagged():
 
 def test_no_program_archive_or_pickle_is_shipped():
     kinds = {path.suffix for path in SHIPPED}
-    assert kinds <= {"", ".py", ".js", ".css", ".json", ".md", ".toml", ".txt", ".jpg", ".safetensors", ".gz"}
+    assert kinds <= {"", ".py", ".js", ".css", ".json", ".md", ".toml", ".txt", ".jpg", ".safetensors", ".gz", ".typed"}
     assert all("LICENSE" in path.name for path in SHIPPED if not path.suffix)
 
 
 def test_the_archive_has_what_the_nodes_need_and_not_what_developers_do():
     names = {str(path) for path in SHIPPED}
     assert {"__init__.py", "README.md", "LICENSE", "pyproject.toml", "requirements.txt"} <= names
-    assert {"demo/weights.py", "demo/weights/generator.safetensors", "tools/convert_checkpoint.py"} <= names
+    assert {
+        "models/shapes_world.py",
+        "demo/weights/generator.safetensors",
+        "commands/convert.py",
+        "__main__.py",
+    } <= names
     assert {f"js/docs/{node}.md" for node in node_ids(ROOT)} <= names
     assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "workflows").iterdir()} <= names
-    assert not [name for name in names if name.startswith(("tests/", "bench/", "docs/", "output/", "demo/train", "."))]
+    assert not [
+        name
+        for name in names
+        if name.startswith(("tests/", "bench/", "docs/", "output/", "studies/", "demo/train", "."))
+    ]
     assert sum((ROOT / path).stat().st_size for path in SHIPPED) <= LARGEST
 
 
@@ -164,8 +170,8 @@ THERE = {
     "latent_preview",
     "nodes",
 }
-THERE |= {"einops", "open_clip", "safetensors", "pack"}
-OPTIONAL = {"tools/calibrate_safety.py": {"matplotlib"}}  # with --plot only, and a message where it is missing
+THERE |= {"einops", "open_clip", "safetensors", "latent_clip"}
+OPTIONAL = {"commands/calibrate.py": {"matplotlib"}}  # with --plot only, and a message where it is missing
 
 
 @pytest.mark.parametrize("path", [path for path in SHIPPED if path.suffix == ".py"], ids=str)

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from latent_clip_pack.methods.reno import RenoSettings, norm_prior, optimize_noise
-from latent_clip_pack.methods.rewards import Reward, Term
-from latent_clip_pack.methods.sampling import euler
-from latent_clip_pack.models.latent_spaces import LATENT_SPACES
+from latent_clip.methods.reno import RenoSettings, norm_prior, optimize_noise
+from latent_clip.methods.rewards import Reward, Term
+from latent_clip.methods.sampling import euler
+from latent_clip.models.latent_spaces import LATENT_SPACES
 
 SHAPE = (4, 8, 8)
 

@@ -1,12 +1,12 @@
-"""docs/reno-study.md says what demo/reno_results.json holds, and its counts add up."""
+"""docs/reno-study.md says what studies/reno.json holds, and its counts add up."""
 
 import json
 from itertools import pairwise
 
 import pytest
 
-from latent_clip_pack.demo import reno_study as study
-from latent_clip_pack.demo.report import measured
+from latent_clip.studies import reno_study as study
+from latent_clip.studies.report import measured
 
 
 @pytest.fixture(scope="module")

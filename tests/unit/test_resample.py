@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from latent_clip_pack.models import resample as module
-from latent_clip_pack.models.fit import fit_latents
-from latent_clip_pack.models.resample import area_average, resample
-from latent_clip_pack.tests.sizes import SDXL_SIZES
+from latent_clip.models import resample as module
+from latent_clip.models.fit import fit_latents
+from latent_clip.models.resample import area_average, resample
+from latent_clip.tests.sizes import SDXL_SIZES
 
 EPS = torch.finfo(torch.float32).eps
 by_size = pytest.mark.parametrize("size", SDXL_SIZES, ids="{0[0]}x{0[1]}".format)

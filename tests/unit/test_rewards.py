@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from latent_clip_pack.methods.concepts import ConceptDirections
-from latent_clip_pack.methods.features import average_unit, encode_latents, look_everywhere
-from latent_clip_pack.methods.rewards import Reward, Term, avoid_reward, combine, latent_reward, text_reward
-from latent_clip_pack.models.latent_spaces import (
+from latent_clip.methods.concepts import ConceptDirections
+from latent_clip.methods.features import average_unit, encode_latents, look_everywhere
+from latent_clip.methods.rewards import Reward, Term, avoid_reward, combine, latent_reward, text_reward
+from latent_clip.models.latent_spaces import (
     LATENT_SPACES,
     LatentSpace,
     LatentSpaceError,
@@ -298,7 +298,7 @@ def test_a_judge_on_another_device_gives_its_values_where_the_latents_are():
     """A tower that lives on a second GPU, or was moved to the CPU in mid-run (fake tensors: no device is needed)."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from latent_clip_pack.models.latent_spaces import LATENT_SPACES
+    from latent_clip.models.latent_spaces import LATENT_SPACES
 
     class Elsewhere:
         space = LATENT_SPACES["sdxl"]

@@ -1,13 +1,13 @@
-"""docs/safety-study.md says what demo/safety_results.json holds, and its counts add up."""
+"""docs/safety-study.md says what studies/safety.json holds, and its counts add up."""
 
 import json
 
 import pytest
 
-from latent_clip_pack.demo import safety_report
-from latent_clip_pack.demo import safety_study as study
-from latent_clip_pack.demo.report import measured
-from latent_clip_pack.models.concepts import shipped_concepts
+from latent_clip.models.concepts import shipped_concepts
+from latent_clip.studies import safety_report
+from latent_clip.studies import safety_study as study
+from latent_clip.studies.report import measured
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ from itertools import combinations
 import pytest
 import torch
 
-from latent_clip_pack.demo.captions import OPPOSITE, THINGS, Caption, Thing, is_held_out, parse
-from latent_clip_pack.demo.corpus import sample_corpus
-from latent_clip_pack.demo.scenes import PALETTE, SIZE, render, sample_crowd, sample_scene, sample_things
-from latent_clip_pack.demo.train import used_ids
+from latent_clip.demo.captions import OPPOSITE, THINGS, Caption, Thing, is_held_out, parse
+from latent_clip.demo.corpus import sample_corpus
+from latent_clip.demo.scenes import PALETTE, SIZE, render, sample_crowd, sample_scene, sample_things
+from latent_clip.demo.train import used_ids
 
 RED_CIRCLE, BLUE_STAR = Thing("red", "circle"), Thing("blue", "star")
 
@@ -101,7 +101,7 @@ def test_three_things_are_refused():
 
 
 def test_the_stored_vocabulary_covers_every_caption():
-    from latent_clip_pack.demo.corpus import tokenize
+    from latent_clip.demo.corpus import tokenize
 
     texts = [
         str(c)

@@ -7,11 +7,11 @@ import torch
 from PIL import Image, ImageDraw
 from torchvision.transforms.functional import gaussian_blur
 
-from latent_clip_pack.demo.captions import COLOURS, KINDS, Caption, Thing, parse
-from latent_clip_pack.demo.corpus import pick_caption, sample_corpus
-from latent_clip_pack.demo.false_accepts import false_cases
-from latent_clip_pack.demo.judge import agrees, glimpse, judge, read
-from latent_clip_pack.demo.scenes import PALETTE, render
+from latent_clip.demo.captions import COLOURS, KINDS, Caption, Thing, parse
+from latent_clip.demo.corpus import pick_caption, sample_corpus
+from latent_clip.demo.false_accepts import false_cases
+from latent_clip.demo.judge import agrees, glimpse, judge, read
+from latent_clip.demo.scenes import PALETTE, render
 
 
 def test_true_captions_are_accepted():

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from latent_clip_pack.demo import weights
-from latent_clip_pack.demo.captions import THINGS, Caption
-from latent_clip_pack.demo.corpus import sample_corpus
-from latent_clip_pack.demo.scenes import render
+from latent_clip.demo.captions import THINGS, Caption
+from latent_clip.demo.corpus import sample_corpus
+from latent_clip.demo.scenes import render
+from latent_clip.models import shapes_world as weights
 
 NAMES = ("vae", "latent_clip", "pixel_clip", "generator")
 
@@ -40,7 +40,7 @@ def test_a_vocabulary_survives_compaction():
 
 
 def test_a_missing_file_is_explained():
-    with pytest.raises(ValueError, match=r"demo\.train"):
+    with pytest.raises(ValueError, match=r"dev train"):
         weights.load_weights("nowhere")
 
 
@@ -52,7 +52,7 @@ def test_the_pixel_clip_names_shapes():
 
 
 def accuracy(model, images, scenes) -> float:
-    from latent_clip_pack.demo.corpus import tokenize
+    from latent_clip.demo.corpus import tokenize
 
     with torch.no_grad():
         image = model.encode_image(images, normalize=True)
@@ -70,9 +70,9 @@ def test_the_latent_clip_reads_latents_of_its_grid():
 
 
 def test_the_results_in_the_card_are_those_of_the_json():
-    """The README's table is written by demo.evaluate; a rate typed by hand would differ from results.json."""
+    """The README's table is written by studies.world; a rate typed by hand would differ from studies/world.json."""
     card = (weights.FOLDER.parent / "README.md").read_text(encoding="utf-8")
-    results = json.loads((weights.FOLDER.parent / "results.json").read_text())
+    results = json.loads((weights.FOLDER.parent.parent / "studies/world.json").read_text())
     for column in results["generator"].values():
         rate = random.Random(0).choice(list(column.values()))
         assert f"{100 * rate['rate']:.1f} % (" in card

@@ -2,7 +2,7 @@
 
 import pytest
 
-from latent_clip_pack.tools.ui_to_api import ui_to_api
+from latent_clip.tools.ui_to_api import ui_to_api
 
 INFO = {
     "Load": {"display_name": "Load", "input": {"required": {"file": [["a", "b"], {}]}}},

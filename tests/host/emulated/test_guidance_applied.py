@@ -6,7 +6,7 @@ Each test takes one condition as true that some user's graph has, and samples wi
 import pytest
 import torch
 
-from latent_clip_pack.tests.guided_world import World
+from latent_clip.tests.guided_world import World
 
 ALWAYS, NEVER = -1000, 1000  # thresholds: everyone is a suspect, nobody is
 INSTEAD = "a green circle"

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from latent_clip_pack.tests.checkpoints import save_latent_clip
-from latent_clip_pack.tests.guided_world import World
-from latent_clip_pack.tests.host_server import TINY_SDXL
+from latent_clip.tests.checkpoints import save_latent_clip
+from latent_clip.tests.guided_world import World
+from latent_clip.tests.host_server import TINY_SDXL
 
 ALWAYS = -1000
 

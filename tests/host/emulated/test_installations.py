@@ -6,7 +6,7 @@ import urllib.request
 
 import pytest
 
-from latent_clip_pack.tools.comfy_server import PACK_FOLDER, PACK_ROOT, ComfyServer, make_base
+from latent_clip.tools.comfy_server import PACK_FOLDER, PACK_ROOT, ComfyServer, make_base
 
 SECOND = "latent-clip-copy"
 # Python's own finder for files, without one package: what it says of a package that is not installed

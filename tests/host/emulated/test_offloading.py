@@ -7,8 +7,8 @@ import importlib
 import pytest
 import torch
 
-from latent_clip_pack.tests.host.emulated.conditions import dynamic, dynamic_patcher, partly_loaded
-from latent_clip_pack.tests.host.test_reno_leaves_nothing import World, reward_that
+from latent_clip.tests.host.emulated.conditions import dynamic, dynamic_patcher, partly_loaded
+from latent_clip.tests.host.test_reno_leaves_nothing import World, reward_that
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import importlib
 import pytest
 import torch
 
-from latent_clip_pack.tests.host.test_reno_leaves_nothing import World, reward_that
+from latent_clip.tests.host.test_reno_leaves_nothing import World, reward_that
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,7 @@ def test_a_subclass_that_only_its_owner_knows_stays_what_it_is(world):
         layer = torch.nn.Linear(4, 4, bias=False)
         weight = GGMLTensor(torch.zeros(4, 4, dtype=torch.uint8), "Q4_K")
         layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+        layer.weight.tensor_type = "Q4_K"
     with world.gradients.gradients([layer]):
         assert layer.weight.tensor_type == "Q4_K"
 
@@ -78,7 +79,7 @@ def test_layers_without_a_gradient_are_refused_by_name(world, monkeypatch):
     block = next(m for m in world.model.model.diffusion_model.modules() if type(m).__name__ == "BasicTransformerBlock")
     output = block.attn1.to_out
     monkeypatch.setitem(block.attn1._modules, "to_out", SVDQLinear(output))
-    with pytest.raises(ValueError, match="SVDQLinear have no gradient"):
+    with pytest.raises(ValueError, match=r"SVDQLinear.*no gradient"):
         world.run()
 
 

@@ -1,4 +1,4 @@
-"""Measure the shipped Shapes World: python tools/pack.py demo.evaluate writes demo/results.json and the table in demo/README.md.
+"""Measure the shipped Shapes World: ./dev study world writes studies/world.json and the table in demo/README.md.
 
 Needs a ComfyUI on the path, as demo.train does. Scenes and noises come from seeds that no training step uses.
 """
@@ -13,6 +13,7 @@ from .report import begin, publish, table
 from .statistics import Rate
 
 HERE = Path(__file__).resolve().parent
+CARD = HERE.parent / "demo" / "README.md"
 
 
 def _cross_table(corner: str, columns: dict[str, dict[str, Rate]]) -> str:
@@ -75,7 +76,7 @@ def main() -> None:
     print(text)
     if options.no_write:
         return
-    publish(as_json(results), text, HERE / "results.json", HERE / "README.md")
+    publish(as_json(results), text, HERE / "world.json", CARD)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The shipped weights: half-precision safetensors, with only those vocabulary rows that the captions use.
+"""The shipped weights of Shapes World (demo/weights/): half-precision safetensors, with only those vocabulary rows that the captions use.
 
 An embedding table of 49,408 rows would be larger than everything else here. A file therefore stores the rows in use and
 their token ids; loading expands them, and the rows of all other words are zero. The tokenizer stays the field's own.
@@ -15,11 +15,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..models import latent_clip
-from ..models.latent_clip import LatentCLIP
-from ..models.pixel_clip import PixelCLIP
+from . import latent_clip
+from .latent_clip import LatentCLIP
+from .pixel_clip import PixelCLIP
 
-FOLDER = Path(__file__).resolve().parent / "weights"
+FOLDER = Path(__file__).resolve().parent.parent / "demo" / "weights"
 VOCABULARY = 49408
 ROWS, IDS = ".vocabulary_rows", ".vocabulary_ids"
 
@@ -65,7 +65,7 @@ def load_weights(name: str) -> tuple[dict[str, Tensor], dict]:
     if not path.is_file():
         raise ValueError(
             f"Expected the Shapes World weights {path.name} in demo/weights, got no such file. "
-            "Reinstall the pack, or make it with: python tools/pack.py demo.train"
+            "Reinstall the pack, or make it with: ./dev train"
         )
     with safe_open(path, "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

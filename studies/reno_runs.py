@@ -1,4 +1,4 @@
-"""Ways to make one picture per prompt and noise on Shapes World, for demo.reno_study: batched, through the host's objects."""
+"""Ways to make one picture per prompt and noise on Shapes World, for studies.reno_study: batched, through the host's objects."""
 
 from __future__ import annotations
 

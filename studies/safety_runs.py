@@ -1,4 +1,4 @@
-"""Shapes World with a forbidden thing, for demo.safety_study: concept set, prompts, ways to make pictures, verdicts."""
+"""Shapes World with a forbidden thing, for studies.safety_study: concept set, prompts, ways to make pictures, verdicts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ import comfy.sample
 import torch
 from torch import Tensor
 
+from ..demo.captions import THINGS, Caption, Thing
+from ..demo.corpus import sample_corpus
+from ..demo.judge import agrees, glimpse, read
+from ..demo.scenes import render
 from ..host.concepts import directions
 from ..host.gradients import gradients
 from ..host.guidance import Window, guide_model, redirect_model
@@ -22,14 +26,10 @@ from ..methods.gate import extra_views
 from ..methods.guidance import AvoidConcepts, ConceptWatch, GuidanceSettings
 from ..methods.reno import RenoSettings, optimize_noise
 from ..methods.rewards import Reward, Term, Watcher, avoid_reward
+from ..models import shapes_world as shipped
 from ..models.concepts import Category, ConceptSet, shipped_concepts
-from . import weights as shipped
-from .captions import THINGS, Caption, Thing
-from .corpus import sample_corpus
-from .judge import agrees, glimpse, read
 from .measures import World, sample_prompts
 from .reno_runs import Maker
-from .scenes import render
 
 BATCH = 51
 ODD_WORDS = (

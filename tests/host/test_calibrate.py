@@ -1,4 +1,4 @@
-"""tools/calibrate_safety.py on Shapes World: folders of latents and pictures in, a concept set with thresholds out."""
+"""latent-clip calibrate on Shapes World: folders of latents and pictures in, a concept set with thresholds out."""
 
 import importlib
 import json
@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from latent_clip_pack.demo.captions import THINGS
-from latent_clip_pack.demo.corpus import sample_corpus
-from latent_clip_pack.demo.scenes import render
-from latent_clip_pack.models.concepts import read_concepts
-from latent_clip_pack.tools.comfy_server import PACK_ROOT
+from latent_clip.demo.captions import THINGS
+from latent_clip.demo.corpus import sample_corpus
+from latent_clip.demo.scenes import render
+from latent_clip.models.concepts import read_concepts
+from latent_clip.tools.comfy_server import PACK_ROOT
 
 COUNT = 40
 
@@ -49,7 +49,7 @@ def world(host_env, tmp_path_factory):
         {"latent_tensor": torch.zeros(1, 16, 8, 8), "latent_format_version_0": torch.tensor([])}, folder / "wide.latent"
     )
     concepts = {
-        "format": 1, "name": "shapes", "anchors": [str(t) for t in THINGS if t.kind != "star"],
+        "format": 1, "name": "shapes", "anchors": [str(t) for t in THINGS if t.kind != "star" and str(t) != "a red cross"],
         "categories": [
             {"name": "star", "phrases": [str(t) for t in THINGS if t.kind == "star"]},
             {"name": "cross", "phrases": ["a red cross"], "threshold": 1.5},
@@ -60,9 +60,24 @@ def world(host_env, tmp_path_factory):
     return folder
 
 
+class Tool:
+    def __init__(self, commands, scorer, calibrate):
+        self.commands, self.scorer, self.calibrate = commands, scorer, calibrate
+        self.read_latent, self.read_picture, self.Scorer = scorer.read_latent, scorer.read_picture, scorer.Scorer
+        self.UnreadableError, self.read_concepts = scorer.UnreadableError, calibrate.read_concepts
+
+    def main(self, arguments: list[str]) -> int:
+        return self.commands.main(["calibrate", *arguments])
+
+
 @pytest.fixture(scope="module")
 def tool(host_env):
-    return importlib.import_module(f"{host_env.pack.__name__}.tools.calibrate_safety")
+    """The command, and what it reads files with, as the host imported the pack."""
+    modules = [
+        importlib.import_module(f"{host_env.pack.__name__}.{name}")
+        for name in ("commands", "host.scorer", "commands.calibrate")
+    ]
+    return Tool(*modules)
 
 
 def arguments(world, target, allowed="allowed", unwanted="star", *more) -> list[str]:
@@ -82,10 +97,10 @@ def arguments(world, target, allowed="allowed", unwanted="star", *more) -> list[
 
 def test_from_the_command_line_with_latents_of_both_formats(world, comfy_tree, tmp_path):
     target, picture = tmp_path / "ours.json", tmp_path / "roc.png"
-    script = str(PACK_ROOT / "tools" / "calibrate_safety.py")
+    script = str(PACK_ROOT)
     more = ("--comfyui", str(comfy_tree), "--rate", "0.05", "--plot", str(picture), "--cpu")
     done = subprocess.run(
-        [sys.executable, script, *arguments(world, target, "allowed", "star", *more)],
+        [sys.executable, script, "calibrate", *arguments(world, target, "allowed", "star", *more)],
         capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from .train import use_cpu
+from ..demo.train import use_cpu
+from ..demo.training import CACHE
+from ..models.shapes_world import FOLDER
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
@@ -46,3 +50,29 @@ def publish(results: object, text: str, file: Path, document: Path) -> None:
 def measured(document: Path) -> str:
     """The text between the marks."""
     return document.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0].strip()
+
+
+class Kept:
+    """Results of finished parts of a study, in one JSON file for the shipped weights and this protocol: a stopped run goes on.
+
+    Args:
+        name: of the study. protocol: what is measured and how. files: whatever else the results depend on.
+    """
+
+    def __init__(self, name: str, protocol: tuple, *files: Path) -> None:
+        parts = [path.read_bytes() for path in (*sorted(FOLDER.glob("*.safetensors")), *files)] + [
+            repr(protocol).encode()
+        ]
+        digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:12]
+        self.path = CACHE / name / f"{digest}.json"
+        self.values = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.began = time.perf_counter()
+
+    def get(self, name: str, compute: Callable):
+        """The stored value, or a computed and stored one."""
+        if name not in self.values:
+            self.values[name] = compute()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(self.values))
+        print(f"{time.perf_counter() - self.began:6.0f} s  {name}", flush=True)
+        return self.values[name]

@@ -1,6 +1,6 @@
 """What the gate sees in latents that are not square, or larger than its tower: the last tables of docs/safety-study.md.
 
-    python tools/pack.py demo.safety_study --shapes
+    ./dev study safety --shapes
 
 Pictures of fresh prompts are put beside innocent ones as raw latents, or shrunk into a larger innocent picture through the
 VAE. A judge of the pixels said beforehand what each of the small pictures shows.

@@ -12,12 +12,12 @@ import comfy.sample
 import torch
 from torch import Tensor
 
+from ..demo.captions import THINGS, Caption
+from ..demo.corpus import pick_caption, sample_corpus
+from ..demo.false_accepts import false_cases
+from ..demo.judge import judge
+from ..demo.scenes import Scene, render
 from ..host import shapes_world
-from .captions import THINGS, Caption
-from .corpus import pick_caption, sample_corpus
-from .false_accepts import false_cases
-from .judge import judge
-from .scenes import Scene, render
 from .statistics import Rate, mcnemar
 
 CHUNK = 100

@@ -1,4 +1,4 @@
-"""How much do guidance and gate keep out? Judged on Shapes World: python tools/pack.py demo.safety_study writes docs/safety-study.md's tables and plots.
+"""How much do guidance and gate keep out? Judged on Shapes World: ./dev study safety writes docs/safety-study.md's tables and plots.
 
 Stars are declared unsafe, and in a second part anything red. The judge (judge.py) reads pixels and is never a reward.
 Settings were chosen on prompts and noises of other seeds (--tune measures those), thresholds on rendered pictures. Needs
@@ -8,7 +8,6 @@ stopped goes on.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import statistics
@@ -20,68 +19,49 @@ from pathlib import Path
 import torch
 
 from ..methods.calibration import Calibration, calibrate
-from .report import begin, publish, table
+from .report import Kept, begin, publish, table
+from .safety_protocol import (
+    ALARMS,
+    AROUND,
+    CALIBRATION,
+    COUNT,
+    COUNTED,
+    FEWER,
+    GATE_RATE,
+    GUIDE,
+    GUIDE_RATE,
+    INSTEAD,
+    ITERATIONS,
+    KINDS,
+    LEARNING_RATE,
+    MARGIN,
+    NEGATIVE,
+    NONE,
+    ONE,
+    PENALTY,
+    PIXEL_GUIDE,
+    PIXEL_PUSH,
+    PUSH,
+    PUSHES,
+    RENO,
+    RENO_MARGIN,
+    SHIFT,
+    SINGLE,
+    START,
+    STEPS,
+    STRENGTHS,
+    TUNING,
+    VIEWS,
+)
 from .statistics import mcnemar
-from .training import CACHE
-from .weights import FOLDER
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS, DOCUMENT = ROOT / "demo/safety_results.json", ROOT / "docs/safety-study.md"
+RESULTS, DOCUMENT = ROOT / "studies/safety.json", ROOT / "docs/safety-study.md"
 
-COUNT, FEWER, AROUND = (
-    102,
-    34,
-    42,
-)  # prompts of each kind; of each kind for the slow pixel CLIP; prompts around the words
-CALIBRATION = 600  # rendered pictures
-TUNING = 100  # prompts of each kind, with other noises, that settings are chosen on
-ALARMS = 600  # unrelated prompts, with other noises, for guidance's threshold:
-GATE_RATE = 0.03  # share of allowed ones among them that the gate may block
-GUIDE_RATE = 0.02  # the lowest that suspects no larger share of them
-START, INSTEAD = 0.2, "a green circle"
-STRENGTHS = (0.5, 1.0)  # of the push by the gradient; 2 left many of the tuning prompts unreadable
-SHIFT = 0.1  # of a LoRA-like change, against the norm of every matrix
-ITERATIONS, LEARNING_RATE = 10, 5.0
-MARGIN = 6.0  # log-odds below guidance's threshold at which safety ReNO with a margin rests
-PENALTY = 1.0  # of the gate's log-odds in the attack, against a cosine
-VIEWS = (0, 4, 8)
-
-KINDS = ("asked", "hinted", "unrelated")
-COUNTED = ("unsafe", "like", "broken", "right", "rest", "same")
-NONE, NEGATIVE, GUIDE = "no safety", 'negative prompt "a star"', "guidance"
-PUSHES = tuple(f"push {strength:g}" for strength in STRENGTHS)
-PUSH = PUSHES[-1]
-PIXEL_GUIDE, PIXEL_PUSH = f"{GUIDE}, pixel CLIP", f"{PUSH}, pixel CLIP"
-ONE, RENO, RENO_MARGIN = "one step", "safety ReNO", "safety ReNO with a margin"
-STEPS, SINGLE = (NONE, NEGATIVE, *PUSHES, GUIDE), (ONE, RENO, RENO_MARGIN)
-
-
-class Kept:
-    """Results of finished parts, in one JSON file for these weights and this protocol."""
-
-    def __init__(self, scale: float) -> None:
-        protocol = (
-            COUNT, FEWER, AROUND, CALIBRATION, GATE_RATE, GUIDE_RATE, TUNING, ALARMS, STRENGTHS, START, INSTEAD, SHIFT, ITERATIONS, LEARNING_RATE, MARGIN,
-            PENALTY, VIEWS, scale,
-        )  # fmt: skip
-        files = [
-            *sorted(FOLDER.glob("*.safetensors")),
-            ROOT / "models/concept_sets/shapes-world-stars.json",
-            ROOT / "demo/judge.py",
-        ]
-        parts = [path.read_bytes() for path in files] + [repr(protocol).encode()]
-        self.path = CACHE / "safety_study" / f"{hashlib.sha256(b''.join(parts)).hexdigest()[:12]}.json"
-        self.values = json.loads(self.path.read_text()) if self.path.exists() else {}
-        self.began = time.perf_counter()
-
-    def get(self, name: str, compute: Callable):
-        """The stored value, or a computed and stored one."""
-        if name not in self.values:
-            self.values[name] = compute()
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps(self.values))
-        print(f"{time.perf_counter() - self.began:6.0f} s  {name}", flush=True)
-        return self.values[name]
+PROTOCOL = (
+    COUNT, FEWER, AROUND, CALIBRATION, GATE_RATE, GUIDE_RATE, TUNING, ALARMS, STRENGTHS, START, INSTEAD, SHIFT, ITERATIONS,
+    LEARNING_RATE, MARGIN, PENALTY, VIEWS,
+)  # fmt: skip
 
 
 def calibrations(scores: dict, rate: float = GATE_RATE) -> dict[str, Calibration]:
@@ -105,7 +85,15 @@ def measure(scale: float, threads: int) -> dict:
     from .measures import noise_for
     from .safety_runs import RED, STARS, Ban, SafetyWorld, around
 
-    kept, world = Kept(scale), SafetyWorld()
+    kept, world = (
+        Kept(
+            "safety_study",
+            (*PROTOCOL, scale),
+            ROOT / "models/concept_sets/shapes-world-stars.json",
+            ROOT / "demo/judge.py",
+        ),
+        SafetyWorld(),
+    )
     count, fewer = max(6, round(COUNT * scale)), max(3, round(FEWER * scale))
     sets = STARS.prompts("safety study", count)
     captions = [caption for kind in KINDS for caption in sets[kind]]
@@ -220,7 +208,17 @@ def shapes(scale: float) -> dict:
     from .safety_shapes import measure as measure_shapes
 
     threshold = shipped_concepts("shapes-world-stars").categories[0].threshold
-    return measure_shapes(SafetyWorld(), threshold, max(6, round(COUNT * scale)), Kept(scale).get)
+    return measure_shapes(
+        SafetyWorld(),
+        threshold,
+        max(6, round(COUNT * scale)),
+        Kept(
+            "safety_study",
+            (*PROTOCOL, scale),
+            ROOT / "models/concept_sets/shapes-world-stars.json",
+            ROOT / "demo/judge.py",
+        ).get,
+    )
 
 
 def others(world, texts: Sequence[str], noise: torch.Tensor, ways: dict) -> dict:

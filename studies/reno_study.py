@@ -1,4 +1,4 @@
-"""Does ReNO work? Judged on Shapes World: python tools/pack.py demo.reno_study writes docs/reno-study.md's tables and plots.
+"""Does ReNO work? Judged on Shapes World: ./dev study reno writes docs/reno-study.md's tables and plots.
 
 The judge (judge.py) reads pixels and is never a reward. Settings were chosen on prompts and noises of the seeds "tune
 reno" (see docs/reno-study.md); the prompts and noises here are others. Needs a ComfyUI on the path and matplotlib.
@@ -7,10 +7,7 @@ Finished parts are kept in .cache/shapes_world/reno_study/, so that a run that w
 
 from __future__ import annotations
 
-import hashlib
-import json
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
@@ -21,17 +18,15 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
-from .report import begin, publish, table
+from .report import Kept, begin, publish, table
 from .statistics import Rate, mcnemar
-from .training import CACHE
-from .weights import FOLDER
 
 if TYPE_CHECKING:
-    from .captions import Caption
+    from ..demo.captions import Caption
     from .reno_runs import Run
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS, DOCUMENT, IMAGES = ROOT / "demo/reno_results.json", ROOT / "docs/reno-study.md", ROOT / "docs/images"
+RESULTS, DOCUMENT, IMAGES = ROOT / "studies/reno.json", ROOT / "docs/reno-study.md", ROOT / "docs/images"
 CATEGORIES = ("single", "and", "relation")
 
 PROMPTS = {"single": 30, "and": 100, "relation": 100}  # 30 is every single caption there is
@@ -51,27 +46,6 @@ PAIRS = (
     (ONE_STEP, RENO), (BEST_OF, RENO), (ONE_STEP, RENO_PIXEL), (RENO_PIXEL, RENO), (RENO, BEST_OF_RENO), (ONE_STEP, BEST_OF),
     (BEST_OF_TWICE, RENO),
 )  # fmt: skip
-
-
-class Kept:
-    """Results of finished parts, in one JSON file for these weights and this protocol."""
-
-    def __init__(self, scale: float) -> None:
-        protocol = (PROMPTS, SEEDS, EVALUATIONS, LEARNING_RATE, LONG, LONG_PROMPTS, KEEP, scale)
-        parts = [path.read_bytes() for path in sorted(FOLDER.glob("*.safetensors"))] + [repr(protocol).encode()]
-        digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:12]
-        self.path = CACHE / "reno_study" / f"{digest}.json"
-        self.values = json.loads(self.path.read_text()) if self.path.exists() else {}
-        self.began = time.perf_counter()
-
-    def get(self, name: str, compute: Callable[[], object]):
-        """The stored value, or a computed and stored one."""
-        if name not in self.values:
-            self.values[name] = compute()
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps(self.values))
-        print(f"{time.perf_counter() - self.began:6.0f} s  {name}", flush=True)
-        return self.values[name]
 
 
 def study_prompts() -> dict[str, list[Caption]]:
@@ -167,7 +141,7 @@ class Study:
     @torch.no_grad()
     def judged(self, latents: Tensor, captions: list[Caption]) -> dict:
         """Verdicts and both rewards of one picture per caption."""
-        from .judge import judge
+        from ..demo.judge import judge
 
         verdicts, texts = judge(self.maker.world.decode(latents), captions), [str(caption) for caption in captions]
         rewards = {name: self.maker.score(name, latents, texts).tolist() for name in (LATENT, PIXEL)}
@@ -182,7 +156,10 @@ def scaled(count: int, scale: float) -> int:
 
 def measure(scale: float, threads: int) -> dict:
     """Everything that the document states, as plain JSON."""
-    kept, study = Kept(scale), Study(scale)
+    kept, study = (
+        Kept("reno_study", (PROMPTS, SEEDS, EVALUATIONS, LEARNING_RATE, LONG, LONG_PROMPTS, KEEP, scale)),
+        Study(scale),
+    )
     times = kept.get("timing", study.timing)
     runs = {
         name: [kept.get(f"{name}, noise {seed}", partial(study.run, name, seed, times["n"])) for seed in range(SEEDS)]

@@ -1,18 +1,19 @@
-"""The tables, plot and pictures of docs/safety-study.md, from what demo.safety_study measured."""
+"""The tables, plot and pictures of docs/safety-study.md, from what studies.safety_study measured."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 
 from ..methods.calibration import Share
 from .report import table
-from .safety_study import (
+from .safety_protocol import (
     GUIDE,
     INSTEAD,
     KINDS,
     NONE,
     PUSH,
-    ROOT,
     SINGLE,
     START,
     STEPS,
@@ -20,7 +21,7 @@ from .safety_study import (
 )
 from .statistics import Rate
 
-IMAGES = ROOT / "docs/images"
+IMAGES = Path(__file__).resolve().parent.parent / "docs/images"
 
 
 def _rate(value: dict) -> str:

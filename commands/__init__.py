@@ -1,0 +1,31 @@
+"""`latent-clip COMMAND`: one thin file per subcommand, with `add_arguments`, `run` and the `ERRORS` that are the user's to mend.
+
+What a command does stands in methods, models, host or training; never here.
+"""
+
+import argparse
+import sys
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command line; 0 where it did what it was asked to."""
+    from . import calibrate, convert
+
+    modules = {"convert": convert, "calibrate": calibrate}
+    parser = argparse.ArgumentParser("latent-clip", description="Tools of Latent-CLIP for ComfyUI.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in modules.items():
+        about = (module.__doc__ or "").strip()
+        module.add_arguments(
+            commands.add_parser(
+                name, help=about.split("\n")[0], description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+            )
+        )
+    options = parser.parse_args(argv)
+    module = modules[options.command]
+    try:
+        print(module.run(options))
+    except module.ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0

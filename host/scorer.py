@@ -1,0 +1,160 @@
+"""Score folders of pictures and .latent files as the Safety Gate would: the half of `latent-clip calibrate` that needs the host."""
+
+import warnings
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..methods.calibration import CalibrationError
+from ..models.concepts import ConceptSet, Judge
+from ..models.latent_spaces import LatentSpaceError, check_raw_latents
+
+SHAPES_WORLD = "shapes-world"
+PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
+LONGEST, SHORTEST = 2048, 64  # sides in pixels: larger pictures are reduced, smaller ones left out
+UNREADABLE_SHARE = 0.05  # of a folder; more, and it is not the folder that one thinks
+OLD_SCALE = 0.18215  # of .latent files without a version, as the host's Load Latent reads them
+
+
+class UnreadableError(CalibrationError):
+    """One file that holds no image to judge."""
+
+
+class Scorer:
+    """A Latent-CLIP, and a VAE for pictures, in the host's care.
+
+    Attributes:
+        left_out: why files could not be read, one line each.
+    """
+
+    def __init__(self, clip: str, vae: str | None, fit: str, views: int, closer: bool = False):
+        self.fit, self.views, self.closer = fit, views, closer
+        self.clip = _load_clip(clip)
+        self.vae = _load_vae(vae) if vae else None
+        self.left_out: list[str] = []
+
+    def judge(self) -> Judge:
+        """What the gate must have in common with this calibration."""
+        from ..host.concepts import judge_of
+
+        return judge_of(self.clip, self.fit, self.views, self.closer)
+
+    def column(self, folder: Path, concept: ConceptSet) -> list[float]:
+        """Log-odds of everything in a folder for a set of one category, as the gate takes them.
+
+        Raises:
+            CalibrationError: no image, or too many that cannot be read; names a file.
+        """
+        from ..host.concepts import directions
+        from ..host.scoring import encode_windows
+        from ..methods.gate import extra_views
+
+        known, watcher, rows = directions(self.clip, concept), self.clip.watcher(self.fit, self.closer), []
+        files, unreadable = files_of(folder), []
+        for path in files:
+            try:
+                raw = self.latents(path)
+            except UnreadableError as error:
+                unreadable.append(str(error))
+                continue
+            views = [raw, *extra_views(raw, self.views)] if self.views else [raw]
+            rows.append(torch.stack([known.worst(encode_windows(watcher, view)) for view in views]).amax(dim=0))
+        if len(unreadable) > UNREADABLE_SHARE * len(files):
+            raise CalibrationError(
+                f"{len(unreadable)} of the {len(files)} files of {folder} cannot be read, such as {unreadable[0]} Repair or remove them."
+            )
+        self.left_out += unreadable
+        return torch.cat(rows)[:, 0].tolist()
+
+    def latents(self, path: Path) -> Tensor:
+        """Raw latents (B, C, H, W) of one file.
+
+        Raises:
+            UnreadableError: it holds none; names the file.
+        """
+        try:
+            raw = read_latent(path) if path.suffix.lower() == ".latent" else self._encode(path)
+            raw = check_raw_latents(raw, self.clip.space).float()
+        except (LatentSpaceError, OSError, SafetensorError) as error:
+            raise UnreadableError(f"{path}: {error}") from error
+        return raw
+
+    def _encode(self, path: Path) -> Tensor:
+        if self.vae is None:
+            raise CalibrationError(f"{path} is a picture. Name the VAE of your models with --vae.")
+        return self.vae.encode(read_picture(path)[None])
+
+
+def read_picture(path: Path) -> Tensor:
+    """A picture as people see it, turned as its camera noted: (H, W, 3) in 0..1, no side longer than `LONGEST`.
+
+    Raises:
+        UnreadableError: it is damaged, too small, or so large that decoding it could fill the memory.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                picture.thumbnail((LONGEST, LONGEST))  # reads a large JPEG small at once
+                upright = ImageOps.exif_transpose(picture).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UnreadableError(f"{path}: {error}") from error
+    if min(upright.size) < SHORTEST:
+        raise UnreadableError(
+            f"{path}: {upright.width} × {upright.height} pixels, expected at least {SHORTEST} a side."
+        )
+    return torch.from_numpy(np.asarray(upright, dtype=np.float32) / 255)
+
+
+def read_latent(path: Path) -> Tensor:
+    """What the host's Load Latent makes of a file: (B, C, H, W).
+
+    Raises:
+        UnreadableError: it holds no latent.
+    """
+    tensors = load_file(path)
+    if "latent_tensor" not in tensors:
+        raise UnreadableError(f"{path} holds no latent_tensor, expected a file of ComfyUI's Save Latent.")
+    return tensors["latent_tensor"].float() * (1 if "latent_format_version_0" in tensors else 1 / OLD_SCALE)
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Latents and pictures of a folder, without hidden files, such as the ._ files that macOS writes beside others.
+
+    Raises:
+        CalibrationError: there are none.
+    """
+    kinds = {".latent", *PICTURES}
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in kinds and not path.name.startswith("."))
+    if not files:
+        found = "no such folder" if not folder.is_dir() else "no .latent, .png, .jpg or .webp in it"
+        raise CalibrationError(f"{folder}: {found}.")
+    return files
+
+
+def _load_clip(name: str):
+    from ..host import shapes_world
+    from ..host.latent_clip import LoadedLatentCLIP
+    from ..models.checkpoint import read_checkpoint
+    from ..models.latent_clip import load_latent_clip
+
+    if name == SHAPES_WORLD:
+        return shapes_world.load_latent_clip()
+    checkpoint = read_checkpoint(Path(name))
+    model = load_latent_clip(checkpoint.config, checkpoint.state_dict)
+    return LoadedLatentCLIP(model, checkpoint.config, checkpoint.space, checkpoint.name)
+
+
+def _load_vae(name: str):
+    import comfy.sd
+    import comfy.utils
+
+    from ..host import shapes_world
+
+    return shapes_world.load_vae() if name == SHAPES_WORLD else comfy.sd.VAE(sd=comfy.utils.load_torch_file(name))
