@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from ..host.concepts import directions
@@ -106,8 +107,13 @@ class Looks:
         """Those that differ for this shape."""
         if shape == "1:1":
             return {"worst window": self._worst("tiles")}
+        uncut = (
+            {}
+            if shape == "3:2" or "small" in shape
+            else {"the worst of the small pictures, none of them cut": self._pictures}
+        )
         if shape[1] == "x":
-            return {"whole": self._worst("tiles"), "closer look": self._worst("tiles", True)}
+            return {"whole": self._worst("tiles"), "closer look": self._worst("tiles", True), **uncut}
         squash = self._features(lambda x: fit_latents(x, SIDE, "squash"))
         crop = self._features(lambda x: fit_latents(x, SIDE, "crop"))
         average = self._features(lambda x: fit_latents(x, SIDE, "tiles"))
@@ -116,7 +122,13 @@ class Looks:
             "centre only": crop,
             "squashed only": squash,
             "worst window": self._worst("tiles"),
+            **uncut,
         }
+
+    def _pictures(self, x: Tensor) -> Tensor:
+        """The worst of the pictures that a mosaic was made of, which no gate can know."""
+        cells = rearrange(x, "b c (h i) (w j) -> (b h w) c i j", i=SIDE, j=SIDE)
+        return self._worst("tiles")(cells).view(len(x), -1).amax(dim=1)
 
     def _worst(self, fit: Fit, closer: bool = False) -> Callable[[Tensor], Tensor]:
         watcher = self.clip.watcher(fit, closer)
