@@ -125,7 +125,8 @@ def patches_of(patcher, own: str) -> list[str]:
         f for key, value in options.items() if key.startswith(("sampler_", "model_function")) for f in _flat(value)
     ]
     functions += [f for name in ("patches", "patches_replace") for f in _flat(transformer.get(name))]
-    functions += _flat(patcher.wrappers) + _flat(patcher.object_patches)
+    functions += _flat(patcher.wrappers)
+    functions += [f for name, f in patcher.object_patches.items() if name != "model_sampling"]  # a table of noise levels
     names = [_name(f) for f in functions if not _module(f).startswith(own)]
     return sorted(set(names))
 

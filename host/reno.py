@@ -63,7 +63,7 @@ def run_reno(
     """
     steps = check_sigmas(sigmas)
     check_model(guider.model_patcher)
-    check_hooks(guider.original_conds, skips_negative(guider), steps)
+    check_hooks(getattr(guider, "original_conds", {}), skips_negative(guider), steps)
     check_model_space(guider.model_patcher, reward.space)
     samples = comfy.sample.fix_empty_latent_channels(guider.model_patcher, latent["samples"])
     if samples.ndim != 4:

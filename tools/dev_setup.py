@@ -30,7 +30,7 @@ HOSTS = {
 }
 NEWEST = "0.30.0"
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]  # one consistent set; the host pins none
-TOOLS = ["pytest", "playwright", "ruff", "mypy", "matplotlib"]
+TOOLS = ["pytest", "pytest-xdist", "playwright", "ruff", "mypy", "matplotlib"]
 
 
 def fail(message: str) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import aiohttp
@@ -50,7 +51,8 @@ def listen(comfy, prompt: dict, on_event=None, client: str = "page") -> list[tup
                     await loop.run_in_executor(None, on_event, event["data"])
         return heard
 
-    return asyncio.run(run())
+    with ThreadPoolExecutor(1) as threads:  # the browser tests of this process keep an event loop running
+        return threads.submit(asyncio.run, run()).result()
 
 
 def of(kind: str, heard: list) -> list[dict]:
