@@ -44,9 +44,10 @@ def _inputs(graph: DynamicPrompt, node_id: str) -> dict:
 
 def _text_inputs(class_type: str | None) -> Callable[[str], bool]:
     """Whether an input of a node type is typed as text; also where the type does not say, so that nothing is left out."""
+    kind = nodes.NODE_CLASS_MAPPINGS.get(class_type)
     try:
-        groups = getattr(nodes, "NODE_CLASS_MAPPINGS", {})[class_type].INPUT_TYPES()
+        groups = kind.INPUT_TYPES() if kind else {}
     except Exception:  # another pack's code, and no reason to leave its texts out
-        return lambda name: True
+        groups = {}
     kinds = {name: options[0] for group in ("required", "optional") for name, options in groups.get(group, {}).items()}
     return lambda name: kinds.get(name, "STRING") in ("STRING", "*")

@@ -118,11 +118,6 @@ class ConceptSet:
                 raise ConceptError(
                     f"The threshold of {category.name!r} is {category.threshold}, expected a finite number."
                 )
-            if both := [phrase for phrase in category.phrases if phrase in self.anchors]:
-                raise ConceptError(
-                    f"The concept set {self.name!r} has {both[0]!r} in {category.name!r} and among its neutral texts, which cancel "
-                    "each other. Remove one."
-                )
         for text in (*self.anchors, *(phrase for category in self.categories for phrase in category.phrases)):
             if not text.strip():
                 raise ConceptError(f"The concept set {self.name!r} has an empty phrase. Remove it.")
