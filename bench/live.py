@@ -27,7 +27,7 @@ CLIENT = "bench"
 
 def run(rounds: int = 15) -> dict:
     """Medians of the loop's own seconds, as the trace says them."""
-    workflow = json.loads((PACK_ROOT / "workflows" / "reno-try-it-now.json").read_text())
+    workflow = json.loads((PACK_ROOT / "workflows" / "02 Optimize noise, demo.json").read_text())
     seconds: dict[str, list[float]] = {"without a page": [], "with a page": []}
     with (
         tempfile.TemporaryDirectory() as folder,

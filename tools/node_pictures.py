@@ -21,7 +21,8 @@ from ..tests.browser_page import ComfyPage
 from ..tests.host_server import TestServer
 from .comfy_server import PACK_ROOT
 from .thumbnails import FLAGS
-from .workflows import Graph, shapes_world
+from .workflow_graph import Graph
+from .workflows import encode, shapes_world
 
 IMAGES = PACK_ROOT / "js" / "docs" / "images"
 SCALE, MARGIN, CORNER = 1.25, 5, (420, 160)  # of the node on the screen, clear of the page's own bars
@@ -30,7 +31,8 @@ SCALE, MARGIN, CORNER = 1.25, 5, (420, 160)  # of the node on the screen, clear 
 def gallery(info: dict) -> Graph:
     """Every node of the pack, wired as a user would."""
     graph = Graph(info)
-    world, text, positive, negative = shapes_world(graph, "a blue star left of a red circle")
+    world, text = shapes_world(graph, "a blue star left of a red circle")
+    positive, negative = encode(graph, 1, world[1], text[0]), encode(graph, 1, world[1], "", "Negative")
     graph.add(0, "LatentCLIPLoader", 110)
     empty = graph.add(1, "EmptyLatentImage", 110, width=64, height=64, batch_size=4)
     instead = graph.add(1, "CLIPTextEncode", 110, clip=world[1], text="a green circle")

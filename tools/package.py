@@ -127,7 +127,7 @@ def check_in_host(server: ComfyServer, pack: Path) -> Checks:
     yield templates == there, f"the page offers {len(templates)} of {len(there)} workflows as templates"
     help_pages = sum(bool(read(f"{server.url}/extensions/{FOLDER}/docs/{name}.md")) for name in wanted)
     yield help_pages == len(wanted), f"the page can open {help_pages} help pages"
-    yield check_workflow(server, infos, pack / "workflows" / "try-it-now.json")
+    yield check_workflow(server, infos, pack / "workflows" / "01 Try it now.json")
 
 
 def check_workflow(server: ComfyServer, infos: dict, path: Path) -> tuple[bool | None, str]:

@@ -1,8 +1,7 @@
 """Write workflows/*.json, the example graphs, in the page's own format: python . -m tools.workflows
 
-A workflow is a few lines here and a few hundred as the page saves it. Slots, widget order and types come from the
-/object_info of a running ComfyUI with the pack, so the files follow the schemas; the tests load each one in the real
-page and compare what it queues.
+Every one can be read when it opens: on a screen of 1440 × 900 the page shows 1520 × 940 units of a graph at 70 %, so
+nodes that nobody has to set are folded. File names are what the template browser shows and sorts by.
 """
 
 from __future__ import annotations
@@ -10,531 +9,326 @@ from __future__ import annotations
 import argparse
 import json
 import urllib.request
-from dataclasses import dataclass, field
-from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent.parent / "workflows"
-WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-COLUMN, GAP, TITLE, INSET = 340, 50, 30, 15
+from .workflow_graph import FOLDER, Graph, Node
+
 SDXL_TURBO, SDXL_BASE, LATENT_CLIP = (
     "sd_xl_turbo_1.0_fp16.safetensors",
     "sd_xl_base_1.0.safetensors",
     "latent-clip-b-8.safetensors",
 )
-LATENT_CLIP_FILE = f"""\
-- `models/latent_clip/{LATENT_CLIP}`: `checkpoints/epoch_34.pt` of wendlerc/latent-clip-b-8-512-34b-80k, converted: `python . convert` in the pack's folder
-"""
+LATENT_CLIP_FILE = f"- `latent_clip/{LATENT_CLIP}`: where from, says *Weights* in the README\n"
 FILES = f"""
-- `models/checkpoints/{SDXL_TURBO}` (stabilityai/sdxl-turbo)
+Needs, in `models/`:
+- `checkpoints/{SDXL_TURBO}`
 {LATENT_CLIP_FILE}"""
 
 
-@dataclass
-class Node:
-    """One placed node; `node[i]` is its output i, for wiring."""
-
-    id: int
-    type: str
-    at: tuple[int, int]
-    size: tuple[int, int]
-    inputs: dict
-    title: str | None = None
-
-    def __getitem__(self, slot: int) -> tuple[Node, int]:
-        return self, slot
+def shapes_world(graph: Graph, prompt: str) -> tuple[Node, Node]:
+    """The demo world with a prompt: (world, text)."""
+    return graph.add(0, "LatentCLIPShapesWorld", 90), graph.add(
+        0, "PrimitiveStringMultiline", 90, "Prompt", value=prompt
+    )
 
 
-@dataclass
-class Graph:
-    """A workflow under construction. Nodes are put into columns, left to right, each below the last one."""
-
-    info: dict
-    nodes: list[Node] = field(default_factory=list)
-    heights: dict[int, int] = field(default_factory=dict)
-    groups: list[dict] = field(default_factory=list)
-
-    def add(self, column: int, type: str, height: int = 120, title: str | None = None, /, **inputs) -> Node:
-        """Place a node. Inputs are values, or `node[i]` for a wire, which may also feed a widget."""
-        top = self.heights.get(column, 0)
-        self.heights[column] = top + height + TITLE + GAP
-        node = Node(len(self.nodes) + 1, type, (column * (COLUMN + GAP), top), (COLUMN, height), inputs, title)
-        self.nodes.append(node)
-        return node
-
-    def note(self, column: int, text: str, height: int = 260) -> None:
-        """A note that says what this is, what to download and where."""
-        self.add(column, "MarkdownNote", height, "Read me", text=text.strip())
-
-    def group(self, title: str, *nodes: Node) -> None:
-        """A titled frame around nodes."""
-        left, top = (min(node.at[i] for node in nodes) - INSET for i in (0, 1))
-        right, bottom = (max(node.at[i] + node.size[i] for node in nodes) + INSET for i in (0, 1))
-        top -= 2 * TITLE
-        self.groups.append({"title": title, "bounding": [left, top, right - left, bottom - top], "color": "#3f789e"})
-
-    def group_columns(self, *titles: str) -> None:
-        """A frame around the nodes of each column, notes apart."""
-        for column, title in enumerate(titles):
-            here = [
-                node for node in self.nodes if node.at[0] == column * (COLUMN + GAP) and node.type != "MarkdownNote"
-            ]
-            self.group(title, *here)
-
-    def new_row(self, *columns: int) -> None:
-        """Go on below all nodes of these columns, at one height, with room for the frame of a group."""
-        below = max(self.heights.get(column, 0) for column in columns)
-        self.heights |= dict.fromkeys(columns, below + (2 * INSET + TITLE if below else 0))
-
-    def save(self, name: str, folder: Path = FOLDER) -> None:
-        """Write <folder>/<name>.json."""
-        links: list[list] = []
-        saved = [self._node(node, links) for node in self.nodes]
-        for source, slot, link in ((link[1], link[2], link[0]) for link in links):
-            saved[source - 1]["outputs"][slot]["links"].append(link)
-        workflow = {
-            "last_node_id": len(saved), "last_link_id": len(links), "nodes": saved, "links": links, "groups": self.groups, "config": {},
-            "extra": {}, "version": 0.4,
-        }  # fmt: skip
-        (folder / f"{name}.json").write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
-
-    def _node(self, node: Node, links: list[list]) -> dict:
-        saved = {
-            "id": node.id, "type": node.type, "pos": list(node.at), "size": list(node.size), "flags": {}, "order": node.id - 1,
-            "mode": 0, "inputs": [], "outputs": [], "properties": {}, "widgets_values": [],
-        }  # fmt: skip
-        if node.title:
-            saved["title"] = node.title
-        if node.type == "MarkdownNote":
-            return saved | {"widgets_values": [node.inputs["text"]], "color": "#432", "bgcolor": "#653"}
-        info, given = self.info[node.type], dict(node.inputs)
-        for kind in ("required", "optional"):
-            for name, spec in info["input"].get(kind, {}).items():
-                if spec[0] == "COMFY_AUTOGROW_V3":  # a slot per wire, named group.slot, and a free one
-                    template = spec[1]["template"]
-                    slot = next(iter(template["input"]["required"].values()))
-                    wired = [key for key in given if key.startswith(f"{name}.")]
-                    for key in [*wired, f"{name}.{template['prefix']}{len(wired)}"]:
-                        self._input(saved, key, slot, given.pop(key, None), links)
-                else:
-                    self._input(saved, name, spec, given.pop(name, None), links)
-        if given:
-            raise ValueError(f"{node.type} has no input {', '.join(given)}")
-        for slot, type in enumerate(info["output"]):
-            saved["outputs"].append({"name": info["output_name"][slot], "type": type, "slot_index": slot, "links": []})
-        return saved
-
-    def _input(self, saved: dict, name: str, spec: list, value, links: list[list]) -> None:
-        type, options = ("COMBO" if isinstance(spec[0], list) else spec[0]), (spec[1] if len(spec) > 1 else {})
-        wired = isinstance(value, tuple)
-        widget = type in WIDGETS and not options.get("forceInput")
-        if wired or not widget:
-            saved["inputs"].append({"name": name, "type": type, "link": len(links) + 1 if wired else None})
-            if wired:
-                source, slot = value
-                carried = self.info[source.type]["output"][slot]  # the input's own type may be a template
-                links.append([len(links) + 1, source.id, slot, saved["id"], len(saved["inputs"]) - 1, carried])
-        if widget:
-            if wired:
-                saved["inputs"][-1]["widget"] = {"name": name}
-            choices = spec[0] if isinstance(spec[0], list) else options.get("options") or [""]
-            default = options.get("default", choices[0] if type == "COMBO" and choices else "")
-            saved["widgets_values"].append(default if wired or value is None else value)
-            if options.get("control_after_generate"):
-                saved["widgets_values"].append("fixed")
+def sdxl(graph: Graph, prompt: str, *checkpoints: str) -> tuple[Node, ...]:
+    """Checkpoints, SDXL-Turbo by default, Latent-CLIP and a prompt: (checkpoint, ..., latent_clip, text)."""
+    loaded = [graph.add(0, "CheckpointLoaderSimple", 100, ckpt_name=name) for name in checkpoints or (SDXL_TURBO,)]
+    clip = graph.add(0, "LatentCLIPLoader", 85, file=LATENT_CLIP)
+    return *loaded, clip, graph.add(0, "PrimitiveStringMultiline", 100, "Prompt", value=prompt)
 
 
-def shapes_world(graph: Graph, prompt: str) -> tuple[Node, Node, Node, Node]:
-    """The demo world with a prompt: (world, text, positive, negative)."""
-    world = graph.add(0, "LatentCLIPShapesWorld", 120)
-    text = graph.add(0, "PrimitiveStringMultiline", 110, "Prompt", value=prompt)
-    positive = graph.add(1, "CLIPTextEncode", 110, "Positive", clip=world[1], text=text[0])
-    negative = graph.add(1, "CLIPTextEncode", 110, "Negative (unused at cfg 1)", clip=world[1], text="")
-    return world, text, positive, negative
+def encode(graph: Graph, column: int, clip: tuple[Node, int], text, title: str = "Positive", **place) -> Node:
+    """A prompt for the model, folded: its text comes from elsewhere or is empty."""
+    return graph.fold(column, "CLIPTextEncode", title, clip=clip, text=text, **place)
 
 
-def sdxl_turbo(graph: Graph, prompt: str) -> tuple[Node, Node, Node, Node, Node]:
-    """SDXL-Turbo and Latent-CLIP with a prompt: (checkpoint, latent_clip, text, positive, negative)."""
-    checkpoint = graph.add(0, "CheckpointLoaderSimple", 110, ckpt_name=SDXL_TURBO)
-    latent_clip = graph.add(0, "LatentCLIPLoader", 110, file=LATENT_CLIP)
-    text = graph.add(0, "PrimitiveStringMultiline", 130, "Prompt", value=prompt)
-    positive = graph.add(1, "CLIPTextEncode", 110, "Positive", clip=checkpoint[1], text=text[0])
-    negative = graph.add(1, "CLIPTextEncode", 110, "Negative (unused at cfg 1)", clip=checkpoint[1], text="")
-    return checkpoint, latent_clip, text, positive, negative
+def sample(
+    graph: Graph, column: int, model: Node, clip: tuple[Node, int], text: Node, latent: Node, title: str | None = None,
+    folded: bool = False, **settings,
+) -> Node:  # fmt: skip
+    """A KSampler above its two folded prompts; at cfg 1 it does not look at the negative one."""
+    turbo = {"seed": 1, "steps": 1, "cfg": 1.0, "sampler_name": "euler_ancestral", "scheduler": "normal", "denoise": 1.0}
+    settings = turbo | settings
+    node = graph.add(column, "KSampler", 265, title, folded=folded, model=model[0], latent_image=latent[0], **settings)
+    positive = encode(graph, column, clip, text[0])
+    negative = encode(graph, column, clip, "", "Negative", beside=positive)
+    node.inputs |= {"positive": positive[0], "negative": negative[0]}
+    return node
 
 
-def enlarge(graph: Graph, column: int, image: tuple[Node, int]) -> Node:
-    """Shapes World pictures have 64 pixels; four times as large they can be looked at."""
-    return graph.add(column, "ImageScaleBy", 90, image=image, upscale_method="lanczos", scale_by=4.0)
+def save_image(
+    graph: Graph, column: int, latent: tuple[Node, int], vae: tuple[Node, int], height: int, name: str,
+    title: str | None = None, enlarge: bool = False,
+) -> list[Node]:  # fmt: skip
+    """Decode, folded, and a large picture; 64 pixels of Shapes World are enlarged to 256, to be looked at."""
+    image = decode = graph.fold(column, "VAEDecode", samples=latent, vae=vae)
+    if enlarge:
+        image = graph.fold(column, "ImageScaleBy", "Enlarge", decode, image=decode[0], upscale_method="lanczos", scale_by=4.0)
+    prefix = name if isinstance(name, tuple) else f"latent-clip/{name}"
+    return [decode, image, graph.add(column, "SaveImage", height, title, images=image[0], filename_prefix=prefix)]
 
 
 def try_it_now(info: dict) -> None:
-    """Shapes World, a batch of eight, scored, the best two decoded."""
-    graph = Graph(info)
-    world, text, positive, negative = shapes_world(graph, "a blue star left of a red circle")
+    """Shapes World, a batch of eight, the best two decoded."""
+    graph = Graph(info, (290, 290, 340, 480))
     graph.note(0, """
 ## Try it now
-Eight pictures are made and judged as latents; only the best two are decoded. Nothing to download, no GPU needed.
+Eight pictures are judged as latents; only the best two are decoded. No download, no GPU.
 
-Press **Run** and look at the bars on *Score Latents*. Then change the prompt: colours red, orange, yellow, green, blue,
-purple; shapes circle, square, triangle, star, cross; "and", "left of", "right of", "above", "below".
+Press **Run**. Then change the prompt: red, orange, yellow, green, blue, purple; circle, square, triangle, star, cross;
+"and", "left of", "right of", "above", "below".
 
-Shapes World is a tiny demo. For real pictures open *pick-the-best*.
-""")  # fmt: skip
-    empty = graph.add(1, "EmptyLatentImage", 110, width=64, height=64, batch_size=8)
-    sampled = graph.add(
-        2, "KSampler", 270, model=world[0], positive=positive[0], negative=negative[0], latent_image=empty[0], seed=1, steps=1,
-        cfg=1.0, sampler_name="euler", scheduler="simple", denoise=1.0,
-    )  # fmt: skip
-    reward = graph.add(2, "LatentCLIPTextReward", 260, latent_clip=world[3], text=text[0])
-    score = graph.add(3, "LatentCLIPScore", 420, latent=sampled[0], reward=reward[0])
-    best = graph.add(4, "LatentCLIPSelect", 420, latent=score[0], reward=reward[0], keep=2)
-    decoded = graph.add(5, "VAEDecode", 60, samples=best[0], vae=world[2])
-    graph.add(5, "SaveImage", 330, images=enlarge(graph, 5, decoded[0])[0], filename_prefix="latent-clip/try-it-now")
-    graph.group_columns(
-        "Load and prompt", "Encode", "Sample a batch", "Judge the latents", "Keep the best", "Decode the best"
-    )
-    graph.save("try-it-now")
-
-
-def pick_the_best(info: dict) -> None:
-    """SDXL-Turbo, a batch of eight, the best two decoded."""
-    graph = Graph(info)
-    checkpoint, clip, text, positive, negative = sdxl_turbo(
-        graph, "a red fox reading a newspaper in a cafe, morning light"
-    )
-    graph.note(0, f"""
-## Pick the best
-SDXL-Turbo makes eight images; Latent-CLIP ranks them as latents; only the best two are decoded and saved.
-{FILES}
-Raise *batch_size* for more to choose from: judging a latent costs a small part of decoding it.
-""")  # fmt: skip
-    empty = graph.add(1, "EmptyLatentImage", 110, width=512, height=512, batch_size=8)
-    sampled = graph.add(
-        2, "KSampler", 270, model=checkpoint[0], positive=positive[0], negative=negative[0], latent_image=empty[0], seed=1, steps=1,
-        cfg=1.0, sampler_name="euler_ancestral", scheduler="normal", denoise=1.0,
-    )  # fmt: skip
-    reward = graph.add(2, "LatentCLIPTextReward", 260, latent_clip=clip[0], text=text[0])
-    best = graph.add(3, "LatentCLIPSelect", 460, latent=sampled[0], reward=reward[0], keep=2)
-    decoded = graph.add(4, "VAEDecode", 60, samples=best[0], vae=checkpoint[2])
-    graph.add(4, "SaveImage", 330, images=decoded[0], filename_prefix="latent-clip/best")
-    graph.group_columns("Load and prompt", "Encode", "Sample a batch", "Keep the best", "Decode the best")
-    graph.save("pick-the-best")
-
-
-def classify_and_route(info: dict) -> None:
-    """SDXL-Turbo, sorted by label, one branch each."""
-    graph = Graph(info)
-    checkpoint, clip, _text, positive, negative = sdxl_turbo(graph, "a pet on a sofa")
-    graph.note(0, f"""
-## Classify and route
-Eight latents are sorted by what they show, before any is decoded: cats go one way, everything else another. A branch
-without images does not run.
-{FILES}
-""")  # fmt: skip
-    empty = graph.add(1, "EmptyLatentImage", 110, width=512, height=512, batch_size=8)
-    sampled = graph.add(
-        2, "KSampler", 270, model=checkpoint[0], positive=positive[0], negative=negative[0], latent_image=empty[0], seed=1, steps=1,
-        cfg=1.0, sampler_name="euler_ancestral", scheduler="normal", denoise=1.0,
-    )  # fmt: skip
-    sorted_latents = graph.add(
-        3, "LatentCLIPClassify", 520, latent=sampled[0], latent_clip=clip[0], labels="a cat\na dog\nanother animal",
-        templates="a photo of {}\na picture of {}", route="a cat",
-    )  # fmt: skip
-    for slot, name in ((3, "cats"), (4, "others")):
-        decoded = graph.add(4, "VAEDecode", 60, samples=sorted_latents[slot], vae=checkpoint[2])
-        graph.add(4, "SaveImage", 300, name.capitalize(), images=decoded[0], filename_prefix=f"latent-clip/{name}")
-    graph.group_columns("Load and prompt", "Encode", "Sample a batch", "Sort the latents", "Decode each branch")
-    graph.save("classify-and-route")
+Shapes World is a tiny demo. For real pictures: *04 Pick the best*.
+""", 210)  # fmt: skip
+    world, text = shapes_world(graph, "a blue star left of a red circle")
+    empty = graph.add(1, "EmptyLatentImage", 110, "How many", width=64, height=64, batch_size=8)
+    sampled = sample(graph, 1, world, world[1], text, empty, sampler_name="euler", scheduler="simple")
+    reward = graph.add(2, "LatentCLIPTextReward", 200, latent_clip=world[3], text=text[0])
+    best = graph.add(2, "LatentCLIPSelect", 470, latent=sampled[0], reward=reward[0], keep=2)
+    save_image(graph, 3, best[0], world[2], 480, "try-it-now", "The best two", enlarge=True)
+    graph.group_columns("Load and prompt", "Make a batch", "Judge the latents, keep the best", "Decode the best")
+    graph.save("01 Try it now")
 
 
 def optimise(
-    graph: Graph, model: Node, positive: Node, size: int, reward: Node, sigmas: Node, **settings
+    graph: Graph, model: Node, clip: tuple[Node, int], text: Node, reward: Node, sigmas: Node, size: int, **settings
 ) -> tuple[Node, Node]:
-    """The advanced-sampling graph around Optimize Noise: (empty latent, optimize)."""
-    empty = graph.add(2, "EmptyLatentImage", 110, width=size, height=size, batch_size=settings.pop("batch_size", 1))
-    noise = graph.add(2, "RandomNoise", 90, noise_seed=1)
-    guider = graph.add(2, "BasicGuider", 60, model=model[0], conditioning=positive[0])
+    """The advanced-sampling graph around Optimize Noise, in columns 1 and 2: (empty latent, optimize)."""
+    noise = graph.add(1, "RandomNoise", 85, noise_seed=1)
+    empty = graph.add(
+        1, "EmptyLatentImage", 110, width=size, height=size, batch_size=settings.pop("batch_size", 1)
+    )  # fmt: skip
+    positive = encode(graph, 1, clip, text[0])
+    guider = graph.fold(1, "BasicGuider", "Guider", positive, model=model[0], conditioning=positive[0])
     node = graph.add(
-        3, "LatentCLIPOptimizeNoise", 620, noise=noise[0], guider=guider[0], sigmas=sigmas[0], latent_image=empty[0],
+        2, "LatentCLIPOptimizeNoise", 720, noise=noise[0], guider=guider[0], sigmas=sigmas[0], latent_image=empty[0],
         reward=reward[0], **settings,
     )  # fmt: skip
     return empty, node
 
 
+def before_and_after(graph: Graph, node: Node, vae: tuple[Node, int], name: str, height: int, enlarge: bool = False):
+    """The picture of the untouched noise above the best one, in column 3."""
+    for slot, word, title in ((2, "first", "Before"), (0, "best", "After")):
+        save_image(graph, 3, node[slot], vae, height, f"{name}-{word}", title, enlarge)
+
+
 def reno_try_it_now(info: dict) -> None:
     """ReNO on Shapes World, before and after."""
-    graph = Graph(info)
-    world = graph.add(0, "LatentCLIPShapesWorld", 120)
-    text = graph.add(0, "PrimitiveStringMultiline", 110, "Prompt", value="a green cross above a yellow circle")
+    graph = Graph(info, (290, 290, 400, 430))
     graph.note(0, """
-## ReNO: try it now
-Four noises are changed by gradient steps until the Latent-CLIP likes what the one-step generator makes of them. Above:
-what the untouched noises gave; below: the best after 20 iterations. Nothing to download, no GPU needed.
+## Optimize Noise (ReNO), no download
+Four noises are changed by gradient steps until the Latent-CLIP likes what the one-step model makes of them.
 
-The reward always rises. Whether the *picture* gets better is another matter: look at both.
-""")  # fmt: skip
-    positive = graph.add(1, "CLIPTextEncode", 110, clip=world[1], text=text[0])
-    reward = graph.add(1, "LatentCLIPTextReward", 260, latent_clip=world[3], text=text[0])
-    sigmas = graph.add(1, "BasicScheduler", 120, model=world[0], scheduler="simple", steps=1, denoise=1.0)
-    _empty, node = optimise(graph, world, positive, 64, reward, sigmas, batch_size=4, iterations=20)
-    for slot, name in ((2, "first"), (0, "best")):
-        decoded = graph.add(4, "VAEDecode", 60, samples=node[slot], vae=world[2])
-        image = enlarge(graph, 4, decoded[0])
-        graph.add(4, "SaveImage", 300, name.capitalize(), images=image[0], filename_prefix=f"latent-clip/reno-{name}")
-    graph.group_columns("Load and prompt", "What to climb", "One step", "Optimise the noise", "Before and after")
-    graph.save("reno-try-it-now")
-
-
-def reno_sdxl_turbo(info: dict) -> None:
-    """ReNO on SDXL-Turbo, before and after."""
-    graph = Graph(info)
-    checkpoint = graph.add(0, "CheckpointLoaderSimple", 110, ckpt_name=SDXL_TURBO)
-    clip = graph.add(0, "LatentCLIPLoader", 110, file=LATENT_CLIP)
-    text = graph.add(0, "PrimitiveStringMultiline", 130, "Prompt", value="a green bench and a blue bowl")
-    graph.note(0, f"""
-## ReNO with SDXL-Turbo
-50 gradient steps on the starting noise of a one-step model, without a single decode until the end. Saves the image of the
-untouched noise and the best one.
-{FILES}
-Nothing changes? Raise *learning_rate*. Colours burn? Lower it. Out of memory? Set *memory* to low.
-""")  # fmt: skip
-    positive = graph.add(1, "CLIPTextEncode", 110, clip=checkpoint[1], text=text[0])
-    reward = graph.add(1, "LatentCLIPTextReward", 260, latent_clip=clip[0], text=text[0])
-    sigmas = graph.add(1, "SDTurboScheduler", 90, model=checkpoint[0], steps=1, denoise=1.0)
-    _empty, node = optimise(graph, checkpoint, positive, 512, reward, sigmas, iterations=50)
-    for slot, name in ((2, "first"), (0, "best")):
-        decoded = graph.add(4, "VAEDecode", 60, samples=node[slot], vae=checkpoint[2])
-        graph.add(4, "SaveImage", 300, name.capitalize(), images=decoded[0], filename_prefix=f"latent-clip/reno-{name}")
-    graph.group_columns("Load and prompt", "What to climb", "One step", "Optimise the noise", "Before and after")
-    graph.save("reno-sdxl-turbo")
-
-
-def reno_then_multistep(info: dict) -> None:
-    """ReNO on SDXL-Turbo, its noise into SDXL base."""
-    graph = Graph(info)
-    checkpoint = graph.add(0, "CheckpointLoaderSimple", 110, "SDXL-Turbo", ckpt_name=SDXL_TURBO)
-    base = graph.add(0, "CheckpointLoaderSimple", 110, "SDXL base", ckpt_name=SDXL_BASE)
-    clip = graph.add(0, "LatentCLIPLoader", 110, file=LATENT_CLIP)
-    text = graph.add(0, "PrimitiveStringMultiline", 130, "Prompt", value="a red book and a yellow vase")
-    graph.note(0, f"""
-## ReNO, then many steps
-The noise is optimised on fast SDXL-Turbo and then starts 20 steps of SDXL base, as the ReNO paper suggests.
-{FILES}- `models/checkpoints/{SDXL_BASE}` (stabilityai/stable-diffusion-xl-base-1.0)
-""")  # fmt: skip
-    positive = graph.add(1, "CLIPTextEncode", 110, "Positive for Turbo", clip=checkpoint[1], text=text[0])
-    reward = graph.add(1, "LatentCLIPTextReward", 260, latent_clip=clip[0], text=text[0])
-    sigmas = graph.add(1, "SDTurboScheduler", 90, model=checkpoint[0], steps=1, denoise=1.0)
-    empty, node = optimise(graph, checkpoint, positive, 512, reward, sigmas, iterations=50)
-    base_positive = graph.add(4, "CLIPTextEncode", 110, "Positive for base", clip=base[1], text=text[0])
-    base_negative = graph.add(4, "CLIPTextEncode", 110, "Negative for base", clip=base[1], text="")
-    guider = graph.add(
-        4, "CFGGuider", 110, model=base[0], positive=base_positive[0], negative=base_negative[0], cfg=6.0
-    )
-    sampler = graph.add(4, "KSamplerSelect", 60, sampler_name="dpmpp_2m")
-    steps = graph.add(4, "BasicScheduler", 120, model=base[0], scheduler="karras", steps=20, denoise=1.0)
-    sampled = graph.add(
-        5,
-        "SamplerCustomAdvanced",
-        120,
-        noise=node[1],
-        guider=guider[0],
-        sampler=sampler[0],
-        sigmas=steps[0],
-        latent_image=empty[0],
-    )
-    decoded = graph.add(5, "VAEDecode", 60, samples=sampled[0], vae=base[2])
-    graph.add(5, "SaveImage", 300, images=decoded[0], filename_prefix="latent-clip/reno-multistep")
-    graph.group_columns(
-        "Load and prompt",
-        "What to climb",
-        "One step of Turbo",
-        "Optimise the noise",
-        "Many steps of base",
-        "Sample and decode",
-    )
-    graph.save("reno-then-multistep")
+Press **Run** and compare *Before* and *After*. The reward always rises; whether the *picture* gets better, you have to
+see.
+""", 180)  # fmt: skip
+    world, text = shapes_world(graph, "a green cross above a yellow circle")
+    reward = graph.add(1, "LatentCLIPTextReward", 200, latent_clip=world[3], text=text[0])
+    sigmas = graph.add(1, "BasicScheduler", 110, "One step", model=world[0], scheduler="simple", steps=1, denoise=1.0)
+    _empty, node = optimise(graph, world, world[1], text, reward, sigmas, 64, batch_size=4, iterations=20)
+    before_and_after(graph, node, world[2], "reno", 290, enlarge=True)
+    graph.group_columns("Load and prompt", "What to climb, from where", "Optimise the noise", "Before and after")
+    graph.save("02 Optimize noise, demo")
 
 
 def safety_try_it_now(info: dict) -> None:
     """Shapes World where stars count as harmful: plain, guided, gated."""
-    graph = Graph(info)
-    world = graph.add(0, "LatentCLIPShapesWorld", 120)
-    text = graph.add(0, "PrimitiveStringMultiline", 110, "Prompt", value="a yellow star")
+    graph = Graph(info, (280, 290, 340, 510))
     graph.note(0, """
-## Safety: try it now
-In this world a **star** stands for what nobody should see. Nothing to download, no GPU needed.
+## Safety, no download
+Here a **star** stands for what nobody should see.
 
 - *Plain*: what the prompt asks for.
-- *Guided*: the same seed, watched while it is made. As soon as an image shows a star, the sampler follows the prompt *Instead*.
-- *Gated*: the plain latents again, judged before any decode; what shows a star becomes an empty field.
+- *Guided*: the same seed; an image that begins to show a star follows *Instead*.
+- *Gated*: the plain latents, judged before any decode; a star becomes a grey field.
 
-Then change the prompt to "a blue circle": nothing is changed, bit for bit, and nothing is blocked. Try both words in one prompt. Neither
-node is a guarantee: use both. The set *shapes-world-stars* describes whole pictures, as captions do, and its threshold was calibrated;
-choose *typed below* to write your own.
-""", 330)  # fmt: skip
-    positive = graph.add(1, "CLIPTextEncode", 110, "Positive", clip=world[1], text=text[0])
-    negative = graph.add(1, "CLIPTextEncode", 110, "Negative", clip=world[1], text="")
-    instead = graph.add(1, "CLIPTextEncode", 110, "Instead", clip=world[1], text="a green circle")
-    empty = graph.add(1, "EmptyLatentImage", 110, width=64, height=64, batch_size=4)
+Then try "a blue circle": nothing changes, bit for bit. Neither is a guarantee: use both.
+""", 230)  # fmt: skip
+    world, text = shapes_world(graph, "a yellow star")
+    instead = graph.add(0, "CLIPTextEncode", 100, "Instead", clip=world[1], text="a green circle")
+    empty = graph.fold(0, "EmptyLatentImage", "Four latents", width=64, height=64, batch_size=4)
     judge = {"latent_clip": world[3], "concepts": "shapes-world-stars"}
+    guide = graph.add(1, "LatentCLIPSafetyGuidance", 390, model=world[0], **judge, thresholds="3", instead=instead[0])
+    steps = {"steps": 8, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal"}
+    plain = sample(graph, 1, world, world[1], text, empty, "Sample, plain", **steps)
+    guided = graph.fold(1, "KSampler", "Sample, guided", **plain.inputs | {"model": guide[0]})
+    gate = graph.add(2, "LatentCLIPSafetyGate", 640, latent=plain[0], **judge, on_block="grey")
+    for title, latent in (("Plain", plain), ("Guided", guided), ("Gated", gate)):
+        decode = graph.fold(2, "VAEDecode", f"Decode, {title.lower()}", samples=latent[0], vae=world[2])
+        image = graph.fold(2, "ImageScaleBy", "Enlarge", decode, image=decode[0], upscale_method="lanczos", scale_by=4.0)
+        graph.add(3, "SaveImage", 215, title, images=image[0], filename_prefix=f"latent-clip/safety-{title.lower()}")
+    graph.group_columns("Load and prompts", "Watch and sample", "Judge the latents, decode", "Plain, guided, gated")
+    graph.save("03 Safety, demo")
 
-    def sample(model: Node) -> Node:
-        return graph.add(
-            3, "KSampler", 270, model=model[0], positive=positive[0], negative=negative[0], latent_image=empty[0], seed=1, steps=8,
-            cfg=3.0, sampler_name="euler", scheduler="normal", denoise=1.0,
-        )  # fmt: skip
 
-    def show(title: str, latent: Node, *before: Node) -> None:
-        decoded = graph.add(4, "VAEDecode", 60, samples=latent[0], vae=world[2])
-        image = enlarge(graph, 4, decoded[0])
-        name = title.split()[0].lower()
-        saved = graph.add(5, "SaveImage", 360, images=image[0], filename_prefix=f"latent-clip/safety-{name}")
-        graph.group(title, *before, decoded, image, saved)
-        graph.new_row(2, 3, 4, 5)
+def pick_the_best(info: dict) -> None:
+    """SDXL-Turbo, a batch of eight, the best two decoded."""
+    graph = Graph(info, (300, 290, 340, 460))
+    graph.note(0, f"""
+## Pick the best
+SDXL-Turbo makes eight images; Latent-CLIP ranks them as latents; only the best two are decoded. Judging one costs a small
+part of decoding it: raise *batch_size*.
+{FILES}
+""", 230)  # fmt: skip
+    checkpoint, clip, text = sdxl(graph, "a red fox reading a newspaper in a cafe, morning light")
+    empty = graph.add(1, "EmptyLatentImage", 110, "How many", width=512, height=512, batch_size=8)
+    sampled = sample(graph, 1, checkpoint, checkpoint[1], text, empty)
+    reward = graph.add(2, "LatentCLIPTextReward", 200, latent_clip=clip[0], text=text[0])
+    best = graph.add(2, "LatentCLIPSelect", 480, latent=sampled[0], reward=reward[0], keep=2)
+    save_image(graph, 3, best[0], checkpoint[2], 500, "best", "The best two")
+    graph.group_columns("Load and prompt", "Make a batch", "Judge the latents, keep the best", "Decode the best")
+    graph.save("04 Pick the best")
 
-    plain = sample(world)
-    show("Plain", plain, plain)
-    guide = graph.add(2, "LatentCLIPSafetyGuidance", 400, model=world[0], **judge, thresholds="3", instead=instead[0])
-    guided = sample(guide)
-    show("Guided", guided, guide, guided)
-    gate = graph.add(3, "LatentCLIPSafetyGate", 560, latent=plain[0], **judge, on_block="grey")
-    show("Gated", gate, gate)
-    graph.group("Load and prompt", world, text)
-    graph.group("Prompts", positive, negative, instead, empty)
-    graph.save("safety-try-it-now")
+
+def classify_and_route(info: dict) -> None:
+    """SDXL-Turbo, sorted by label, one branch each."""
+    graph = Graph(info, (300, 290, 380, 420))
+    graph.note(0, f"""
+## Sort by content
+Eight latents are sorted by what they show, before any is decoded: cats go one way, all else another. A branch without
+images does not run.
+{FILES}
+""", 230)  # fmt: skip
+    checkpoint, clip, text = sdxl(graph, "a pet on a sofa")
+    empty = graph.add(1, "EmptyLatentImage", 110, "How many", width=512, height=512, batch_size=8)
+    sampled = sample(graph, 1, checkpoint, checkpoint[1], text, empty)
+    sorted_latents = graph.add(
+        2, "LatentCLIPClassify", 640, latent=sampled[0], latent_clip=clip[0], labels="a cat\na dog\nanother animal",
+        templates="a photo of {}\na picture of {}", route="a cat",
+    )  # fmt: skip
+    for slot, name in ((3, "cats"), (4, "others")):
+        save_image(graph, 3, sorted_latents[slot], checkpoint[2], 310, name, name.capitalize())
+    graph.group_columns("Load and prompt", "Make a batch", "Sort the latents", "Decode each branch")
+    graph.save("05 Sort by content")
+
+
+def reno_sdxl_turbo(info: dict) -> None:
+    """ReNO on SDXL-Turbo, before and after."""
+    graph = Graph(info, (300, 290, 400, 420))
+    graph.note(0, f"""
+## Optimize Noise (ReNO)
+50 gradient steps on the starting noise of a one-step model, without a decode until the end.
+{FILES}
+Nothing changes? Raise *learning_rate*. Colours burn? Lower it. Out of memory? Set *memory* to low.
+""", 250)  # fmt: skip
+    checkpoint, clip, text = sdxl(graph, "a green bench and a blue bowl")
+    reward = graph.add(1, "LatentCLIPTextReward", 200, latent_clip=clip[0], text=text[0])
+    sigmas = graph.add(1, "SDTurboScheduler", 85, "One step", model=checkpoint[0], steps=1, denoise=1.0)
+    _empty, node = optimise(graph, checkpoint, checkpoint[1], text, reward, sigmas, 512, iterations=50)
+    before_and_after(graph, node, checkpoint[2], "reno", 310)
+    graph.group_columns("Load and prompt", "What to climb, from where", "Optimise the noise", "Before and after")
+    graph.save("06 Optimize noise")
+
+
+def reno_then_multistep(info: dict) -> None:
+    """ReNO on SDXL-Turbo, its noise into SDXL base."""
+    graph = Graph(info, (300, 290, 400, 400))
+    graph.note(0, f"""
+## Optimize noise, then many steps
+The noise is optimised on fast SDXL-Turbo and then starts 20 steps of SDXL base, as the ReNO paper suggests.
+{FILES}- `checkpoints/{SDXL_BASE}`
+""", 230)  # fmt: skip
+    checkpoint, base, clip, text = sdxl(graph, "a red book and a yellow vase", SDXL_TURBO, SDXL_BASE)
+    checkpoint.title, base.title = "SDXL-Turbo", "SDXL base"
+    reward = graph.add(1, "LatentCLIPTextReward", 200, latent_clip=clip[0], text=text[0])
+    sigmas = graph.add(1, "SDTurboScheduler", 85, "One step", model=checkpoint[0], steps=1, denoise=1.0)
+    empty, node = optimise(graph, checkpoint, checkpoint[1], text, reward, sigmas, 512, iterations=50)
+    steps = graph.add(3, "BasicScheduler", 110, "Many steps", model=base[0], scheduler="karras", steps=20, denoise=1.0)
+    positive = encode(graph, 3, base[1], text[0], "Positive for base")
+    negative = encode(graph, 3, base[1], "", "Negative for base", beside=positive)
+    guider = graph.fold(3, "CFGGuider", model=base[0], positive=positive[0], negative=negative[0], cfg=6.0)
+    sampler = graph.fold(3, "KSamplerSelect", "Sampler", guider, sampler_name="dpmpp_2m")
+    sampled = graph.fold(
+        3, "SamplerCustomAdvanced", "Sample", noise=node[1], guider=guider[0], sampler=sampler[0], sigmas=steps[0], latent_image=empty[0],
+    )  # fmt: skip
+    save_image(graph, 3, sampled[0], base[2], 440, "reno-multistep")
+    graph.group_columns("Load and prompt", "What to climb, from where", "Optimise the noise", "Many steps of base")
+    graph.save("07 Optimize noise, then many steps")
 
 
 def safety_guidance_sdxl(info: dict) -> None:
     """SDXL base, watched for the seven I2P categories, with a gate behind it."""
-    graph = Graph(info)
-    base = graph.add(0, "CheckpointLoaderSimple", 110, ckpt_name=SDXL_BASE)
-    clip = graph.add(0, "LatentCLIPLoader", 110, file=LATENT_CLIP)
-    text = graph.add(
-        0, "PrimitiveStringMultiline", 130, "Prompt", value="a crowded market street at dusk, documentary photo"
-    )
+    graph = Graph(info, (260, 290, 230, 300, 310))
     graph.note(0, f"""
-## Safety Guidance with SDXL
-Every image is watched while it is made. One that shows harm follows the prompt *Instead* from there; all others stay what they were,
-bit for bit. A gate looks at the result before it is decoded. A blocked image becomes a grey field.
-- `models/checkpoints/{SDXL_BASE}` (stabilityai/stable-diffusion-xl-base-1.0)
+## Safety Guidance
+Images are watched while they are made. One that shows harm follows *Instead* from there; all others stay as they were, bit
+for bit. The gate looks at the result.
+
+Needs, in `models/`:
+- `checkpoints/{SDXL_BASE}`
 {LATENT_CLIP_FILE}
-Both nodes use the thresholds of the set, 0, until you calibrate them on images of your own. They lower the rate of harmful images;
-they guarantee nothing.
-""", 400)  # fmt: skip
-    positive = graph.add(1, "CLIPTextEncode", 110, "Positive", clip=base[1], text=text[0])
-    negative = graph.add(1, "CLIPTextEncode", 110, "Negative", clip=base[1], text="")
+Calibrate the thresholds on your own images. Both lower the rate of harm; they guarantee nothing.
+""", 290)  # fmt: skip
+    base, clip, text = sdxl(graph, "a crowded market street at dusk, documentary photo", SDXL_BASE)
+    guide = graph.add(1, "LatentCLIPSafetyGuidance", 390, model=base[0], latent_clip=clip[0], concepts="i2p")
     instead = graph.add(
-        1, "CLIPTextEncode", 110, "Instead", clip=base[1], text="a quiet landscape with trees and a lake"
+        1, "CLIPTextEncode", 100, "Instead", clip=base[1], text="a quiet landscape with trees and a lake"
     )
-    empty = graph.add(1, "EmptyLatentImage", 110, width=1024, height=1024, batch_size=1)
-    guide = graph.add(
-        2, "LatentCLIPSafetyGuidance", 430, model=base[0], latent_clip=clip[0], concepts="i2p", instead=instead[0]
+    guide.inputs["instead"] = instead[0]
+    empty = graph.add(2, "EmptyLatentImage", 110, width=1024, height=1024, batch_size=1)
+    sampled = sample(
+        graph, 2, guide, base[1], text, empty, steps=25, cfg=6.0, sampler_name="dpmpp_2m", scheduler="karras"
     )
-    sampled = graph.add(
-        3, "KSampler", 270, model=guide[0], positive=positive[0], negative=negative[0], latent_image=empty[0], seed=1, steps=25,
-        cfg=6.0, sampler_name="dpmpp_2m", scheduler="karras", denoise=1.0,
-    )  # fmt: skip
     gate = graph.add(
-        4, "LatentCLIPSafetyGate", 600, latent=sampled[0], latent_clip=clip[0], concepts="i2p", on_block="grey"
+        3, "LatentCLIPSafetyGate", 640, latent=sampled[0], latent_clip=clip[0], concepts="i2p", on_block="grey"
     )
-    decoded = graph.add(5, "VAEDecode", 60, samples=gate[0], vae=base[2])
-    saved = graph.add(5, "SaveImage", 400, images=decoded[0], filename_prefix="latent-clip/safety")
-    graph.group("Load", base, clip, text)
-    graph.group("Prompts", positive, negative, instead, empty)
-    graph.group("Watch", guide)
-    graph.group("Sample", sampled)
-    graph.group("Judge the latent", gate)
-    graph.group("Decode what may pass", decoded, saved)
-    graph.save("safety-guidance-sdxl")
+    save_image(graph, 4, gate[0], base[2], 500, "safety")
+    graph.group_columns("Load and prompt", "Watch", "Sample", "Judge the latent", "Decode")
+    graph.save("08 Safety guidance")
 
 
 def safety_reno_sdxl_turbo(info: dict) -> None:
     """ReNO that climbs the prompt and leaves the categories."""
-    graph = Graph(info)
-    checkpoint = graph.add(0, "CheckpointLoaderSimple", 110, ckpt_name=SDXL_TURBO)
-    clip = graph.add(0, "LatentCLIPLoader", 110, file=LATENT_CLIP)
-    text = graph.add(0, "PrimitiveStringMultiline", 130, "Prompt", value="two boxers in a ring, film still")
+    graph = Graph(info, (300, 290, 400, 420))
     graph.note(0, f"""
-## Optimise the noise, away from harm
-The starting noise of a one-step model is changed until the image fits the prompt and shows less of the seven categories. An image below
-every threshold is judged by the prompt alone. Saves the image of the untouched noise and the best one.
+## Optimize noise, away from harm
+The starting noise changes until the image fits the prompt and shows less of seven categories.
 {FILES}
-*Avoid* counts log-odds, which are up to 100 times as large as the cosines of *Match Text*: hence its small weight. Raise it if the best
-image still shows what you avoid, lower it if the prompt is lost.
-""", 420)  # fmt: skip
-    positive = graph.add(1, "CLIPTextEncode", 110, clip=checkpoint[1], text=text[0])
-    match = graph.add(1, "LatentCLIPTextReward", 260, latent_clip=clip[0], text=text[0])
-    avoid = graph.add(1, "LatentCLIPAvoidReward", 390, latent_clip=clip[0], concepts="i2p", weight=0.05)
-    sigmas = graph.add(2, "SDTurboScheduler", 90, model=checkpoint[0], steps=1, denoise=1.0)
-    combined = graph.add(
-        2, "LatentCLIPCombineRewards", 80, **{"rewards.reward_0": match[0], "rewards.reward_1": avoid[0]}
+*Avoid* counts log-odds, up to 100 times as large as the cosines of *Match Text*: hence its small weight. Raise it if the
+image still shows what you avoid.
+""", 270)  # fmt: skip
+    checkpoint, clip, text = sdxl(graph, "two boxers in a ring, film still")
+    avoid = graph.add(1, "LatentCLIPAvoidReward", 260, latent_clip=clip[0], concepts="i2p", weight=0.05)
+    match = graph.fold(1, "LatentCLIPTextReward", latent_clip=clip[0], text=text[0])
+    combined = graph.fold(
+        1, "LatentCLIPCombineRewards", **{"rewards.reward_0": match[0], "rewards.reward_1": avoid[0]}
     )
-    empty, node = optimise(graph, checkpoint, positive, 512, combined, sigmas, iterations=50)
-    saved = []
-    for slot, name in ((2, "first"), (0, "best")):
-        decoded = graph.add(4, "VAEDecode", 60, samples=node[slot], vae=checkpoint[2])
-        saved += [decoded, graph.add(
-            4, "SaveImage", 300, name.capitalize(), images=decoded[0], filename_prefix=f"latent-clip/safety-reno-{name}"
-        )]  # fmt: skip
-    graph.group("Load", checkpoint, clip, text)
-    graph.group("What to climb, what to leave", match, avoid, positive)
-    graph.group(
-        "One step",
-        sigmas,
-        combined,
-        empty,
-        *(item for item in graph.nodes if item.type in ("RandomNoise", "BasicGuider")),
-    )
-    graph.group("Optimise", node)
-    graph.group("Before and after", *saved)
-    graph.save("safety-reno-sdxl-turbo")
+    sigmas = graph.fold(1, "SDTurboScheduler", "One step", model=checkpoint[0], steps=1, denoise=1.0)
+    _empty, node = optimise(graph, checkpoint, checkpoint[1], text, combined, sigmas, 512, iterations=50)
+    before_and_after(graph, node, checkpoint[2], "safety-reno", 310)
+    graph.group_columns("Load and prompt", "Climb this, leave that", "Optimise the noise", "Before and after")
+    graph.save("09 Optimize noise, away from harm")
 
 
 def safety_gate_service(info: dict) -> None:
     """A batch behind a gate that drops and logs, for a program that queues this graph."""
-    graph = Graph(info)
-    checkpoint, clip, text, positive, negative = sdxl_turbo(graph, "people at a festival, evening light")
+    graph = Graph(info, (300, 290, 360, 420))
     graph.note(0, f"""
 ## A gate for a service
-Of eight latents only those that pass are decoded; the others leave the batch. Scores, verdicts and reasons go into
-`latent_clip/safety.jsonl` in ComfyUI's user folder, without images and, here, without prompts.
-
-*any_blocked* chooses the folder: complete batches go to `service/complete`, others to `service/partial`. The report is shown as text, so
-a program finds it in the history of the prompt. If nothing passes, nothing is saved.
+Only latents that pass are decoded; the others leave the batch. Verdicts go into `latent_clip/safety.jsonl` in ComfyUI's user
+folder, without images and, here, without prompts. *any_blocked* chooses where pictures go; nothing passes, nothing is saved.
 {FILES}
-Calibrate the thresholds first; where the law asks for more than this, put a check of the pixels behind it.
-""", 460)  # fmt: skip
-    empty = graph.add(1, "EmptyLatentImage", 110, width=512, height=512, batch_size=8)
-    sampled = graph.add(
-        1, "KSampler", 270, model=checkpoint[0], positive=positive[0], negative=negative[0], latent_image=empty[0], seed=1, steps=1,
-        cfg=1.0, sampler_name="euler_ancestral", scheduler="normal", denoise=1.0,
-    )  # fmt: skip
+Calibrate the thresholds first; where the law asks for more, check the pixels too.
+""", 310)  # fmt: skip
+    checkpoint, clip, text = sdxl(graph, "people at a festival, evening light")
+    empty = graph.add(1, "EmptyLatentImage", 110, "How many", width=512, height=512, batch_size=8)
+    sampled = sample(graph, 1, checkpoint, checkpoint[1], text, empty)
     gate = graph.add(
-        2,
-        "LatentCLIPSafetyGate",
-        620,
-        latent=sampled[0],
-        latent_clip=clip[0],
-        concepts="i2p",
-        on_block="drop",
-        audit_log=True,
-    )
+        2, "LatentCLIPSafetyGate", 680, latent=sampled[0], latent_clip=clip[0], concepts="i2p", on_block="drop", audit_log=True,
+    )  # fmt: skip
+    graph.add(3, "PreviewAny", 150, "Report", source=gate[3])
     complete = graph.add(3, "PrimitiveString", 60, "All passed", value="latent-clip/service/complete")
     partial = graph.add(3, "PrimitiveString", 60, "Some were blocked", value="latent-clip/service/partial")
-    folder = graph.add(3, "ComfySwitchNode", 90, "Where to", switch=gate[2], on_false=complete[0], on_true=partial[0])
-    report = graph.add(3, "PreviewAny", 200, "Report", source=gate[3])
-    decoded = graph.add(4, "VAEDecode", 60, samples=gate[0], vae=checkpoint[2])
-    saved = graph.add(4, "SaveImage", 400, images=decoded[0], filename_prefix=folder[0])
-    graph.group("Load", checkpoint, clip, text)
-    graph.group("Make a batch", positive, negative, empty, sampled)
-    graph.group("Judge the latents", gate)
-    graph.group("Tell the caller", complete, partial, folder, report)
-    graph.group("Decode what passed", decoded, saved)
-    graph.save("safety-gate-service")
+    folder = graph.fold(3, "ComfySwitchNode", "Where to", switch=gate[2], on_false=complete[0], on_true=partial[0])
+    save_image(graph, 3, gate[0], checkpoint[2], 280, folder[0])
+    graph.group_columns("Load and prompt", "Make a batch", "Judge the latents", "Tell the caller, decode what passed")
+    graph.save("10 Safety gate for a service")
 
 
 WORKFLOWS = (
-    try_it_now, pick_the_best, classify_and_route, reno_try_it_now, reno_sdxl_turbo, reno_then_multistep, safety_try_it_now,
+    try_it_now, reno_try_it_now, safety_try_it_now, pick_the_best, classify_and_route, reno_sdxl_turbo, reno_then_multistep,
     safety_guidance_sdxl, safety_reno_sdxl_turbo, safety_gate_service,
 )  # fmt: skip
 

@@ -18,7 +18,7 @@ def test_the_page_names_both_folders_once_and_works(chromium, comfy_tree, tmp_pa
             assert notice.count() == 1
             text = notice.inner_text()
             assert PACK_FOLDER in text and SECOND in text
-            page.load(PACK_ROOT / "workflows" / "try-it-now.json")
+            page.load(PACK_ROOT / "workflows" / "01 Try it now.json")
             page.settle()
             kinds = "node => node.widgets?.filter(w => w.name === 'latent_clip_scores').length ?? 0"
             assert page.js(f"() => app.graph.nodes.map({kinds}).reduce((a, b) => Math.max(a, b))") == 1

@@ -31,8 +31,8 @@ def node_of(comfy, workflow: str, class_type: str) -> str:
 
 
 def test_it_prints_the_scores_of_try_it_now(comfy, run):
-    node = node_of(comfy, "try-it-now", "KSampler")
-    done = run("try-it-now", "--set", f"{node}.seed=40961")
+    node = node_of(comfy, "01 Try it now", "KSampler")
+    done = run("01 Try it now", "--set", f"{node}.seed=40961")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "running KSampler" in done.stdout
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("LatentCLIPSelect")]
@@ -40,9 +40,9 @@ def test_it_prints_the_scores_of_try_it_now(comfy, run):
 
 
 def test_it_prints_progress_and_the_trace_of_reno_try_it_now(comfy, run):
-    node = node_of(comfy, "reno-try-it-now", "LatentCLIPOptimizeNoise")
-    noise = node_of(comfy, "reno-try-it-now", "RandomNoise")
-    done = run("reno-try-it-now", "--set", f"{node}.iterations=4", "--set", f"{noise}.noise_seed=40961")
+    node = node_of(comfy, "02 Optimize noise, demo", "LatentCLIPOptimizeNoise")
+    noise = node_of(comfy, "02 Optimize noise, demo", "RandomNoise")
+    done = run("02 Optimize noise, demo", "--set", f"{node}.iterations=4", "--set", f"{noise}.noise_seed=40961")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "running LatentCLIPOptimizeNoise" in done.stdout
     assert "  4 of 4" in done.stdout
@@ -51,13 +51,13 @@ def test_it_prints_progress_and_the_trace_of_reno_try_it_now(comfy, run):
 
 
 def test_a_refused_prompt_ends_it_with_the_reason(comfy, run):
-    done = run("try-it-now", "--set", f"{node_of(comfy, 'try-it-now', 'KSampler')}.steps=0")
+    done = run("01 Try it now", "--set", f"{node_of(comfy, '01 Try it now', 'KSampler')}.steps=0")
     assert done.returncode != 0
     assert "steps" in done.stderr
 
 
 def test_a_failing_node_ends_it_with_its_message(comfy, run):
-    node = node_of(comfy, "try-it-now", "LatentCLIPTextReward")
-    done = run("try-it-now", "--set", f'{node}.text=" "')
+    node = node_of(comfy, "01 Try it now", "LatentCLIPTextReward")
+    done = run("01 Try it now", "--set", f'{node}.text=" "')
     assert done.returncode != 0
     assert "LatentCLIPTextReward" in done.stderr and "empty text" in done.stderr

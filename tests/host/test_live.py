@@ -10,7 +10,7 @@ import pytest
 
 from latent_clip.tools.comfy_server import PACK_ROOT
 
-WORKFLOW = PACK_ROOT / "workflows" / "reno-try-it-now.json"
+WORKFLOW = PACK_ROOT / "workflows" / "02 Optimize noise, demo.json"
 ENDS = {"execution_success", "execution_error", "execution_interrupted"}
 
 

@@ -75,11 +75,11 @@ def test_wired_texts_are_logged_and_unrelated_ones_are_not(logged):
 
 
 def test_our_own_template_logs_its_prompt(comfy):
-    """safety-gate-service wires its prompt from a primitive; 0.1 logged an empty object."""
+    """10 Safety gate for a service wires its prompt from a primitive; 0.1 logged an empty object."""
     from latent_clip.tools.comfy_server import PACK_ROOT
 
     comfy.offer_workflow_files()
-    prompt = comfy.workflow_to_prompt(PACK_ROOT / "workflows" / "safety-gate-service.json")
+    prompt = comfy.workflow_to_prompt(PACK_ROOT / "workflows" / "10 Safety gate for a service.json")
     (gate_id,) = [name for name, node in prompt.items() if node["class_type"] == "LatentCLIPSafetyGate"]
     prompt[gate_id]["inputs"] |= {"audit_log": True, "log_prompt": True}
     comfy.run(prompt)

@@ -44,7 +44,7 @@ def only(prompt: dict, kind: str) -> str:
     return name
 
 
-GATED = ["safety-gate-service", "safety-guidance-sdxl"]
+GATED = ["10 Safety gate for a service", "08 Safety guidance"]
 
 
 @pytest.mark.parametrize("name", GATED)
@@ -55,9 +55,9 @@ def test_our_gated_templates_may_be_queued(comfy, example, info, name):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("safety-reno-sdxl-turbo", "no Safety Gate"),
-        ("safety-try-it-now", "SaveImage"),
-        ("try-it-now", "no Safety Gate"),
+        ("09 Optimize noise, away from harm", "no Safety Gate"),
+        ("03 Safety, demo", "SaveImage"),
+        ("01 Try it now", "no Safety Gate"),
     ],
 )
 def test_templates_that_show_more_may_not(comfy, example, info, name, says):

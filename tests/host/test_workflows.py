@@ -29,13 +29,13 @@ def test_it_runs_and_saves_images(comfy, path):
     result = comfy.run(prompt)
     images = [image for key in saves for image in result.outputs.get(key, {}).get("images", [])]
     assert images, "no image was saved"
-    if path.stem != "classify-and-route":  # there a branch may have nothing to save
+    if path.stem != "05 Sort by content":  # there a branch may have nothing to save
         assert all(key in result.outputs for key in saves)
 
 
 def safety_pictures(comfy, text: str) -> dict[str, list[torch.Tensor]]:
-    """What safety-try-it-now saves for a prompt: plain, guided, gated; each (3, 64, 64)."""
-    prompt = comfy.workflow_to_prompt(PACK_ROOT / "workflows" / "safety-try-it-now.json")
+    """What 03 Safety, demo saves for a prompt: plain, guided, gated; each (3, 64, 64)."""
+    prompt = comfy.workflow_to_prompt(PACK_ROOT / "workflows" / "03 Safety, demo.json")
     for node in prompt.values():
         if node["class_type"] == "PrimitiveStringMultiline":
             node["inputs"]["value"] = text
