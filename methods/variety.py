@@ -5,9 +5,12 @@ import math
 import torch
 from torch import Tensor
 
-from .select import rank
-
 STARTS = 16
+
+
+def rank(scores: Tensor) -> list[int]:
+    """Indices from the best score to the worst; equal scores keep their order, NaN comes last. (B,) → B indices."""
+    return sorted(range(len(scores)), key=lambda i: (math.isnan(scores[i]), -scores[i].item()))
 
 
 def choose(scores: Tensor, keep: int, features: Tensor | None = None, variety: float = 0.0) -> list[int]:
