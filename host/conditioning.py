@@ -58,7 +58,10 @@ class RowsOfConds:
         """A ControlNet and those before it: a hint for each item, and what was computed from it, is of other rows."""
         key = (id(control), tuple(rows))
         if key not in self._controls:
-            self._controls[key] = (control, _control_rows(control, rows))  # with the original, whose id must stay its own
+            self._controls[key] = (
+                control,
+                _control_rows(control, rows),
+            )  # with the original, whose id must stay its own
         return self._controls[key][1]
 
 

@@ -65,7 +65,9 @@ async def choose(request: web.Request) -> web.Response:
         if not isinstance(keep, list) or not all(type(item) is int for item in keep):
             raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError):
-        return _error(400, 'Expected {"prompt_id": ..., "node": ..., "list_index": ..., "client_id": ..., "keep": [ids]}.')
+        return _error(
+            400, 'Expected {"prompt_id": ..., "node": ..., "list_index": ..., "client_id": ..., "keep": [ids]}.'
+        )
     run = RUNS.get(key)
     if run is None or not hasattr(run, "answer") or run.list_index != list_index:
         return _error(404, f"Node {key[1]} has no run of this prompt that waits for a choice.")

@@ -83,7 +83,9 @@ class Rows:
         self.evaluations += len(self.alive) if len(x) == self.size else len(x)
         return executor(x, timestep, model_options, seed)
 
-    def evaluate(self, executor, model, conds: list, x_in: Tensor, timestep: Tensor, model_options: dict) -> list[Tensor]:
+    def evaluate(
+        self, executor, model, conds: list, x_in: Tensor, timestep: Tensor, model_options: dict
+    ) -> list[Tensor]:
         """Wrapper of the network for all conditions (the host's CALC_COND_BATCH)."""
         whole = len(x_in) == self.size  # else what guides the model asks about rows of its own choice
         alive = self.alive if whole else [*range(len(x_in))]
@@ -117,6 +119,8 @@ class Rows:
             if last or not is_oom(error):
                 raise
         self._chunk = max(1, len(x) // 2)
-        LOGGER.warning("Search Best Images: out of memory with %d images at once; going on with %d.", len(x), self._chunk)
+        LOGGER.warning(
+            "Search Best Images: out of memory with %d images at once; going on with %d.", len(x), self._chunk
+        )
         mm.soft_empty_cache()  # outside the handler, whose traceback keeps the activations alive
         return None

@@ -92,7 +92,9 @@ class _Search:
         limit: how many the reward keeps at the end.
     """
 
-    def __init__(self, guider, sampler, sigmas: Tensor, latent: dict, noise: Tensor, state: SearchState, live: LiveSearch):
+    def __init__(
+        self, guider, sampler, sigmas: Tensor, latent: dict, noise: Tensor, state: SearchState, live: LiveSearch
+    ):
         self.guider, self.sampler, self.sigmas, self.latent, self.noise = guider, sampler, sigmas, latent, noise
         self.state, self.live = state, live
         self.samples = latent["samples"].float()
@@ -212,7 +214,9 @@ class _Search:
                 "is. The model or the judge overflowed: try another dtype of the model, a lower cfg, or another scheduler."
             )
         if (lost := int(scores.isnan().sum())) > 0:
-            LOGGER.warning("Search Best Images: %d of %d candidates could not be judged and were dropped.", lost, len(alive))
+            LOGGER.warning(
+                "Search Best Images: %d of %d candidates could not be judged and were dropped.", lost, len(alive)
+            )
         return one, features
 
     def _picture(self, ids: list[int], raw_latents: Tensor) -> None:

@@ -47,7 +47,7 @@ class Objective(Protocol):
     def start(self) -> None:
         """A new sampling begins."""
 
-    def __call__(self, raw_latents: Tensor, **noise_level: float) -> tuple[Tensor, Tensor]: ...
+    def __call__(self, raw_latents: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class ConceptWatch:
         Args:
             noise_level: see `rewards.Encoder`.
         """
-        scores = self.concepts.worst(self.encoder.look(raw_latents, **told(self.encoder, noise_level)).windows)
+        scores = self.concepts.worst(told(self.encoder, self.encoder.look, noise_level)(raw_latents).windows)
         over = scores - torch.tensor(self.concepts.thresholds, device=scores.device)
         seen = ~(over.detach() <= 0).cpu()  # what cannot be judged is a suspect
         if self.seen is not None and self.seen.shape == seen.shape:
@@ -162,7 +162,7 @@ def correction(
         (correction shaped as `denoised` in float32, or None where no item needs one; direction for the next step).
     """
     x0 = denoised.detach().float().clone().requires_grad_()
-    value, active = objective(to_raw(x0), **told(objective, noise_level))
+    value, active = told(objective, objective, noise_level)(to_raw(x0))
     if not bool(active.any()):
         return None, None
     (gradient,) = torch.autograd.grad(value.sum(), x0)

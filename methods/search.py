@@ -91,7 +91,8 @@ def plan_search(
         chosen = parse_cuts(cuts, steps, candidates, keep) or cuts_for(budget, candidates, keep, evaluations)
         plan = Plan(candidates, keep, evaluations, 0, candidates, chosen)
     else:
-        sampled, late = keep, ()
+        sampled = keep
+        late: tuple[Cut, ...] = ()
         if look == "both":
             late = parse_cuts(cuts, steps, candidates, keep)
             sampled = _between(candidates, keep) if not late else min(candidates, max(late[0].keep + 1, keep))
@@ -176,7 +177,9 @@ def _parse_cut(part: str) -> tuple[float, int]:
             raise ValueError
         return float(share[:-1]), int(quota)
     except ValueError:
-        raise ValueError(f"Got the cut {part!r}, expected such as 20% → 6, or 20% -> 6: keep six after a fifth.") from None
+        raise ValueError(
+            f"Got the cut {part!r}, expected such as 20% → 6, or 20% -> 6: keep six after a fifth."
+        ) from None
 
 
 def _check(look: str, candidates: int, keep: int, steps: int, budget: float, draft_steps: int) -> None:
@@ -189,7 +192,9 @@ def _check(look: str, candidates: int, keep: int, steps: int, budget: float, dra
             f"Got keep = {keep} of {candidates} candidates, expected 1 to {candidates - 1}. Keep fewer, or draw more candidates."
         )
     if not 0 < budget < 1:
-        raise ValueError(f"Got budget = {budget:g}, expected more than 0 and less than 1; 0.5 is half of the full cost.")
+        raise ValueError(
+            f"Got budget = {budget:g}, expected more than 0 and less than 1; 0.5 is half of the full cost."
+        )
     if draft_steps < 0:
         raise ValueError(f"Got draft_steps = {draft_steps}, expected 0 for what the budget pays, or a number of steps.")
     if steps < 2:

@@ -26,7 +26,8 @@ class LatentCLIPSearch(io.ComfyNode):
                 ),
                 io.Guider.Input("guider", tooltip="Model and conditioning, from BasicGuider or CFGGuider."),
                 io.Sampler.Input(
-                    "sampler", tooltip="Any sampler but dpm_adaptive. With drafts, one without noise of its own: not ancestral, not SDE."
+                    "sampler",
+                    tooltip="Any sampler but dpm_adaptive. With drafts, one without noise of its own: not ancestral, not SDE.",
                 ),
                 io.Sigmas.Input("sigmas", tooltip="The whole schedule, as for one image."),
                 io.Latent.Input(
@@ -41,7 +42,9 @@ class LatentCLIPSearch(io.ComfyNode):
                     max=256,
                     tooltip="How many to draw. 8 to 16 is usual. Not used where latent_image is a batch of its own.",
                 ),
-                io.Int.Input("keep", default=2, min=1, max=255, tooltip="How many to sample to the end, the best first."),
+                io.Int.Input(
+                    "keep", default=2, min=1, max=255, tooltip="How many to sample to the end, the best first."
+                ),
                 io.Combo.Input(
                     "look",
                     options=["drafts", "cuts", "both"],
@@ -113,10 +116,15 @@ class LatentCLIPSearch(io.ComfyNode):
             outputs=[
                 io.Latent.Output(display_name="best", tooltip="The winners, from best to worst."),
                 io.Latent.Output(
-                    display_name="rest", tooltip="The others as far as they got: drafts, or the prediction they were dropped with."
+                    display_name="rest",
+                    tooltip="The others as far as they got: drafts, or the prediction they were dropped with.",
                 ),
-                io.Noise.Output(display_name="noise", tooltip="The winners' noise, for Optimize Noise or another sampler."),
-                io.String.Output(display_name="trace", tooltip="JSON: every look, its scores, who was kept, and the cost."),
+                io.Noise.Output(
+                    display_name="noise", tooltip="The winners' noise, for Optimize Noise or another sampler."
+                ),
+                io.String.Output(
+                    display_name="trace", tooltip="JSON: every look, its scores, who was kept, and the cost."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
             **SHOWS,
@@ -156,7 +164,17 @@ class LatentCLIPSearch(io.ComfyNode):
         from ..host.search import SearchSettings, run_search
 
         settings = SearchSettings(
-            candidates, keep, look, budget, variety, chooses, time_out, cuts, draft_steps, draft_scheduler, images_at_once
+            candidates,
+            keep,
+            look,
+            budget,
+            variety,
+            chooses,
+            time_out,
+            cuts,
+            draft_steps,
+            draft_scheduler,
+            images_at_once,
         )
         found = run_search(noise, guider, sampler, sigmas, latent_image, reward, settings, drafter)
         trace = {key: value for key, value in found.report.items() if key != "thumbnails"}

@@ -6,13 +6,16 @@ Terms that share an encoder share its forward pass, so five prompts on one Laten
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, cast
+from functools import partial
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from ...models.latent_spaces import LatentSpace, check_raw_latents, common_space
 from ..features import Look
+
+Seen = TypeVar("Seen")
 
 
 class Encoder(Protocol):
@@ -25,7 +28,7 @@ class Encoder(Protocol):
     @property
     def space(self) -> LatentSpace: ...
 
-    def __call__(self, raw_latents: Tensor, **noise_level: float) -> Tensor: ...
+    def __call__(self, raw_latents: Tensor) -> Tensor: ...
 
 
 class Watcher(Encoder, Protocol):
@@ -38,12 +41,14 @@ class Watcher(Encoder, Protocol):
     @property
     def plain(self) -> Encoder: ...
 
-    def look(self, raw_latents: Tensor, **noise_level: float) -> Look: ...
+    def look(self, raw_latents: Tensor) -> Look: ...
 
 
-def told(judge: object, noise_level: float | None) -> dict[str, float]:
-    """The keyword that tells a judge of the noise level: none where nothing is known of it, or the judge does not read it."""
-    return {"noise_level": noise_level} if noise_level is not None and getattr(judge, "reads_noise_level", False) else {}
+def told(judge: object, function: Callable[..., Seen], noise_level: float | None) -> Callable[[Tensor], Seen]:
+    """A judge's function of raw latents, told the noise level: itself where that is not known, or the judge does not read it."""
+    if noise_level is None or not getattr(judge, "reads_noise_level", False):
+        return function
+    return partial(function, noise_level=noise_level)
 
 
 @dataclass(frozen=True)
@@ -133,10 +138,8 @@ class Reward:
 
     def _read(self, raw_latents: Tensor, noise_level: float | None) -> tuple[dict[str, Tensor], dict[Encoder, Tensor]]:
         watchers = {term.encoder: cast(Watcher, term.encoder) for term in self.terms if term.every_window}
-        looks = {e: watcher.look(raw_latents, **told(e, noise_level)) for e, watcher in watchers.items()}
-        features = {
-            e: looks[e].average if e in looks else e(raw_latents, **told(e, noise_level)) for e in self.encoders
-        }
+        looks = {e: told(e, watcher.look, noise_level)(raw_latents) for e, watcher in watchers.items()}
+        features = {e: looks[e].average if e in looks else told(e, e, noise_level)(raw_latents) for e in self.encoders}
         values = {
             term.name: term.head(looks[term.encoder].windows if term.every_window else features[term.encoder])
             for term in self.terms

@@ -32,7 +32,18 @@ class SearchWorld(World):
 
         return Noise_RandomNoise(seed)
 
-    def run(self, sampler="euler", steps=8, guider=None, latent=None, sigmas=None, seed=5, reward=None, drafter=None, **settings):
+    def run(
+        self,
+        sampler="euler",
+        steps=8,
+        guider=None,
+        latent=None,
+        sigmas=None,
+        seed=5,
+        reward=None,
+        drafter=None,
+        **settings,
+    ):
         import comfy.samplers
 
         settings = {"candidates": SIZE, "keep": 2, "budget": 0.6, **settings}
