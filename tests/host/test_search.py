@@ -151,7 +151,11 @@ def test_every_look_gives_winners_of_the_full_batch(world, look, sampler):
 @pytest.mark.parametrize("look", ["drafts", "cuts"])
 def test_an_image_to_change_with_a_mask(world, look):
     """A mask for each candidate, and a part of the schedule: outside of its mask an image stays what it was."""
-    latent = {"samples": torch.full((SIZE, 4, 8, 8), 3.0), "noise_mask": torch.zeros(SIZE, 1, 8, 8), "marks": [*"abcdef"]}
+    latent = {
+        "samples": torch.full((SIZE, 4, 8, 8), 3.0),
+        "noise_mask": torch.zeros(SIZE, 1, 8, 8),
+        "marks": [*"abcdef"],
+    }
     for item in range(SIZE):
         latent["noise_mask"][item, ..., : item + 1] = 1
     sigmas, before = world.sigmas(16)[6:], latent["samples"].clone()
@@ -197,15 +201,15 @@ def test_a_controlnet_with_a_hint_for_each_item(world, look, hints):
         second = net.copy().set_cond_hint(hint.flip(0), 0.5, (0.0, 0.7))
         control = net.copy().set_cond_hint(hint, 1.0, (0.0, 1.0)).set_previous_controlnet(second)
         made = world.guider(world.model)
-        made.set_conds(
-            [[cond, {**options, "control": control, "control_apply_to_uncond": True}]], plain_condition("")
-        )
+        made.set_conds([[cond, {**options, "control": control, "control_apply_to_uncond": True}]], plain_condition(""))
         return made
 
     found = world.run(guider=guider(), look=look, images_at_once=4)
     winners_are_of_the_full_batch(world, found, guider=guider())
     without = world.plain(world.empty())
-    assert not torch.allclose(world.plain(world.empty(), guider=guider()), without, atol=0.1), "the ControlNet must matter"
+    assert not torch.allclose(world.plain(world.empty(), guider=guider()), without, atol=0.1), (
+        "the ControlNet must matter"
+    )
 
 
 @pytest.mark.parametrize("look", ["drafts", "cuts"])
@@ -323,7 +327,11 @@ def test_no_candidate_that_can_be_judged_is_an_error(world):
 
 def test_a_winner_is_made_again_alone_by_a_stock_sampler(world):
     """From seed and batch_index, with the latent that Search hands on, also where the batch had indices of its own."""
-    for latent in (world.empty(1), {**world.empty(1), "batch_index": [7]}, {**world.empty(), "batch_index": [9, 3, 4, 40, 2, 0]}):
+    for latent in (
+        world.empty(1),
+        {**world.empty(1), "batch_index": [7]},
+        {**world.empty(), "batch_index": [9, 3, 4, 40, 2, 0]},
+    ):
         found = world.run("dpmpp_2m", latent=latent, look="drafts", steps=12)
         for place, index in enumerate(found.best["batch_index"]):
             alone = {"samples": torch.zeros(1, 4, 8, 8), "batch_index": [index]}
