@@ -126,7 +126,9 @@ def patches_of(patcher, own: str) -> list[str]:
     ]
     functions += [f for name in ("patches", "patches_replace") for f in _flat(transformer.get(name))]
     functions += _flat(patcher.wrappers)
-    functions += [f for name, f in patcher.object_patches.items() if name != "model_sampling"]  # a table of noise levels
+    functions += [
+        f for name, f in patcher.object_patches.items() if name != "model_sampling"
+    ]  # a table of noise levels
     names = [_name(f) for f in functions if not _module(f).startswith(own)]
     return sorted(set(names))
 

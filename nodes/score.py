@@ -4,7 +4,7 @@ import json
 
 from comfy_api.latest import io
 
-from .sockets import CATEGORY, SHOWS, number, reward_input, switch, whole
+from .sockets import CATEGORY, SHOWS, number, reward_input, switch, variety_input, whole
 
 
 class LatentCLIPScore(io.ComfyNode):
@@ -57,6 +57,7 @@ class LatentCLIPSelect(io.ComfyNode):
                 switch("use_threshold", "Also demand a minimum score; then there may be fewer, or none."),
                 number("threshold", 0.2, -1000.0, 1000.0, 0.001,
                     "The minimum score, if use_threshold is on. Look at Score Latents for the usual range of your reward."),
+                variety_input(optional=True),
             ],
             outputs=[
                 io.Latent.Output(display_name="best", tooltip="The kept latents, from best to worst."),
@@ -72,13 +73,13 @@ class LatentCLIPSelect(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, latent, reward, keep, use_threshold, threshold):
+    def execute(cls, latent, reward, keep, use_threshold, threshold, variety=0.0):
         from ..host.latents import items_or_blocker, values_or_blocker
         from ..host.reports import score_report
         from ..methods.select import keep_best
 
-        report = score_report(latent, reward)
-        best, rest = keep_best(report.scores, keep, threshold if use_threshold else None)
+        report = score_report(latent, reward, with_features=variety > 0)
+        best, rest = keep_best(report.scores, keep, threshold if use_threshold else None, report.features, variety)
         return io.NodeOutput(
             items_or_blocker(latent, best),
             items_or_blocker(latent, rest),

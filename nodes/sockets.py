@@ -40,6 +40,13 @@ def text(id: str, tooltip: str, default: str = "", **more) -> io.String.Input:
     return io.String.Input(id, default=default, tooltip=tooltip, **more)
 
 
+def variety_input(**more) -> io.Float.Input:
+    """How much a group's differences count beside its scores."""
+    return number("variety", 0.0, 0.0, 10.0, 0.05,
+        "How much the kept ones are to differ. 0: only the score counts. 0.5 parts images that are nearly alike; 1 weighs difference as much "
+        "as the score; far more keeps odd ones.", **more)  # fmt: skip
+
+
 def reward_input() -> io.Custom:
     """What a consumer judges by."""
     return LATENT_REWARD.Input(

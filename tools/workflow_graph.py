@@ -60,9 +60,7 @@ class Graph:
         self.nodes.append(node)
         return node
 
-    def fold(
-        self, column: int, type: str, title: str | None = None, /, beside: Node | None = None, **inputs
-    ) -> Node:
+    def fold(self, column: int, type: str, title: str | None = None, /, beside: Node | None = None, **inputs) -> Node:
         """Place a node that nobody has to set: only its title is shown until it is opened.
 
         Args:

@@ -48,7 +48,14 @@ def sample(
     folded: bool = False, **settings,
 ) -> Node:  # fmt: skip
     """A KSampler above its two folded prompts; at cfg 1 it does not look at the negative one."""
-    turbo = {"seed": 1, "steps": 1, "cfg": 1.0, "sampler_name": "euler_ancestral", "scheduler": "normal", "denoise": 1.0}
+    turbo = {
+        "seed": 1,
+        "steps": 1,
+        "cfg": 1.0,
+        "sampler_name": "euler_ancestral",
+        "scheduler": "normal",
+        "denoise": 1.0,
+    }
     settings = turbo | settings
     node = graph.add(column, "KSampler", 265, title, folded=folded, model=model[0], latent_image=latent[0], **settings)
     positive = encode(graph, column, clip, text[0])
@@ -64,7 +71,9 @@ def save_image(
     """Decode, folded, and a large picture; 64 pixels of Shapes World are enlarged to 256, to be looked at."""
     image = decode = graph.fold(column, "VAEDecode", samples=latent, vae=vae)
     if enlarge:
-        image = graph.fold(column, "ImageScaleBy", "Enlarge", decode, image=decode[0], upscale_method="lanczos", scale_by=4.0)
+        image = graph.fold(
+            column, "ImageScaleBy", "Enlarge", decode, image=decode[0], upscale_method="lanczos", scale_by=4.0
+        )
     prefix = name if isinstance(name, tuple) else f"latent-clip/{name}"
     return [decode, image, graph.add(column, "SaveImage", height, title, images=image[0], filename_prefix=prefix)]
 
@@ -157,7 +166,9 @@ Then try "a blue circle": nothing changes, bit for bit. Neither is a guarantee: 
     gate = graph.add(2, "LatentCLIPSafetyGate", 640, latent=plain[0], **judge, on_block="grey")
     for title, latent in (("Plain", plain), ("Guided", guided), ("Gated", gate)):
         decode = graph.fold(2, "VAEDecode", f"Decode, {title.lower()}", samples=latent[0], vae=world[2])
-        image = graph.fold(2, "ImageScaleBy", "Enlarge", decode, image=decode[0], upscale_method="lanczos", scale_by=4.0)
+        image = graph.fold(
+            2, "ImageScaleBy", "Enlarge", decode, image=decode[0], upscale_method="lanczos", scale_by=4.0
+        )
         graph.add(3, "SaveImage", 215, title, images=image[0], filename_prefix=f"latent-clip/safety-{title.lower()}")
     graph.group_columns("Load and prompts", "Watch and sample", "Judge the latents, decode", "Plain, guided, gated")
     graph.save("03 Safety, demo")
@@ -292,9 +303,7 @@ image still shows what you avoid.
     checkpoint, clip, text = sdxl(graph, "two boxers in a ring, film still")
     avoid = graph.add(1, "LatentCLIPAvoidReward", 260, latent_clip=clip[0], concepts="i2p", weight=0.05)
     match = graph.fold(1, "LatentCLIPTextReward", latent_clip=clip[0], text=text[0])
-    combined = graph.fold(
-        1, "LatentCLIPCombineRewards", **{"rewards.reward_0": match[0], "rewards.reward_1": avoid[0]}
-    )
+    combined = graph.fold(1, "LatentCLIPCombineRewards", **{"rewards.reward_0": match[0], "rewards.reward_1": avoid[0]})
     sigmas = graph.fold(1, "SDTurboScheduler", "One step", model=checkpoint[0], steps=1, denoise=1.0)
     _empty, node = optimise(graph, checkpoint, checkpoint[1], text, combined, sigmas, 512, iterations=50)
     before_and_after(graph, node, checkpoint[2], "safety-reno", 310)
@@ -327,9 +336,103 @@ Calibrate the thresholds first; where the law asks for more, check the pixels to
     graph.save("10 Safety gate for a service")
 
 
+def search(
+    graph: Graph, model: Node, clip: tuple[Node, int], text: Node, latent_clip: tuple[Node, int], size: int, sampling: tuple, **settings
+) -> Node:  # fmt: skip
+    """The advanced-sampling graph around Search Best Images, in columns 1 and 2. `sampling`: sampler, scheduler, steps, cfg."""
+    sampler_name, scheduler, steps, cfg = sampling
+    reward = graph.add(1, "LatentCLIPTextReward", 200, latent_clip=latent_clip, text=text[0])
+    noise = graph.add(1, "RandomNoise", 85, noise_seed=1)
+    sigmas = graph.add(1, "BasicScheduler", 110, model=model[0], scheduler=scheduler, steps=steps, denoise=1.0)
+    positive = encode(graph, 1, clip, text[0])
+    negative = encode(graph, 1, clip, "", "Negative", beside=positive)
+    guider = graph.fold(1, "CFGGuider", "Guider", model=model[0], positive=positive[0], negative=negative[0], cfg=cfg)
+    sampler = graph.fold(1, "KSamplerSelect", "Sampler", guider, sampler_name=sampler_name)
+    empty = graph.fold(1, "EmptyLatentImage", "Size", width=size, height=size, batch_size=1)
+    return graph.add(
+        2, "LatentCLIPSearch", 740, noise=noise[0], guider=guider[0], sampler=sampler[0], sigmas=sigmas[0], latent_image=empty[0],
+        reward=reward[0], **settings,
+    )  # fmt: skip
+
+
+SEARCH_COLUMNS = ("Load and prompt", "What to look for, how to sample", "Search", "Decode")
+
+
+def search_shapes(info: dict, name: str, prefix: str, note: str, **settings) -> None:
+    """A search on Shapes World; its winners and what was left are saved."""
+    graph = Graph(info, (290, 290, 400, 430))
+    graph.note(0, note, 200)
+    world, text = shapes_world(graph, "a green star above a red square")
+    node = search(graph, world, world[1], text, world[3], 64, ("euler", "normal", 16, 3.0), **settings)
+    for slot, kind, title in ((0, "best", "Winners"), (1, "rest", "The drafts of the others")):
+        save_image(graph, 3, node[slot], world[2], 290, f"{prefix}-{kind}", title, enlarge=True)
+    graph.group_columns(*SEARCH_COLUMNS)
+    graph.save(name)
+
+
+def search_try_it_now(info: dict) -> None:
+    """Twelve drafts on Shapes World, the best two in full."""
+    search_shapes(info, "11 Search, demo", "search", """
+## Search, no download
+Twelve pictures are finished in a few steps each, as drafts; the Latent-CLIP looks at them, and only the best two are made
+with all 16 steps, from the same noise.
+
+Set *chooses* to *me*, and the node asks you instead.
+""", candidates=12, keep=2)  # fmt: skip
+
+
+def search_pick_by_hand(info: dict) -> None:
+    """The reward proposes two of nine drafts, and a person decides."""
+    search_shapes(info, "12 Pick by hand, demo", "by-hand", """
+## Pick by hand, no download
+Nine drafts appear on the node. Those that the reward would keep are marked: change that and go on; only what you keep is
+made in full. After two minutes the reward decides alone.
+""", candidates=9, keep=2, chooses="reward proposes, I confirm", time_out=120.0)  # fmt: skip
+
+
+def search_sdxl(info: dict) -> None:
+    """SDXL base, eight drafts, the best two in full."""
+    graph = Graph(info, (300, 290, 400, 420))
+    graph.note(0, f"""
+## Search
+Eight drafts, and the best two of them with all 30 steps from the same noise: about half of what eight images cost. Winners
+look alike? Raise *variety*.
+
+Needs, in `models/`:
+- `checkpoints/{SDXL_BASE}`
+{LATENT_CLIP_FILE}
+""", 250)  # fmt: skip
+    base, clip, text = sdxl(graph, "two red apples and a blue cup on a wooden table", SDXL_BASE)
+    node = search(graph, base, base[1], text, clip[0], 1024, ("dpmpp_2m", "karras", 30, 6.0), candidates=8, keep=2)
+    save_image(graph, 3, node[0], base[2], 500, "search", "Winners")
+    graph.group_columns(*SEARCH_COLUMNS)
+    graph.save("13 Search")
+
+
+def search_then_reno(info: dict) -> None:
+    """The best of eight of a turbo model, and a few iterations of ReNO from its noise."""
+    graph = Graph(info, (280, 270, 340, 340, 290))
+    graph.note(0, f"""
+## Search, then optimize
+Eight candidates of four steps, cut to the best one on the way; then ten iterations of Optimize Noise from its noise.
+{FILES}
+""", 230)  # fmt: skip
+    checkpoint, clip, text = sdxl(graph, "a green bench and a blue bowl")
+    node = search(
+        graph, checkpoint, checkpoint[1], text, clip[0], 512, ("euler", "sgm_uniform", 4, 1.0), candidates=8, keep=1,
+        look="cuts", cuts="50% → 2",
+    )  # fmt: skip
+    wires = {name: node.inputs[name] for name in ("guider", "sigmas", "latent_image", "reward")}
+    reno = graph.add(3, "LatentCLIPOptimizeNoise", 720, noise=node[2], **wires, iterations=10)
+    for source, kind in ((node, "found"), (reno, "optimized")):
+        save_image(graph, 4, source[0], checkpoint[2], 310, f"search-{kind}", kind.capitalize())
+    graph.group_columns("Load and prompt", "What to look for", "Search", "Optimize the winner", "Found, optimized")
+    graph.save("14 Search, then optimize")
+
+
 WORKFLOWS = (
     try_it_now, reno_try_it_now, safety_try_it_now, pick_the_best, classify_and_route, reno_sdxl_turbo, reno_then_multistep,
-    safety_guidance_sdxl, safety_reno_sdxl_turbo, safety_gate_service,
+    safety_guidance_sdxl, safety_reno_sdxl_turbo, safety_gate_service, search_try_it_now, search_pick_by_hand, search_sdxl, search_then_reno,
 )  # fmt: skip
 
 
