@@ -15,7 +15,7 @@ import { makeTexts } from "./lib/texts.js";
 
 const NODE = "LatentCLIPSearch";
 const EVENT = "latent_clip.search";
-const HEIGHT = 322; // of the widget with its margins, whatever it shows; dragging the node larger shows more and larger pictures
+const HEIGHT = 342; // of the widget with its margins, whatever it shows; dragging the node larger shows more and larger pictures
 const WIDTH = 420; // of a new node
 const ORDER = "latent_clip_order"; // a node property, so it is saved with the workflow
 const NOTE_MILLISECONDS = 10_000;

@@ -5,7 +5,7 @@
 import { hideCard, openCard } from "./card.js";
 import { element, thumbnail } from "./dom.js";
 import { decimalsFor, formatNumber } from "./rows.js";
-import { askedOf, keyOf, placeOf, questionOf, scoreOf, toggled } from "./search.js";
+import { askedOf, keyOf, placeOf, questionOf, scoreOf, tileColumns, toggled } from "./search.js";
 import { formatDuration } from "./trace.js";
 
 /**
@@ -15,18 +15,16 @@ import { formatDuration } from "./trace.js";
  * @param {(key: string, values?: object) => string} options.text
  * @param {(run: import("./search.js").Search, ids: number[]) => Promise<string>} options.choose tell the server; returns why it
  *     did not take the answer, or nothing
- * @returns {{element: HTMLElement, tiles: HTMLElement, draw: (run: import("./search.js").Search) => void, end: () => void}}
- *     `draw` for a run that asks, `end` when nothing is asked any more
+ * @returns {{element: HTMLElement, tiles: HTMLElement, clock: HTMLElement, draw: (run: import("./search.js").Search) => void,
+ *     end: () => void}} `clock` shows the time that is left, `draw` for a run that asks, `end` when nothing is asked any more
  */
 export function createChoosing({ text, choose }) {
-    const count = element("span", "latent-clip-summary");
     const clock = element("span", "latent-clip-clock");
     const tiles = element("div", "latent-clip-tiles");
     const refused = element("p", "latent-clip-refused");
-    const go = button("latent-clip-go", "");
+    const go = button("latent-clip-go");
     const propose = button("latent-clip-propose", text("takeProposal"));
-    const root = element("div", "latent-clip-choosing",
-        element("div", "latent-clip-question", count, clock), tiles, refused, element("footer", "", go, propose));
+    const root = element("div", "latent-clip-choosing", tiles, refused, element("footer", "", go, propose));
     let [run, question, ids, chosen, sending, timer] = [null, "", [], new Set(), false, null];
 
     tiles.setAttribute("role", "group");
@@ -45,14 +43,14 @@ export function createChoosing({ text, choose }) {
     });
     tiles.addEventListener("pointerover", ({ target }) => {
         const tile = target.closest("[data-id]");
-        if (tile) openCard(tile, large(run.thumbnails[tile.dataset.id] ?? ""));
+        if (tile) openCard(root, large(run.thumbnails[tile.dataset.id] ?? "")); // beside them all, over none of them
     });
+    new ResizeObserver(fit).observe(tiles);
     for (const gone of ["pointerleave", "scroll", "wheel"]) tiles.addEventListener(gone, hideCard, { passive: true });
 
     function draw(next) {
         run = next;
         if (questionOf(run) !== question) begin();
-        tiles.style.setProperty("--tiles", ids.length);
         ids.forEach((id, place) => showPicture(tiles.children[place], run.thumbnails[id] ?? ""));
         mark();
         tick();
@@ -66,14 +64,19 @@ export function createChoosing({ text, choose }) {
         const decimals = decimalsFor(scores);
         tiles.replaceChildren(...ids.map((id, place) => tileOf(id, keyOf(place), scores[place], decimals)));
         tiles.scrollTop = 0;
+        fit();
         clearInterval(timer);
         timer = setInterval(tick, 500);
     }
 
+    /** As large as they can be with all of them to be seen, where that is possible. */
+    function fit() {
+        tiles.style.setProperty("--columns", tileColumns(ids.length, tiles.clientWidth, tiles.clientHeight));
+    }
+
     function tileOf(id, key, score, decimals) {
-        const made = button("latent-clip-tile", "");
         const words = element("span", "latent-clip-tile-words", element("span", "", `#${id}`), element("b", "", formatNumber(score, decimals)));
-        made.append(thumbnail(""), element("kbd", "", key), element("span", "latent-clip-tick-mark", "✓"), words);
+        const made = button("latent-clip-tile", thumbnail(""), element("kbd", "", key), element("span", "latent-clip-tick-mark", "✓"), words);
         made.dataset.id = id;
         const proposed = run.ask.proposed.includes(id);
         made.classList.toggle("latent-clip-proposed", proposed);
@@ -90,8 +93,7 @@ export function createChoosing({ text, choose }) {
 
     function mark() {
         for (const tile of tiles.children) tile.setAttribute("aria-pressed", chosen.has(Number(tile.dataset.id)));
-        count.textContent = text("chooseCount", { count: chosen.size, total: ids.length });
-        count.title = text("chooseHelp", { keep: run.keep });
+        go.title = text("chooseHelp", { keep: run.keep });
         go.textContent = sending ? text("goingOn") : text("goOn", { count: chosen.size });
         go.disabled = sending || chosen.size === 0;
         propose.hidden = run.ask.proposed.length === 0;
@@ -142,9 +144,11 @@ export function createChoosing({ text, choose }) {
     return {
         element: root,
         tiles,
+        clock,
         draw,
         end() {
             clearInterval(timer);
+            clock.hidden = true;
             [run, question, timer] = [null, "", null];
         },
     };
@@ -152,8 +156,8 @@ export function createChoosing({ text, choose }) {
 
 const SOON = 30; // seconds
 
-function button(className, label) {
-    const made = element("button", `latent-clip-button ${className}`, label);
+function button(className, ...children) {
+    const made = element("button", `latent-clip-button ${className}`, ...children);
     made.type = "button";
     return made;
 }

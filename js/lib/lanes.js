@@ -29,16 +29,18 @@ export function createLanes(text) {
     for (const gone of ["scroll", "wheel"]) root.addEventListener(gone, hideCard, { passive: true });
 
     function draw(next, order) {
+        const before = columns.length;
         run = next;
         columns = run.looks.map((look) => columnOf(look, text));
         root.style.setProperty("--looks", columns.length);
         root.style.setProperty("--digits", String(run.candidates).length);
-        head.replaceChildren(element("span", ""), element("span", ""), element("span", ""), ...columns.map(({ label }) => element("span", "", label)));
+        head.replaceChildren(element("span", "latent-clip-lane-who"), ...columns.map(({ label }) => element("span", "", label)));
         const lanes = lanesOf(run, order);
         const shown = lanes.map(rowOf);
         for (const id of rows.keys()) if (id >= run.candidates) rows.delete(id);
         // what has the focus keeps it, and nothing is moved in vain
         if (shown.length !== list.children.length || shown.some((row, place) => list.children[place] !== row)) list.replaceChildren(...shown);
+        if (columns.length > before) root.scrollLeft = root.scrollWidth; // the newest look
         if (!list.querySelector("[tabindex='0']")) shown[0]?.setAttribute("tabindex", "0");
     }
 
@@ -72,7 +74,8 @@ function columnOf(look, text) {
 function fill(row, lane, columns, text) {
     const place = element("span", "latent-clip-lane-place", lane.place === null ? "" : `★${lane.place}`);
     const picture = row.querySelector("img")?.getAttribute("src") === lane.thumbnail ? row.querySelector("img") : thumbnail(lane.thumbnail);
-    row.replaceChildren(place, picture, element("span", "latent-clip-index", `#${lane.id}`), ...lane.cells.map((cell, index) => cellOf(cell, columns[index])));
+    const who = element("span", "latent-clip-lane-who", place, picture, element("span", "latent-clip-index", `#${lane.id}`));
+    row.replaceChildren(who, ...lane.cells.map((cell, index) => cellOf(cell, columns[index])));
     row.dataset.id = lane.id;
     row.classList.toggle("latent-clip-winner", lane.place !== null);
     row.classList.toggle("latent-clip-fell", lane.fell !== null);

@@ -226,3 +226,22 @@ export const keyOf = (place) => (place < 9 ? String(place + 1) : place === 9 ? "
  * @returns {number|null}
  */
 export const placeOf = (key) => (/^\d$/.test(key) ? (Number(key) + 9) % 10 : null);
+
+const TILE = { least: 88, words: 24, gap: 6 }; // pixels
+
+/**
+ * Columns in which square pictures are largest while all of them are seen; where they cannot be, as many as still fit.
+ *
+ * @param {number} count
+ * @param {number} width in pixels of the layout
+ * @param {number} height
+ * @returns {number} at least 1
+ */
+export function tileColumns(count, width, height) {
+    const most = Math.max(1, Math.floor((width + TILE.gap) / (TILE.least + TILE.gap)));
+    for (let columns = 1; columns < most; columns++) {
+        const side = (width + TILE.gap) / columns - TILE.gap;
+        if (Math.ceil(count / columns) * (side + TILE.words + TILE.gap) - TILE.gap <= height) return columns;
+    }
+    return most;
+}

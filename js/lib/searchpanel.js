@@ -32,7 +32,7 @@ export function createSearchPanel({ text, choose, asked, getOrder, setOrder }) {
     const cost = element("div", "latent-clip-cost");
     const choosing = createChoosing({ text, choose });
     const empty = element("p", "latent-clip-empty", text("searchEmpty"));
-    const header = element("header", "", status, pager, order);
+    const header = element("header", "", status, pager, choosing.clock, order);
     const root = element("section", "latent-clip-panel latent-clip-search",
         element("div", "latent-clip-inside", empty, header, cost, lanes.element, choosing.element));
     let [runs, shown, question, scheduled] = [[], 0, "", false];

@@ -13,6 +13,7 @@ import {
     readSearches,
     scoreOf,
     sharesOf,
+    tileColumns,
     toggled,
     withSearch,
 } from "../../../js/lib/search.js";
@@ -127,4 +128,11 @@ test("the sidebar knows the kind", () => {
     const several = readRun([message(), message({ rounds: [DRAFT, { ...CUT, scores: { 1: 0.9 } }], thumbnails: { 1: "better" } })], about);
     assert.deepEqual([several.count, several.kept, several.best, several.thumbnail], [8, 2, 0.9, "better"]);
     assert.equal(readRun([message({ winners: [], cost_plain: null })], about).share, null);
+});
+
+test("tiles are as large as they can be with all to be seen", () => {
+    assert.deepEqual([1, 2, 3, 4, 8, 64].map((count) => tileColumns(count, 390, 230)), [2, 2, 3, 4, 4, 4]);
+    assert.equal(tileColumns(4, 390, 440), 2, "a larger node shows larger pictures");
+    assert.equal(tileColumns(64, 800, 700), 8, "what cannot fit scrolls");
+    assert.equal(tileColumns(3, 0, 0), 1);
 });
