@@ -75,7 +75,7 @@ function fill(row, lane, columns, text) {
     const place = element("span", "latent-clip-lane-place", lane.place === null ? "" : `★${lane.place}`);
     const picture = row.querySelector("img")?.getAttribute("src") === lane.thumbnail ? row.querySelector("img") : thumbnail(lane.thumbnail);
     const who = element("span", "latent-clip-lane-who", place, picture, element("span", "latent-clip-index", `#${lane.id}`));
-    row.replaceChildren(who, ...lane.cells.map((cell, index) => cellOf(cell, columns[index])));
+    row.replaceChildren(who, ...lane.cells.map((cell, index) => cellOf(cell, columns[index], lane.thumbnail)));
     row.dataset.id = lane.id;
     row.classList.toggle("latent-clip-winner", lane.place !== null);
     row.classList.toggle("latent-clip-fell", lane.fell !== null);
@@ -83,11 +83,13 @@ function fill(row, lane, columns, text) {
     row.setAttribute("aria-label", describe(lane, columns, text));
 }
 
-function cellOf({ score, state }, { range, decimals }) {
+/** With its picture, where that is another one than the lane's own. */
+function cellOf({ score, state, thumbnail: source }, { range, decimals }, latest) {
     if (state === "out") return element("span", "");
     const bar = element("i", "latent-clip-fill");
     bar.style.width = `${100 * barLength(score, range)}%`;
-    const made = element("span", `latent-clip-look latent-clip-look-${state}`, bar, element("b", "", formatNumber(score, decimals)));
+    const picture = source && source !== latest ? [thumbnail(source)] : [];
+    const made = element("span", `latent-clip-look latent-clip-look-${state}`, bar, ...picture, element("b", "", formatNumber(score, decimals)));
     if (state === "fell") made.append(element("span", "latent-clip-cross", "✕"));
     return made;
 }
@@ -104,15 +106,27 @@ function fateOf(lane, columns, text) {
 }
 
 function cardOf(lane, run, columns, text) {
-    const picture = thumbnail(lane.thumbnail);
-    picture.classList.add("latent-clip-large");
+    const pictures = element("div", "latent-clip-stages", ...stagesOf(lane, columns));
     const facts = [text("item", { index: lane.id }), fateOf(lane, columns, text)].filter(Boolean).join(" · ");
     const looks = lane.cells.map(({ score, state }, index) => state !== "out" &&
         element("tr", "", element("td", "", columns[index].label), element("td", "", formatNumber(score, columns[index].decimals))));
     const noise = run.batchIndex[lane.id] ?? null;
     const origin = noise !== null && run.seed !== null && element("div", "latent-clip-origin", text("noiseOf", { index: noise, seed: run.seed }));
-    return [picture, element("div", "", element("p", "", facts), element("table", "", ...looks.filter(Boolean)), ...[origin].filter(Boolean))];
+    return [pictures, element("div", "", element("p", "", facts), element("table", "", ...looks.filter(Boolean)), ...[origin].filter(Boolean))];
 }
+
+/** A candidate's pictures, look by look where there are several. */
+function stagesOf(lane, columns) {
+    const seen = lane.cells.map(({ thumbnail: source }, index) => [source, columns[index].label]).filter(([source]) => source);
+    const shown = seen.length > 0 ? seen.slice(-MOST_STAGES) : [[lane.thumbnail, ""]];
+    return shown.map(([source, label]) => {
+        const picture = thumbnail(source);
+        if (shown.length === 1) picture.classList.add("latent-clip-large");
+        return element("figure", "", picture, ...(shown.length > 1 ? [element("figcaption", "", label)] : []));
+    });
+}
+
+const MOST_STAGES = 4;
 
 /** One stop of the tab key for all rows; arrows, Home and End move inside. */
 function moveFocusByKeys(list) {

@@ -7,7 +7,8 @@
  * @property {number[]} alive candidates that were judged
  * @property {number[]} kept those that go on; empty until it is decided
  * @property {Map<number, number|null>} scores by candidate; null where the reward gave no finite number
- * @property {Object<number, string>} thumbnails as the candidates were at this look, perhaps of none
+ * @property {Object<number, string>} thumbnails of candidates at this look, as far as they are known: a message has only those
+ *     of everyone's latest look
  *
  * @typedef {object} Search
  * @property {string} node execution id, empty in a finished run
@@ -35,7 +36,7 @@
  * @property {number} id of the candidate
  * @property {number|null} place among the winners, from 1
  * @property {number|null} fell the look at which it was dropped
- * @property {string} thumbnail
+ * @property {string} thumbnail as it was seen last
  * @property {{score: number|null, state: "open"|"kept"|"fell"|"out", thumbnail: string}[]} cells one for each look
  */
 
@@ -68,7 +69,7 @@ export function readSearch(message) {
         seed: finite(message.seed),
         batchIndex: list(message.batch_index),
         cost: { spent: finite(message.cost_spent), plan: finite(message.cost_plan), plain: finite(message.cost_plain) },
-        looks: message.rounds.map(readLook),
+        looks: looksOf(message),
         thumbnails: message.thumbnails ?? {},
         winners: list(message.winners),
         ask: ended === "" ? readAsk(message.waiting) : null,
@@ -76,9 +77,16 @@ export function readSearch(message) {
     };
 }
 
-function readLook({ name, alive, kept, scores, thumbnails }) {
-    const table = Object.entries(scores ?? {}).map(([id, score]) => [Number(id), finite(score)]);
-    return { name: String(name), alive: list(alive), kept: list(kept), scores: new Map(table), thumbnails: thumbnails ?? {} };
+function looksOf({ rounds, thumbnails }) {
+    const looks = rounds.map(({ name, alive, kept, scores }) => {
+        const table = Object.entries(scores ?? {}).map(([id, score]) => [Number(id), finite(score)]);
+        return { name: String(name), alive: list(alive), kept: list(kept), scores: new Map(table), thumbnails: {} };
+    });
+    for (const [id, picture] of Object.entries(thumbnails ?? {})) {
+        const latest = looks.findLast(({ alive }) => alive.includes(Number(id)));
+        if (latest) latest.thumbnails[id] = picture;
+    }
+    return looks;
 }
 
 function readAsk(waiting) {
@@ -103,7 +111,11 @@ export function withSearch(runs, next, late = false) {
     if (place < 0) return [...runs, next];
     const known = runs[place];
     if (late && (known.ended !== "" || next.cost.spent < known.cost.spent)) return runs;
-    return runs.with(place, { ...next, thumbnails: { ...known.thumbnails, ...next.thumbnails } });
+    return runs.with(place, {
+        ...next,
+        thumbnails: { ...known.thumbnails, ...next.thumbnails },
+        looks: next.looks.map((look, index) => ({ ...look, thumbnails: { ...known.looks[index]?.thumbnails, ...look.thumbnails } })),
+    });
 }
 
 /**
@@ -138,7 +150,7 @@ function laneOf(run, id) {
         id,
         place: winner < 0 ? null : winner + 1,
         fell: gone ? Math.max(0, last) : null,
-        thumbnail: run.thumbnails[id] ?? cells[last]?.thumbnail ?? "",
+        thumbnail: run.thumbnails[id] ?? "",
         cells,
     };
 }

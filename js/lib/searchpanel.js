@@ -98,8 +98,10 @@ export function createSearchPanel({ text, choose, asked, getOrder, setOrder }) {
         element: root,
         lists: [lanes.element, choosing.tiles],
         show(messages) {
-            const next = readSearches(messages);
-            if (next.length > 0) use(next, 0);
+            const [first, ...more] = readSearches(messages);
+            if (first === undefined) return;
+            const place = runs[0]?.promptId === first.promptId ? shown : 0;
+            use([first, ...more].reduce((known, run) => withSearch(known, run), runs), place);
         },
         add(event, late = false) {
             const next = readSearch(event);

@@ -111,6 +111,16 @@ test("live messages: pictures add up, a list is several runs, a new prompt start
     assert.equal(withSearch(runs, read({ prompt_id: "q" })).length, 1);
 });
 
+test("each look keeps the picture that it brought", () => {
+    const draft = read({ rounds: [DRAFT], thumbnails: { 0: "draft 0", 1: "draft 1" }, winners: [] });
+    const [run] = withSearch(withSearch([], draft), read({ thumbnails: { 1: "cut 1" } }));
+    const pictures = (id) => lanesOf(run, "batch")[id].cells.map(({ thumbnail }) => thumbnail);
+    assert.deepEqual([0, 1, 2].map(pictures), [["draft 0", ""], ["draft 1", "cut 1"], ["", ""]]);
+    assert.deepEqual(lanesOf(run, "batch").map(({ thumbnail }) => thumbnail), ["draft 0", "cut 1", "", ""]);
+    const saved = lanesOf(read({ ended: "done" }), "batch");
+    assert.deepEqual(saved.map(({ cells }) => cells.map(({ thumbnail }) => thumbnail)), [["", ""], ["", "one"], ["", "two"], ["", ""]]);
+});
+
 test("an answer that comes late does not undo what has happened since", () => {
     const runs = withSearch([], read({ ended: "done" }));
     assert.equal(withSearch(runs, read(), true), runs);
