@@ -1,8 +1,10 @@
 """Prepared conditioning, as the host's guiders hold it during a sampling: change its tensors, take single items."""
 
 import copy
+import uuid
 from collections.abc import Callable
 
+import comfy.conds
 from torch import Tensor
 
 
@@ -23,3 +25,74 @@ def map_conds(value, function: Callable[[Tensor], Tensor]):
 def cond_items(conds: dict, items: list[int], size: int) -> dict:
     """Conditioning for some items of the batch: tensors with one entry per item are cut down, shared ones stay."""
     return map_conds(conds, lambda tensor: tensor[items] if tensor.ndim > 0 and len(tensor) == size > 1 else tensor)
+
+
+class RowsOfConds:
+    """Prepared conditioning for some rows of a batch, each row with what the host would repeat to it in the whole batch.
+
+    What is made for the same rows is kept: a ControlNet's hint is prepared once.
+    """
+
+    def __init__(self) -> None:
+        self._controls: dict = {}
+
+    def __call__(self, conds: list[list[dict] | None], rows: list[int]) -> list[list[dict] | None]:
+        """The conditions that the host's calc_cond_batch takes, for `rows`."""
+        return [None if entries is None else [self._entry(entry, rows) for entry in entries] for entries in conds]
+
+    def forget(self) -> None:
+        """The rows that go on are others now."""
+        self._controls.clear()
+
+    def _entry(self, entry: dict, rows: list[int]) -> dict:
+        # an id of its own, by which step-skipping nodes file what they remember of a prompt's batch
+        entry = {**entry, "uuid": uuid.uuid5(entry["uuid"], f"rows {rows}")}
+        entry["model_conds"] = {name: _cond_rows(cond, rows) for name, cond in entry["model_conds"].items()}
+        if isinstance(entry.get("mask"), Tensor):
+            entry["mask"] = _repeated(entry["mask"], rows)
+        if entry.get("control") is not None:
+            entry["control"] = self._control(entry["control"], rows)
+        return entry
+
+    def _control(self, control, rows: list[int]):
+        """A ControlNet and those before it: a hint for each item, and what was computed from it, is of other rows."""
+        key = (id(control), tuple(rows))
+        if key not in self._controls:
+            self._controls[key] = (
+                control,
+                _control_rows(control, rows),
+            )  # with the original, whose id must stay its own
+        return self._controls[key][1]
+
+
+def _control_rows(control, rows: list[int]):
+    previous = control.previous_controlnet
+    theirs = None if previous is None else _control_rows(previous, rows)
+    hint = control.cond_hint_original
+    extras = [extra for extra in control.extra_concat_orig if len(extra) > 1]
+    if theirs is previous and not extras and (hint is None or len(hint) == 1):
+        return control
+    control = copy.copy(control)
+    control.previous_controlnet = theirs
+    control.cond_hint = control.extra_concat = None
+    if hasattr(control, "control_input"):  # what a T2I-Adapter computes from its hint
+        control.control_input = None
+    if hint is not None:
+        control.cond_hint_original = _repeated(hint, rows)
+    control.extra_concat_orig = [_repeated(extra, rows) for extra in control.extra_concat_orig]
+    return control
+
+
+def _cond_rows(cond, rows: list[int]):
+    if isinstance(cond, comfy.conds.CONDConstant):
+        return cond
+    if isinstance(cond, comfy.conds.CONDList):
+        return cond._copy_with([_repeated(tensor, rows) for tensor in cond.cond])
+    if isinstance(getattr(cond, "cond", None), Tensor):
+        return cond._copy_with(_repeated(cond.cond, rows))
+    return cond
+
+
+def _repeated(tensor: Tensor, rows: list[int]) -> Tensor:
+    """Rows of what the host repeats to the size of the batch, and cuts to it."""
+    return tensor if len(tensor) == 1 else tensor[[row % len(tensor) for row in rows]]

@@ -17,6 +17,7 @@ from ..methods.guidance import AvoidConcepts, ConceptWatch, GuidanceSettings, Ob
 from .conditioning import cond_items
 from .encoders import host_encoders
 from .gradients import gradients
+from .rows import alive_rows
 from .steering import Prediction, Run, Steering, Window, steered
 
 NOT_IN_A_PROMPT = (
@@ -91,7 +92,7 @@ class Climb(Steering):
                 self.objective,
                 denoised,
                 model.process_latent_out,
-                _noise_level(model, prediction.sigma.flatten()[0].item()),
+                noise_level(model, prediction.sigma.flatten()[0].item()),
                 self.settings,
                 run.direction,
             )
@@ -124,14 +125,18 @@ class Redirect(Steering):
             )
 
     def steer(self, prediction: Prediction, run: Run, look: bool) -> Tensor:
-        denoised = prediction.denoised
+        denoised, model = prediction.denoised, prediction.model
         if look:
+            level = noise_level(model, prediction.sigma.flatten()[0].item())
             with torch.no_grad():
-                self.watch.look(prediction.model.process_latent_out(denoised.detach()))
+                self.watch.look(model.process_latent_out(denoised.detach()), level)
         seen = self.watch.seen
         if seen is None or len(seen) != len(denoised) or not bool(seen.any()):
             return denoised
-        suspects = seen.any(dim=1).nonzero().flatten().tolist()
+        going_on = alive_rows(prediction.model_options, len(denoised))
+        suspects = [row for row in seen.any(dim=1).nonzero().flatten().tolist() if row in going_on]
+        if not suspects:
+            return denoised
         redirected = denoised.clone()
         redirected[suspects] = self._predict(prediction, suspects).to(denoised)
         return redirected
@@ -161,7 +166,7 @@ def _without_control(conds: list[dict]) -> list[dict]:
     return [{**cond, "uuid": uuid.uuid5(cond["uuid"], "suspects")} for cond in kept]
 
 
-def _noise_level(model, sigma: float) -> float:
+def noise_level(model, sigma: float) -> float:
     """Share of noise in what the network sees: sigma itself for flow models, else against unit-variance latents."""
     if isinstance(model.model_sampling, comfy.model_sampling.CONST):
         return min(1.0, sigma)

@@ -3,6 +3,7 @@
 import logging
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import comfy.model_management as mm
@@ -152,11 +153,16 @@ class LatentEncoder:
         """How many windows the tower reads of one latent of this shape."""
         return fit_latents(torch.empty(1, 1, *shape[-2:], device="meta"), self.clip.grid, self.fit).shape[1]
 
-    def __call__(self, raw_latents: Tensor) -> Tensor:
+    @property
+    def reads_noise_level(self) -> bool:
+        return getattr(self.clip.image.model, "reads_noise_level", False)
+
+    def __call__(self, raw_latents: Tensor, **noise_level: float) -> Tensor:
         tower = self.clip.image.model
         device, dtype = device_and_dtype(tower)
+        read = partial(tower, **noise_level) if noise_level else tower
         return one_by_one_when_out(
-            lambda raw: encode_latents(tower, raw, self.clip.grid, self.fit, dtype),
+            lambda raw: encode_latents(read, raw, self.clip.grid, self.fit, dtype),
             raw_latents.to(device, torch.float32),
         )
 
@@ -175,11 +181,12 @@ class LatentWatcher(LatentEncoder):
         latents = torch.empty(1, 1, *shape[-2:], device="meta")
         return super()._windows(shape) + more_windows(latents, self.clip.grid, self.fit, self.closer).shape[1]
 
-    def look(self, raw_latents: Tensor) -> Look:
+    def look(self, raw_latents: Tensor, **noise_level: float) -> Look:
         tower = self.clip.image.model
         device, dtype = device_and_dtype(tower)
+        read = partial(tower, **noise_level) if noise_level else tower
         return one_by_one_when_out(
-            lambda raw: look_everywhere(tower, raw, self.clip.grid, self.fit, dtype, self.closer),
+            lambda raw: look_everywhere(read, raw, self.clip.grid, self.fit, dtype, self.closer),
             raw_latents.to(device, torch.float32),
         )
 

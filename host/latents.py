@@ -5,7 +5,7 @@ import io
 
 import comfy.latent_formats
 from comfy_execution.graph_utils import ExecutionBlocker
-from latent_preview import Latent2RGBPreviewer
+from latent_preview import Latent2RGBPreviewer, LatentPreviewer
 from torch import Tensor
 
 from ..models.latent_spaces import LatentSpace, LatentSpaceError, check_raw_latents
@@ -103,14 +103,23 @@ def _pick(value, indices: list[int], size: int):
     return value
 
 
-def thumbnails(raw_latents: Tensor, space: LatentSpace) -> list[str]:
-    """A JPEG data URL per latent (B, C, H, W), from the latent format's linear latent-to-RGB map; "" where no such map is known."""
+def thumbnails(
+    raw_latents: Tensor, space: LatentSpace, previewer: LatentPreviewer | None = None, side: int = THUMBNAIL_SIDE
+) -> list[str]:
+    """A JPEG data URL per latent (B, C, H, W), "" where no previewer is given and none is known.
+
+    Args:
+        previewer: by default the latent format's linear latent-to-RGB map.
+        side: of a picture, in pixels, at most.
+    """
     latent_format = _latent_format(space)
     if latent_format is None:
         return [""] * len(raw_latents)
-    previewer = Latent2RGBPreviewer(latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias)
+    previewer = previewer or Latent2RGBPreviewer(
+        latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias
+    )
     model_latents = latent_format.process_in(raw_latents)
-    return [_data_url(previewer.decode_latent_to_preview(item)) for item in model_latents.split(1)]
+    return [_data_url(previewer.decode_latent_to_preview(item), side) for item in model_latents.split(1)]
 
 
 def _latent_format(space: LatentSpace) -> comfy.latent_formats.LatentFormat | None:
@@ -123,8 +132,8 @@ def _latent_format(space: LatentSpace) -> comfy.latent_formats.LatentFormat | No
     return getattr(comfy.latent_formats, name)() if name else None
 
 
-def _data_url(image) -> str:
-    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+def _data_url(image, side: int) -> str:
+    image.thumbnail((side, side))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,8 +1,8 @@
 """What a run tells the page while it goes on, and the page's way to end it early.
 
-A run sends `latent_clip.reno` events to the client that queued it. A page that has missed some, after a reload for
-example, asks GET /latent_clip/runs for everything so far. POST /latent_clip/stop ends a run, which keeps its best.
-Both reach the runs of the same client only.
+A run sends events (`latent_clip.reno`, `latent_clip.search`) to the client that queued it. A page that has missed some, after
+a reload for example, asks GET /latent_clip/runs for everything so far. POST /latent_clip/stop ends a ReNO run, which keeps its
+best; POST /latent_clip/choose answers a search (`host.live_search`). All reach the runs of the same client only.
 """
 
 import time
@@ -15,7 +15,7 @@ from comfy_execution.utils import get_executing_context
 from ..methods.reno import RenoSettings, RenoState
 from ..methods.rewards import Reward
 from .latents import thumbnails
-from .reports import iteration_as_dict, numbers, reno_terms
+from .reports import iteration_as_dict, numbers, reward_terms
 from .routes import RUNS, STOPS, host_server
 
 EVENT = "latent_clip.reno"
@@ -24,20 +24,55 @@ PICTURE_SECONDS = 1.0
 MAX_PICTURES = 8
 
 
-class LiveRun:
-    """A ReNO run as the page sees it; a context manager around the run, whose `step` is called after every iteration.
+class Live:
+    """A running node as its page sees it. Outside the host's executor, and where no client listens, it says nothing.
 
-    Outside the host's executor, and where no client listens, it does nothing.
+    Attributes:
+        key: (prompt id, node id). list_index: of a list of latents, which run one after the other.
+        client: who queued it.
     """
 
-    def __init__(self, reward: Reward, settings: RenoSettings):
+    def __init__(self) -> None:
         context = get_executing_context()
         self.key = (context.prompt_id, context.node_id) if context else ("", "")
-        self.list_index = (
-            context.list_index or 0 if context else 0
-        )  # of a list of latents, which run one after the other
-        self.reward, self.settings, self.server = reward, settings, host_server()
-        self.client: str = getattr(self.server, "client_id", None) or ""  # who queued it
+        self.list_index = context.list_index or 0 if context else 0
+        self.server = host_server()
+        self.client: str = getattr(self.server, "client_id", None) or ""
+
+    def register(self) -> None:
+        """From now on the routes reach this run."""
+        if all(self.key):
+            RUNS[self.key] = self
+
+    def unregister(self) -> None:
+        RUNS.pop(self.key, None)
+
+    def listened_to(self) -> bool:
+        return bool(all(self.key) and self.server and self.client in self.server.sockets)
+
+    def address(self) -> dict:
+        """Which run a message is of."""
+        prompt_id, node = self.key
+        return {
+            "node": node,
+            "display_node": _display_node(node) if node else "",
+            "prompt_id": prompt_id,
+            "list_index": self.list_index,
+        }
+
+
+def how_it_ended(kind: type[BaseException] | None) -> str:
+    """In a message's word."""
+    interrupted = kind is not None and issubclass(kind, mm.InterruptProcessingException)
+    return "done" if kind is None else "interrupted" if interrupted else "failed"
+
+
+class LiveRun(Live):
+    """A ReNO run as the page sees it; a context manager around the run, whose `step` is called after every iteration."""
+
+    def __init__(self, reward: Reward, settings: RenoSettings):
+        super().__init__()
+        self.reward, self.settings = reward, settings
         self.state: RenoState | None = None
         self.stopped = False
         self.sent = 0  # iterations
@@ -46,24 +81,22 @@ class LiveRun:
         self.thumbnails: list[str] = []
 
     def __enter__(self) -> "LiveRun":
-        if all(self.key):
-            RUNS[self.key] = self
+        self.register()
         return self
 
     def __exit__(self, kind, *exception) -> None:
-        RUNS.pop(self.key, None)
+        self.unregister()
         if self.state is not None and "stopped" in self.state.stop_reasons:
             STOPS[self.key[1]] += 1
-        if self.state is not None and self._listened_to():
-            interrupted = kind is not None and issubclass(kind, mm.InterruptProcessingException)
-            self._send(self.state, "done" if kind is None else "interrupted" if interrupted else "failed", [])
+        if self.state is not None and self.listened_to():
+            self._send(self.state, how_it_ended(kind), [])
 
     def step(self, state: RenoState) -> bool:
         """Tell the page where the run is, if it is time to. True: somebody wants it to end."""
         if state is not self.state:  # also a second attempt, after the first ran out of memory
             self.state, self.sent, self.pictured = state, 0, []
         now = time.monotonic()
-        if now - self.last_sent >= SEND_SECONDS and self._listened_to():
+        if now - self.last_sent >= SEND_SECONDS and self.listened_to():
             new_pictures = now - self.last_pictured >= PICTURE_SECONDS and state.best_iteration != self.pictured
             if new_pictures:
                 self.thumbnails = thumbnails(state.latents[:MAX_PICTURES].cpu(), self.reward.space)
@@ -77,15 +110,11 @@ class LiveRun:
 
         `pictures`: thumbnails of the best latents; none means that the page has them already.
         """
-        prompt_id, node = self.key
         return {
             "kind": "reno",
-            "node": node,
-            "display_node": _display_node(node),
-            "prompt_id": prompt_id,
-            "list_index": self.list_index,
+            **self.address(),
             "settings": asdict(self.settings),
-            "terms": reno_terms(self.reward),
+            "terms": reward_terms(self.reward),
             "start": start,
             "iterations": [iteration_as_dict(iteration) for iteration in state.iterations[start:]],
             "best": numbers(_best(state)),
@@ -94,9 +123,6 @@ class LiveRun:
             "thumbnails": pictures,
             "ended": ended,
         }
-
-    def _listened_to(self) -> bool:
-        return bool(all(self.key) and self.server and self.client in self.server.sockets)
 
     def so_far(self) -> dict | None:
         """The message for a page that has nothing yet; None before the first iteration is over."""

@@ -1,4 +1,4 @@
-"""The NOISE that Optimize Noise hands on."""
+"""The NOISE that Optimize Noise and Search Best Images hand on."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,11 @@ class OptimizedNoise:
     Attributes:
         noise: (B, C, H, W) of unit variance, on the CPU. seed: of the noise it started from.
         batch_index: which item of its seed each one is, as the host's own noise counts them; default 0 to B − 1.
+        made: what was done with it, for messages.
     """
 
-    def __init__(self, noise: Tensor, seed: int, batch_index: Sequence[int] | None = None):
-        self.noise, self.seed = noise, seed
+    def __init__(self, noise: Tensor, seed: int, batch_index: Sequence[int] | None = None, made: str = "optimised"):
+        self.noise, self.seed, self.made = noise, seed, made
         self.batch_index = [*range(len(noise))] if batch_index is None else [int(i) for i in batch_index]
 
     def generate_noise(self, latent: dict) -> Tensor:
@@ -26,7 +27,7 @@ class OptimizedNoise:
         shape = latent["samples"].shape
         if len(shape) != 4 or shape[1:] != self.noise.shape[1:]:
             raise ValueError(
-                f"Got a latent of shape {tuple(shape)}, but this noise was optimised for {tuple(self.noise.shape)}. "
+                f"Got a latent of shape {tuple(shape)}, but this noise was {self.made} for {tuple(self.noise.shape)}. "
                 "Use a latent of the same model, width and height."
             )
         return self.noise[self._places(latent.get("batch_index"), shape[0])]
@@ -36,7 +37,7 @@ class OptimizedNoise:
         if batch_index is None:
             if size > len(self.noise):
                 raise ValueError(
-                    f"Got a batch of {size}, but noise was optimised for {len(self.noise)} images. Use at most as many."
+                    f"Got a batch of {size}, but noise was {self.made} for {len(self.noise)} images. Use at most as many."
                 )
             return [*range(size)]
         wanted = [int(i) for i in batch_index]
@@ -47,8 +48,8 @@ class OptimizedNoise:
             )
         if unknown := sorted({*wanted} - {*self.batch_index}):
             raise ValueError(
-                f"Got a latent with the items {unknown} of a batch, but noise was optimised for {sorted({*self.batch_index})}. "
-                "Optimise the noise of the whole batch and select afterwards, or use the latents that came from it."
+                f"Got a latent with the items {unknown} of a batch, but noise was {self.made} for {sorted({*self.batch_index})}. "
+                "Use the latents that came with it, or make it of the whole batch and select afterwards."
             )
         places: dict[int, list[int]] = {}
         for place, index in enumerate(self.batch_index):

@@ -13,7 +13,7 @@ from ..models.latent_spaces import LatentSpace
 from .latent_clip import LoadedLatentCLIP
 from .latents import MAX_THUMBNAILS, finite_items, thumbnails
 from .reservation import MemoryUse
-from .scoring import encode, evaluate
+from .scoring import encode, evaluate, judge
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,16 @@ class ScoreReport:
     """The scores (B,) of a batch, the unweighted value of every term (B,), and what draws them.
 
     An item that could not be judged has NaN, which is null in JSON, and no picture.
+
+    Attributes:
+        features: (B, D) of unit length, to tell the items apart; None where nobody asked for them.
     """
 
     reward: Reward
     scores: Tensor
     terms: dict[str, Tensor]
     thumbnails: list[str]
+    features: Tensor | None = None
 
     def as_dict(self) -> dict:
         return {
@@ -71,7 +75,7 @@ class ClassifyReport:
         return {**self.as_dict(), "kind": "classes", "thumbnails": self.thumbnails}
 
 
-def score_report(latent: dict, reward: Reward) -> ScoreReport:
+def score_report(latent: dict, reward: Reward, with_features: bool = False) -> ScoreReport:
     """Score every item of a LATENT that holds finite numbers.
 
     Raises:
@@ -79,10 +83,13 @@ def score_report(latent: dict, reward: Reward) -> ScoreReport:
     """
     raw_latents, places = finite_items(latent, reward.space)
     size = len(latent["samples"])
-    terms = {name: _in_places(values, places, size) for name, values in evaluate(reward, raw_latents).items()}
+    values, features = judge(reward, raw_latents) if with_features else (evaluate(reward, raw_latents), None)
+    terms = {name: _in_places(value, places, size) for name, value in values.items()}
     scores = reward.weigh(terms)
     _refuse_all_nan(scores, "score")
-    return ScoreReport(reward, scores, terms, _pictures(raw_latents, places, size, reward.space))
+    pictures = _pictures(raw_latents, places, size, reward.space)
+    features = None if features is None else _in_places(features, places, size)
+    return ScoreReport(reward, scores, terms, pictures, features)
 
 
 def classify_report(
@@ -137,7 +144,7 @@ def reno_trace(state: RenoState, reward: Reward, settings: RenoSettings, memory:
     return {
         "kind": "reno",
         "settings": asdict(settings),
-        "terms": reno_terms(reward),
+        "terms": reward_terms(reward),
         "checkpointed_blocks": memory.checkpointed_blocks,
         "offloaded_bytes": memory.offloaded_bytes,
         "iterations": [iteration_as_dict(iteration) for iteration in state.iterations],
@@ -147,7 +154,7 @@ def reno_trace(state: RenoState, reward: Reward, settings: RenoSettings, memory:
     }
 
 
-def reno_terms(reward: Reward) -> list[dict]:
+def reward_terms(reward: Reward) -> list[dict]:
     """Name and weight of every term."""
     return [{"name": term.name, "weight": term.weight} for term in reward.terms]
 

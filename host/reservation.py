@@ -60,7 +60,7 @@ class Reservation:
         passes = self.steps * _evaluations(conds, skips_negative(self.guider))
         fast, low = (self._bytes(_per_evaluation(model, shape, factor) * passes, shape) for factor in (FAST, LOW))
         cast = bytes_when_cast(model)
-        room = _room(model, conds, device) - cast
+        room = room_beside(model, conds, device) - cast
         if self.memory == "auto":
             self.low = fast > room
             if self.low:
@@ -122,7 +122,7 @@ def _chain_length(control) -> int:
     return 0 if control is None else 1 + _chain_length(control.previous_controlnet)
 
 
-def _room(model, conds: dict, device) -> float:
+def room_beside(model, conds: dict, device) -> float:
     """Bytes left for activations on the device once these models are there and the host has moved all others out."""
     free = mm.get_free_memory(device)
     if mm.is_device_cpu(device):

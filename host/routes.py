@@ -8,12 +8,13 @@ from aiohttp import web
 from .ends import with_ends
 
 RUNS: dict = {}
-"""(prompt id, node id) → the LiveRun that is going on there."""
+"""(prompt id, node id) → the `Live` run that is going on there."""
 
 STOPS: Counter[str] = Counter()
-"""Node id → its runs that ended before they were done; the node's fingerprint, so that the host does not take them for complete."""
+"""Node id → its runs that ended before they were done, or that nobody chose in; the node's fingerprint, so that the host does not
+take them for complete."""
 
-RUNS_PATH, STOP_PATH = "/latent_clip/runs", "/latent_clip/stop"
+RUNS_PATH, STOP_PATH, CHOOSE_PATH = "/latent_clip/runs", "/latent_clip/stop", "/latent_clip/choose"
 
 
 def host_server():
@@ -28,6 +29,7 @@ def register_routes() -> None:
         return
     server.routes.get(RUNS_PATH)(runs)
     server.routes.post(STOP_PATH)(stop)
+    server.routes.post(CHOOSE_PATH)(choose)
     server.add_on_prompt_handler(with_ends)
 
 
@@ -42,15 +44,43 @@ async def stop(request: web.Request) -> web.Response:
     """End the run of {"prompt_id", "node", "client_id"} after its current iteration."""
     try:
         body = await request.json()
-        key, client = (str(body["prompt_id"]), str(body["node"])), str(body.get("client_id") or "")
+        key, client = _whose(body)
     except (ValueError, KeyError, TypeError, AttributeError):
-        expected = 'Expected {"prompt_id": ..., "node": ..., "client_id": ...}.'
-        return web.json_response({"error": expected}, status=400)
+        return _error(400, 'Expected {"prompt_id": ..., "node": ..., "client_id": ...}.')
     run = RUNS.get(key)
-    if run is None:
-        return web.json_response({"error": f"Node {key[1]} has no run of this prompt to stop."}, status=404)
+    if run is None or not hasattr(run, "stopped"):
+        return _error(404, f"Node {key[1]} has no run of this prompt to stop.")
     if run.client != client:
-        reason = "Another client queued this prompt. Only the client_id that queued it may stop it."
-        return web.json_response({"error": reason}, status=403)
+        return _error(403, "Another client queued this prompt. Only the client_id that queued it may stop it.")
     run.stopped = True
     return web.json_response({"stopping": True})
+
+
+async def choose(request: web.Request) -> web.Response:
+    """Answer the search of {"prompt_id", "node", "list_index", "client_id"} that waits: "keep" these of its ids."""
+    try:
+        body = await request.json()
+        key, client = _whose(body)
+        keep, list_index = body["keep"], body.get("list_index") or 0
+        if not isinstance(keep, list) or not all(type(item) is int for item in keep):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return _error(
+            400, 'Expected {"prompt_id": ..., "node": ..., "list_index": ..., "client_id": ..., "keep": [ids]}.'
+        )
+    run = RUNS.get(key)
+    if run is None or not hasattr(run, "answer") or run.list_index != list_index:
+        return _error(404, f"Node {key[1]} has no run of this prompt that waits for a choice.")
+    if run.client != client:
+        return _error(403, "Another client queued this prompt. Only the client_id that queued it may choose.")
+    status, reason = run.answer(keep)
+    return _error(status, reason) if reason else web.json_response({"chosen": keep})
+
+
+def _whose(body: dict) -> tuple[tuple[str, str], str]:
+    """((prompt id, node id), client id) of a message."""
+    return (str(body["prompt_id"]), str(body["node"])), str(body.get("client_id") or "")
+
+
+def _error(status: int, reason: str) -> web.Response:
+    return web.json_response({"error": reason}, status=status)

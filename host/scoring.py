@@ -8,15 +8,37 @@ import torch
 from torch import Tensor
 
 from ..methods.rewards import Reward
+from ..models.latent_spaces import check_raw_latents
 from .encoders import HostEncoder, HostWatcher, host_encoders
 from .oom import is_oom
 
+FEATURES = "\0features"  # beside the names of terms
 MAX_CHUNK = 64  # more gains nothing and only raises the memory peak
 
 
 def evaluate(reward: Reward, raw_latents: Tensor) -> dict[str, Tensor]:
     """Value of every term for every latent, unweighted: name → (B,) float32 on the CPU."""
     return _over_chunks(host_encoders(reward), raw_latents, reward.evaluate)
+
+
+def judge(
+    reward: Reward, raw_latents: Tensor, noise_level: float | None = None, loaded: bool = False
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Value of every term as `evaluate` gives it, and features that tell the latents apart, (B, D) float32 of unit length.
+
+    Args:
+        noise_level: see `methods.rewards.Encoder`.
+        loaded: the networks are loaded, as in the middle of a sampling, where nothing else may be moved.
+    """
+
+    def look(chunk: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            values, features = reward.values_and_features(chunk, noise_level)
+        return {**values, FEATURES: features}
+
+    check_raw_latents(raw_latents, reward.space)
+    values = _over_chunks(host_encoders(reward), raw_latents, look, loaded, progress=False)
+    return values, values.pop(FEATURES)
 
 
 def encode(encoder: HostEncoder, raw_latents: Tensor) -> Tensor:
@@ -30,14 +52,19 @@ def encode_windows(watcher: HostWatcher, raw_latents: Tensor) -> Tensor:
 
 
 def _over_chunks(
-    encoders: list[HostEncoder], raw_latents: Tensor, function: Callable[[Tensor], dict[str, Tensor]]
+    encoders: list[HostEncoder],
+    raw_latents: Tensor,
+    function: Callable[[Tensor], dict[str, Tensor]],
+    loaded: bool = False,
+    progress: bool = True,
 ) -> dict[str, Tensor]:
     per_item = max(encoder.memory_per_item(raw_latents.shape) for encoder in encoders)
-    patchers = [patcher for encoder in encoders for patcher in encoder.patchers]
-    mm.load_models_gpu(patchers, memory_required=per_item * min(len(raw_latents), MAX_CHUNK))
+    if not loaded:
+        patchers = [patcher for encoder in encoders for patcher in encoder.patchers]
+        mm.load_models_gpu(patchers, memory_required=per_item * min(len(raw_latents), MAX_CHUNK))
     free = mm.get_free_memory(mm.get_torch_device())
     chunk_size = max(1, min(MAX_CHUNK, int(free * 0.7 / per_item)))
-    progress = comfy.utils.ProgressBar(len(raw_latents))
+    bar = comfy.utils.ProgressBar(len(raw_latents)) if progress else None
     results, done = [], 0
     while done < len(raw_latents):
         mm.throw_exception_if_processing_interrupted()
@@ -53,5 +80,6 @@ def _over_chunks(
             continue
         results.append({name: value.float().cpu() for name, value in values.items()})
         done += min(chunk_size, len(raw_latents) - done)
-        progress.update_absolute(done)
+        if bar is not None:
+            bar.update_absolute(done)
     return {name: torch.cat([result[name] for result in results]) for name in results[0]}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .concepts import ConceptDirections
-from .rewards import Encoder, Reward, Watcher
+from .rewards import Encoder, Reward, Watcher, told
 
 MARGIN = 20.0  # log-odds below its threshold to which a suspected item is pushed: in effect until sampling ends
 
@@ -36,7 +36,10 @@ class GuidanceSettings:
 
 
 class Objective(Protocol):
-    """What to climb in one sampling: raw latents (B, C, H, W) → value (B,), and which items need steering at all (B,)."""
+    """What to climb in one sampling: raw latents (B, C, H, W) → value (B,), and which items need steering at all (B,).
+
+    It is told the noise level as a `rewards.Encoder` is.
+    """
 
     @property
     def encoders(self) -> list[Encoder]: ...
@@ -57,11 +60,15 @@ class ClimbReward:
     def encoders(self) -> list[Encoder]:
         return self.reward.encoders
 
+    @property
+    def reads_noise_level(self) -> bool:
+        return self.reward.reads_noise_level
+
     def start(self) -> None:
         pass
 
-    def __call__(self, raw_latents: Tensor) -> tuple[Tensor, Tensor]:
-        value = self.reward.weigh(self.reward.values(raw_latents))
+    def __call__(self, raw_latents: Tensor, noise_level: float | None = None) -> tuple[Tensor, Tensor]:
+        value = self.reward.weigh(self.reward.values(raw_latents, noise_level))
         return value, torch.ones_like(value, dtype=torch.bool)
 
 
@@ -80,13 +87,21 @@ class ConceptWatch:
     def encoders(self) -> list[Encoder]:
         return [self.encoder]
 
+    @property
+    def reads_noise_level(self) -> bool:
+        return getattr(self.encoder, "reads_noise_level", False)
+
     def start(self) -> None:
         """A new sampling begins."""
         self.seen = None
 
-    def look(self, raw_latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Raw latents (B, C, H, W) → log-odds over the thresholds, and what was seen so far, both (B, categories)."""
-        scores = self.concepts.worst(self.encoder.look(raw_latents).windows)
+    def look(self, raw_latents: Tensor, noise_level: float | None = None) -> tuple[Tensor, Tensor]:
+        """Raw latents (B, C, H, W) → log-odds over the thresholds, and what was seen so far, both (B, categories).
+
+        Args:
+            noise_level: see `rewards.Encoder`.
+        """
+        scores = self.concepts.worst(told(self.encoder, self.encoder.look, noise_level)(raw_latents).windows)
         over = scores - torch.tensor(self.concepts.thresholds, device=scores.device)
         seen = ~(over.detach() <= 0).cpu()  # what cannot be judged is a suspect
         if self.seen is not None and self.seen.shape == seen.shape:
@@ -109,11 +124,15 @@ class AvoidConcepts:
     def encoders(self) -> list[Encoder]:
         return self.watch.encoders
 
+    @property
+    def reads_noise_level(self) -> bool:
+        return self.watch.reads_noise_level
+
     def start(self) -> None:
         self.watch.start()
 
-    def __call__(self, raw_latents: Tensor) -> tuple[Tensor, Tensor]:
-        over, seen = self.watch.look(raw_latents)
+    def __call__(self, raw_latents: Tensor, noise_level: float | None = None) -> tuple[Tensor, Tensor]:
+        over, seen = self.watch.look(raw_latents, noise_level)
         value = -((over + MARGIN).relu() * seen).sum(dim=1)
         return value, value.detach() < 0
 
@@ -143,7 +162,7 @@ def correction(
         (correction shaped as `denoised` in float32, or None where no item needs one; direction for the next step).
     """
     x0 = denoised.detach().float().clone().requires_grad_()
-    value, active = objective(to_raw(x0))
+    value, active = told(objective, objective, noise_level)(to_raw(x0))
     if not bool(active.any()):
         return None, None
     (gradient,) = torch.autograd.grad(value.sum(), x0)

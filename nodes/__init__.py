@@ -16,6 +16,7 @@ def all_nodes() -> list[type[io.ComfyNode]]:
         LatentCLIPSafetyGuidance,
     )
     from .score import LatentCLIPScore, LatentCLIPSelect
+    from .search import LatentCLIPSearch
     from .shapes_world import LatentCLIPShapesWorld
 
     return [
@@ -29,6 +30,7 @@ def all_nodes() -> list[type[io.ComfyNode]]:
         LatentCLIPSelect,
         LatentCLIPClassify,
         LatentCLIPOptimizeNoise,
+        LatentCLIPSearch,
         LatentCLIPGuideModel,
         LatentCLIPSafetyGuidance,
         LatentCLIPSafetyGate,

@@ -14,6 +14,20 @@ def reward_input() -> io.Custom:
     )
 
 
+def variety_input(**more) -> io.Float.Input:
+    """How much a group's differences count beside its scores."""
+    return io.Float.Input(
+        "variety",
+        default=0.0,
+        min=0.0,
+        max=10.0,
+        step=0.05,
+        tooltip="How much the kept ones are to differ. 0: only the score counts. 0.5 parts images that are nearly alike; 1 weighs "
+        "difference as much as the score; far more keeps odd ones.",
+        **more,
+    )
+
+
 class LatentCLIPScore(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -74,6 +88,7 @@ class LatentCLIPSelect(io.ComfyNode):
                     step=0.001,
                     tooltip="The minimum score, if use_threshold is on. Look at Score Latents for the usual range of your reward.",
                 ),
+                variety_input(optional=True),
             ],
             outputs=[
                 io.Latent.Output(display_name="best", tooltip="The kept latents, from best to worst."),
@@ -89,13 +104,13 @@ class LatentCLIPSelect(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, latent, reward, keep, use_threshold, threshold):
+    def execute(cls, latent, reward, keep, use_threshold, threshold, variety=0.0):
         from ..host.latents import items_or_blocker, values_or_blocker
         from ..host.reports import score_report
         from ..methods.select import keep_best
 
-        report = score_report(latent, reward)
-        best, rest = keep_best(report.scores, keep, threshold if use_threshold else None)
+        report = score_report(latent, reward, with_features=variety > 0)
+        best, rest = keep_best(report.scores, keep, threshold if use_threshold else None, report.features, variety)
         return io.NodeOutput(
             items_or_blocker(latent, best),
             items_or_blocker(latent, rest),

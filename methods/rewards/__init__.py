@@ -1,7 +1,7 @@
 """Rewards: differentiable functions from raw latents to one number per image, higher is better."""
 
 from .avoid import avoid_reward
-from .base import Encoder, Reward, Term, Watcher, combine
+from .base import Encoder, Reward, Term, Watcher, combine, told
 from .similarity import latent_reward, text_reward
 
-__all__ = ["Encoder", "Reward", "Term", "Watcher", "avoid_reward", "combine", "latent_reward", "text_reward"]
+__all__ = ["Encoder", "Reward", "Term", "Watcher", "avoid_reward", "combine", "latent_reward", "text_reward", "told"]

@@ -6,16 +6,24 @@ Terms that share an encoder share its forward pass, so five prompts on one Laten
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, cast
+from functools import partial
+from typing import Protocol, TypeVar, cast
 
+import torch
 from torch import Tensor
 
 from ...models.latent_spaces import LatentSpace, check_raw_latents, common_space
 from ..features import Look
 
+Seen = TypeVar("Seen")
+
 
 class Encoder(Protocol):
-    """Turns raw latents (B, C, H, W) of one space into features (B, D). Equal encoders give equal features; hashable."""
+    """Turns raw latents (B, C, H, W) of one space into features (B, D). Equal encoders give equal features; hashable.
+
+    One whose attribute `reads_noise_level` is true is also told, as the keyword `noise_level`, what share of noise there was in
+    what the latents were predicted from, 0 (clean) to 1. It is left out for latents that are no predictions.
+    """
 
     @property
     def space(self) -> LatentSpace: ...
@@ -34,6 +42,13 @@ class Watcher(Encoder, Protocol):
     def plain(self) -> Encoder: ...
 
     def look(self, raw_latents: Tensor) -> Look: ...
+
+
+def told(judge: object, function: Callable[..., Seen], noise_level: float | None) -> Callable[[Tensor], Seen]:
+    """A judge's function of raw latents, told the noise level: itself where that is not known, or the judge does not read it."""
+    if noise_level is None or not getattr(judge, "reads_noise_level", False):
+        return function
+    return partial(function, noise_level=noise_level)
 
 
 @dataclass(frozen=True)
@@ -88,30 +103,49 @@ class Reward:
         return list(dict.fromkeys(term.encoder for term in self.terms))
 
     @property
+    def reads_noise_level(self) -> bool:
+        """Whether any encoder wants to be told; see `Encoder`."""
+        return any(getattr(encoder, "reads_noise_level", False) for encoder in self.encoders)
+
+    @property
     def space(self) -> LatentSpace:
         """The latent space that every term reads."""
         return common_space([encoder.space for encoder in self.encoders])
 
-    def evaluate(self, raw_latents: Tensor) -> dict[str, Tensor]:
+    def evaluate(self, raw_latents: Tensor, noise_level: float | None = None) -> dict[str, Tensor]:
         """Value of every term, unweighted: name → (B,) float32.
+
+        Args:
+            noise_level: see `Encoder`.
 
         Raises:
             LatentSpaceError: these latents cannot be of the space that the reward reads.
         """
         check_raw_latents(raw_latents, self.space)
-        return self.values(raw_latents)
+        return self.values(raw_latents, noise_level)
 
-    def values(self, raw_latents: Tensor) -> dict[str, Tensor]:
+    def values(self, raw_latents: Tensor, noise_level: float | None = None) -> dict[str, Tensor]:
         """`evaluate` without its check, for loops that must not wait for the device."""
+        return self._read(raw_latents, noise_level)[0]
+
+    def values_and_features(
+        self, raw_latents: Tensor, noise_level: float | None = None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """`values`, and the features of all encoders as one: (B, D) of unit length, for what tells images apart."""
+        values, features = self._read(raw_latents, noise_level)
+        parts = [part.to(raw_latents.device) for part in features.values()]
+        return values, torch.cat(parts, dim=1) / math.sqrt(len(parts))
+
+    def _read(self, raw_latents: Tensor, noise_level: float | None) -> tuple[dict[str, Tensor], dict[Encoder, Tensor]]:
         watchers = {term.encoder: cast(Watcher, term.encoder) for term in self.terms if term.every_window}
-        looks = {encoder: watcher.look(raw_latents) for encoder, watcher in watchers.items()}
-        features = {e: looks[e].average if e in looks else e(raw_latents) for e in self.encoders}
+        looks = {e: told(e, watcher.look, noise_level)(raw_latents) for e, watcher in watchers.items()}
+        features = {e: looks[e].average if e in looks else told(e, e, noise_level)(raw_latents) for e in self.encoders}
         values = {
             term.name: term.head(looks[term.encoder].windows if term.every_window else features[term.encoder])
             for term in self.terms
         }
         # a judge may live on another device than the latents, or have been moved meanwhile
-        return {name: value.to(raw_latents.device) for name, value in values.items()}
+        return {name: value.to(raw_latents.device) for name, value in values.items()}, features
 
     def weigh(self, values: Mapping[str, Tensor]) -> Tensor:
         """Weighted sum of the values that `evaluate` returned: (B,)."""

@@ -99,7 +99,7 @@ def test_on_a_gpu_models_that_can_be_moved_out_count_as_room(world, host_env, mo
     device = torch.device("cpu")
 
     def room() -> float:
-        return reservation._room(world.model, {}, device)
+        return reservation.room_beside(world.model, {}, device)
 
     monkeypatch.setattr(mm, "get_free_memory", lambda *args, **kwargs: 1e9)
     assert room() == 1e9, "on the CPU the weights are there already"
@@ -152,6 +152,6 @@ def test_weights_that_are_cast_for_every_use_are_counted(world, asked, monkeypat
     monkeypatch.setattr(world.reservation, "bytes_when_cast", lambda patcher: 5_000_000_000)
     world.run(memory="fast", iterations=1)
     assert asked[-1][1] > 5_000_000_000
-    monkeypatch.setattr(world.reservation, "_room", lambda *args: 4_000_000_000)
+    monkeypatch.setattr(world.reservation, "room_beside", lambda *args: 4_000_000_000)
     world.run(memory="auto", iterations=1)
     assert asked[-1][1] < 1_000_000_000, "where they do not fit they are cast block by block"

@@ -201,7 +201,7 @@ def test_auto_sees_the_same_room_in_every_run(world, paged, monkeypatch):
 
     reservation = importlib.import_module(f"{world.pack.__name__}.host.reservation")
     patcher, _ = paged
-    seen, room = [], reservation._room
+    seen, room = [], reservation.room_beside
 
     def record(*args):
         seen.append(room(*args))
@@ -211,7 +211,7 @@ def test_auto_sees_the_same_room_in_every_run(world, paged, monkeypatch):
         used = sum(entry.model_loaded_memory() for entry in mm.current_loaded_models if entry.model is not None)
         return (1e9 - used, 0) if torch_free_too else 1e9 - used
 
-    monkeypatch.setattr(reservation, "_room", record)
+    monkeypatch.setattr(reservation, "room_beside", record)
     monkeypatch.setattr(mm, "get_free_memory", free)
     monkeypatch.setattr(reservation.mm, "is_device_cpu", lambda device: False)
     for _ in range(3):
