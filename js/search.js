@@ -14,6 +14,7 @@ import { createSearchPanel } from "./lib/searchpanel.js";
 import { makeTexts } from "./lib/texts.js";
 
 const NODE = "LatentCLIPSearch";
+const NODE_NAME = "Search Best Images";
 const EVENT = "latent_clip.search";
 const HEIGHT = 342; // of the widget with its margins, whatever it shows; dragging the node larger shows more and larger pictures
 const WIDTH = 420; // of a new node
@@ -21,7 +22,7 @@ const ORDER = "latent_clip_order"; // a node property, so it is saved with the w
 const NOTE_MILLISECONDS = 10_000;
 const panels = new WeakMap();
 let text = makeTexts({}, "en");
-let asking = false;
+let soon = null;
 
 /** Give a node its panel. */
 function addPanel(node) {
@@ -69,9 +70,10 @@ async function choose({ promptId, node, listIndex }, keep) {
 function tell(node, panel) {
     const { top, bottom, left, right } = panel.getBoundingClientRect();
     const seen = bottom > top && top < window.innerHeight && bottom > 0 && left < window.innerWidth && right > 0;
-    if (seen && !document.hidden) return;
-    app.extensionManager.toast.add({ severity: "info", summary: text("asksYou", { title: node.title || NODE }), life: NOTE_MILLISECONDS });
+    if (!seen || document.hidden) note(text("asksYou", { title: node.title || NODE_NAME }));
 }
+
+const note = (summary, detail) => app.extensionManager.toast.add({ severity: "info", summary, detail, life: NOTE_MILLISECONDS });
 
 const rootGraph = () => app.rootGraph ?? app.graph;
 
@@ -82,19 +84,20 @@ const openPanels = () => [...nodesByLocator(rootGraph())].map(([, node]) => pane
 
 /** Fetch the runs that are going on: after a reload, or after a change of the workflow tab, nothing else says that one waits. */
 async function catchUp() {
-    if (asking || !client() || openPanels().length === 0) return;
-    asking = true;
-    try {
-        const before = new Set(openPanels().flatMap((panel) => panel.running()));
-        const runs = await runsOfClient();
-        if (runs === null) return;
-        for (const run of runs) panelOf(run)?.add(run, true);
-        const goesOn = ({ promptId, node, listIndex }) =>
-            runs.some((run) => run.prompt_id === promptId && run.node === node && run.list_index === listIndex);
-        for (const panel of openPanels()) panel.end((run) => goesOn(run) || !before.has(run));
-    } finally {
-        asking = false;
-    }
+    if (!client() || openPanels().length === 0) return;
+    const before = new Set(openPanels().flatMap((panel) => panel.running()));
+    const runs = await runsOfClient();
+    if (runs === null) return;
+    for (const run of runs) panelOf(run)?.add(run, true);
+    const goesOn = ({ promptId, node, listIndex }) =>
+        runs.some((run) => run.prompt_id === promptId && run.node === node && run.list_index === listIndex);
+    for (const panel of openPanels()) panel.end((run) => goesOn(run) || !before.has(run));
+}
+
+/** Catch up once, however many nodes have just come. */
+function catchUpSoon() {
+    clearTimeout(soon);
+    soon = setTimeout(catchUp, 0);
 }
 
 register({
@@ -107,19 +110,23 @@ register({
     },
 
     setup() {
-        api.addEventListener(EVENT, ({ detail }) => panelOf(detail)?.add(detail));
-        api.addEventListener("reconnected", catchUp);
-        api.addEventListener("status", catchUp, { once: true }); // from then on the server knows who we are
+        api.addEventListener(EVENT, ({ detail }) => {
+            const panel = panelOf(detail);
+            if (panel) panel.add(detail);
+            else if (detail.waiting) note(text("asksYou", { title: NODE_NAME }), text("askedElsewhere"));
+        });
+        api.addEventListener("reconnected", catchUpSoon);
+        api.addEventListener("status", catchUpSoon, { once: true }); // from then on the server knows who we are
     },
 
     nodeCreated(node) {
-        if (node.comfyClass === NODE) addPanel(node);
+        if (node.comfyClass !== NODE) return;
+        addPanel(node);
+        catchUpSoon(); // it has its id by then
     },
 
     /** A workflow has been opened. */
-    afterConfigureGraph() {
-        catchUp();
-    },
+    afterConfigureGraph: catchUpSoon,
 
     /** The page has outputs from elsewhere: a run of the history, or a workflow tab that was open before. */
     onNodeOutputsUpdated(outputs) {

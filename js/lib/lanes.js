@@ -26,7 +26,13 @@ export function createLanes(text) {
     moveFocusByKeys(list);
     for (const shown of ["pointerover", "focusin"]) list.addEventListener(shown, showPicture);
     for (const gone of ["pointerleave", "focusout"]) list.addEventListener(gone, hideCard);
-    for (const gone of ["scroll", "wheel"]) root.addEventListener(gone, hideCard, { passive: true });
+    root.addEventListener("wheel", hideCard, { passive: true });
+    root.addEventListener("scroll", () => {
+        // keys scroll the rows too, and then the card goes with the row
+        const focused = list.querySelector("li:focus-visible");
+        if (focused) showPicture({ target: focused });
+        else hideCard();
+    });
 
     function draw(next, order) {
         const before = columns.length;

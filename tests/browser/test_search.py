@@ -278,7 +278,9 @@ def test_a_list_of_latents_asks_for_one_after_the_other(desk, comfy):
     chosen = []
     for place in range(2):
         wait_for_question(desk)
-        desk.page.wait_for_function("place => searches.at(-1)?.waiting && searches.at(-1).list_index === place", arg=place)
+        desk.page.wait_for_function(
+            "place => searches.at(-1)?.waiting && searches.at(-1).list_index === place", arg=place
+        )
         desk.settle()
         assert tiles(desk, pressed=True) == [], "the last answer is not taken for this one"
         desk.page.keyboard.press(str(place + 2))
@@ -318,6 +320,38 @@ def test_whoever_looks_elsewhere_is_told(desk, comfy):
     desk.start()
     desk.page.get_by_text("waits for your choice").first.wait_for()
     desk.screenshot("search-toast")
+
+
+def test_whoever_has_another_workflow_open_is_told_and_asked_on_coming_back(desk, comfy):
+    load(desk, comfy, 14, chooses="me", candidates=32, draft_steps=30)
+    workflow = desk.graph()
+    desk.start()
+    desk.js("() => app.graph.clear()")
+    desk.page.get_by_text("Open the workflow that was queued").first.wait_for()
+    desk.load(workflow)
+    lay_out(desk)
+    wait_for_question(desk)
+    assert len(tiles(desk)) == 32
+    desk.screenshot("search-ask-32")
+
+
+def test_a_search_that_fails_says_so(desk, comfy):
+    load(desk, comfy, 15)
+    desk.js("""kind => {
+        const search = app.graph.nodes.find(({ type }) => type === kind);
+        const broken = LiteGraph.createNode('TestMakeLatent');
+        broken.widgets.find(({ name }) => name === 'batch_size').value = 1;
+        broken.widgets.find(({ name }) => name === 'std').value = 1e39;
+        app.graph.add(broken);
+        broken['connect'](0, search, search.findInputSlot('latent_image'));
+    }""", NODE)  # fmt: skip
+    result = desk.run()
+    assert "no candidate that could be judged" in result.error
+    wait_for_end(desk, "failed")
+    assert "failed" in status(desk)
+    assert [lane["looks"] for lane in lanes(desk)] == [["–"]] * 6
+    desk.page.keyboard.press("Escape")  # the host's own message
+    desk.errors.clear()
 
 
 def test_sixty_four_candidates_and_the_saved_outputs(desk, comfy):
@@ -360,6 +394,10 @@ def test_the_sidebar_lists_the_search(desk, comfy):
     desk.js("() => app.extensionManager.sidebarTab.toggleSidebarTab('latent-clip-runs')")
     entry = desk.page.locator(".latent-clip-run").first
     assert "Search Best Images" in entry.inner_text()
-    assert "6 latents" in entry.inner_text() and "2 kept" in entry.inner_text() and "of the full cost" in entry.inner_text()
+    assert (
+        "6 latents" in entry.inner_text()
+        and "2 kept" in entry.inner_text()
+        and "of the full cost" in entry.inner_text()
+    )
     desk.screenshot("search-runs")
     desk.js("() => app.extensionManager.sidebarTab.toggleSidebarTab('latent-clip-runs')")
