@@ -33,6 +33,8 @@ function row(run) {
     const facts = [
         text(run.count === 1 ? "oneLatent" : "latents", { count: run.count }),
         run.best !== null && text("bestShort", { value: formatBest(run.best) }),
+        run.kind === "search" && text("keptCount", { count: run.kept }),
+        Number.isFinite(run.share) && text("costSpent", { spent: Math.round(100 * run.share) }),
         run.kind === "safety" && text("blockedCount", { count: run.blocked }),
     ];
     const time = element("time", "", new Date(run.time).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" }));

@@ -5,6 +5,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { hideCard } from "./lib/card.js";
+import { post, runsOfClient } from "./lib/client.js";
 import { createCurves } from "./lib/curves.js";
 import { addStyle } from "./lib/dom.js";
 import { nodeByExecutionId, nodesByLocator } from "./lib/nodes.js";
@@ -23,7 +24,7 @@ let asking = false;
 function addPanel(node) {
     const panel = createCurves({
         text: (key, values) => text(key, values),
-        stop: async ({ promptId, node: id }) => (await post("/latent_clip/stop", { prompt_id: promptId, node: id, client_id: client() })).ok,
+        stop: async ({ promptId, node: id }) => (await post("/latent_clip/stop", { prompt_id: promptId, node: id })).ok,
         getTitle: () => node.title || NODE,
     });
     const widget = node.addDOMWidget("latent_clip_trace", "latent_clip_trace", panel.element, {
@@ -55,12 +56,6 @@ function passOn(event, strip) {
     else app.canvas.processMouseWheel(event);
 }
 
-const post = (route, body) =>
-    api.fetchApi(route, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
-
-/** Who this page is to the server, which shows and stops only what the same client has queued. */
-const client = () => api.clientId ?? "";
-
 const rootGraph = () => app.rootGraph ?? app.graph;
 
 /** Of the node that a run is shown on: inside an expanded node the run itself has an id that no page knows. */
@@ -73,9 +68,8 @@ async function catchUp() {
     if (asking) return;
     asking = true;
     try {
-        const response = await api.fetchApi(`/latent_clip/runs?clientId=${encodeURIComponent(client())}`);
-        if (!response.ok) return;
-        const { runs } = await response.json();
+        const runs = await runsOfClient();
+        if (runs === null) return;
         for (const run of runs) panelOf(run)?.add(run);
         for (const [, node] of nodesByLocator(rootGraph())) {
             const panel = panels.get(node);

@@ -5,15 +5,18 @@
  * @property {string} node execution id
  * @property {string} title of the node
  * @property {number} time in milliseconds since 1970
- * @property {"reno"|"scores"|"classes"|"safety"} kind
+ * @property {"reno"|"scores"|"classes"|"safety"|"search"} kind
  * @property {string} thumbnail of its best item
  * @property {number} count of its items
  * @property {number|null} best its best score; null where there is none
  * @property {number} blocked items that a gate blocked
+ * @property {number} [kept] winners of a search
+ * @property {number|null} [share] what a search has cost, of a plain batch
  * @property {string[]} lines terms with their weights, then settings
  */
 
 import { decimalsFor, formatNumber, formatWeight, readReport } from "./rows.js";
+import { readSearches, scoreOf } from "./search.js";
 import { itemsOf, readTrace } from "./trace.js";
 
 export const MOST_RUNS = 50;
@@ -28,6 +31,8 @@ export const MOST_RUNS = 50;
 export function readRun(messages, about) {
     const trace = readTrace(messages);
     if (trace !== null) return renoRun(trace, about);
+    const searches = readSearches(messages);
+    if (searches.length > 0) return searchRun(searches, about);
     const report = readReport(messages);
     return report && reportRun(report, [messages].flat().flatMap(({ terms }) => terms ?? []), about);
 }
@@ -44,6 +49,23 @@ function renoRun(trace, about) {
         best: trace.best[place] ?? null,
         blocked: 0,
         lines: [...termLines(trace.terms), settings.filter(Boolean).join(", ")].filter(Boolean),
+    };
+}
+
+function searchRun(searches, about) {
+    const first = searches.map((search) => ({ score: scoreOf(search, search.winners[0]), thumbnail: search.thumbnails[search.winners[0]] ?? "" }));
+    const place = highest(first.map(({ score }) => score));
+    const total = (name) => searches.reduce((sum, { cost }) => sum + (cost[name] ?? 0), 0);
+    return {
+        ...about,
+        kind: "search",
+        thumbnail: first[place].thumbnail,
+        count: searches.reduce((sum, { candidates }) => sum + candidates, 0),
+        best: first[place].score,
+        blocked: 0,
+        kept: searches.reduce((sum, { winners }) => sum + winners.length, 0),
+        share: total("plain") > 0 ? total("spent") / total("plain") : null,
+        lines: [searches[0].looks.map((look) => `${look.name} → ${look.kept.length}`).join(", ")].filter(Boolean),
     };
 }
 
