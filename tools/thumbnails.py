@@ -1,4 +1,4 @@
-"""Draw workflows/*.jpg, the pictures in the template browser: python . -m tools.thumbnails
+"""Draw workflows/*.jpg, the pictures in the template browser, and those of docs/tour.md: python . -m tools.thumbnails
 
 Runs every template in a real ComfyUI and shows what it gives, not its graph. Those that need downloaded models run with
 Shapes World in their place, and say so. Needs what `./dev test host` sets up.
@@ -47,7 +47,7 @@ RENO = {"LatentCLIPOptimizeNoise": {"iterations": 20}, "EmptyLatentImage": {"bat
 PICTURES = {
     "01 Try it now": Picture("8 judged as latents, 2 decoded", "ranked", "a blue star left of a red circle"),
     "02 Optimize noise, demo": Picture("The noise, before and after", "before", "a red triangle right of a blue cross"),
-    "03 Safety, demo": Picture("No stars: guided, or gated", "safety", "a yellow star"),
+    "03 Safety, demo": Picture("Plain, guided, gated", "safety", "a yellow star"),
     "04 Pick the best": Picture("Best of a batch (demo world)", "ranked", "a green triangle below a purple cross", seed=3),
     "05 Sort by content": Picture(
         "Sorted as latents (demo world)", "sorted", "a star", changes={
@@ -74,6 +74,10 @@ PICTURES = {
         "Blocked, not decoded (demo world)", "gated", "",
         changes={"KSampler": STEPS, "LatentCLIPSafetyGate": {"concepts": STARS["concepts"]}},
     ),
+}  # fmt: skip
+
+TOUR = {  # the tour shows what the first three templates give
+    "01 Try it now": "tour-best", "02 Optimize noise, demo": "tour-noise", "03 Safety, demo": "tour-safety"
 }  # fmt: skip
 
 
@@ -266,7 +270,10 @@ def main() -> None:
         server.offer_workflow_files()
         for name, picture in PICTURES.items():
             if not names or name.startswith(tuple(names)):
-                run(server, name, picture).save(PACK_ROOT / "workflows" / f"{name}.jpg", quality=88, optimize=True)
+                drawn = run(server, name, picture)
+                drawn.save(PACK_ROOT / "workflows" / f"{name}.jpg", quality=88, optimize=True)
+                if name in TOUR:
+                    drawn.save(PACK_ROOT / "docs" / "images" / f"{TOUR[name]}.jpg", quality=88, optimize=True)
                 print(name, flush=True)
 
 
