@@ -1,5 +1,6 @@
 /**
  * A tab of the sidebar with what the pack's nodes have found since the page was opened; a click goes to the node.
+ * While there is nothing it says what will be there and opens the first template, which runs without any download.
  */
 
 import { api } from "../../scripts/api.js";
@@ -9,6 +10,9 @@ import { nodeByExecutionId } from "./lib/nodes.js";
 import { register } from "./lib/register.js";
 import { formatBest, readRun, withRun } from "./lib/runs.js";
 import { makeTexts } from "./lib/texts.js";
+
+const FIRST_TEMPLATE = "01 Try it now";
+const PACK = new URL(import.meta.url).pathname.match(/extensions\/([^/]+)\//)[1];
 
 let text = makeTexts({}, "en");
 let runs = [];
@@ -26,7 +30,24 @@ function remember({ detail }) {
 function draw() {
     if (list === null) return;
     const rows = runs.map(row);
-    list.replaceChildren(...(rows.length ? rows : [element("p", "latent-clip-empty", text("noRuns"))]));
+    list.replaceChildren(...(rows.length ? rows : [invitation()]));
+}
+
+function invitation() {
+    const open = element("button", "latent-clip-run latent-clip-first-run", text("openFirst"));
+    open.type = "button";
+    open.addEventListener("click", openFirstTemplate);
+    return element("div", "latent-clip-no-runs", element("p", "", text("noRuns")), open);
+}
+
+/** As the page's own template browser does it: into a new tab, fitted to the view. */
+async function openFirstTemplate() {
+    const response = await api.fetchApi(`/workflow_templates/${PACK}/${encodeURIComponent(FIRST_TEMPLATE)}.json`);
+    if (!response.ok) {
+        app.extensionManager.toast.add({ severity: "error", summary: text("noTemplate"), life: 5000 });
+        return;
+    }
+    await app.loadGraphData(await response.json(), true, true, FIRST_TEMPLATE, { openSource: "template" });
 }
 
 function row(run) {

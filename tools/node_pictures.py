@@ -20,10 +20,10 @@ from playwright.sync_api import sync_playwright
 from ..tests.browser_page import ComfyPage
 from ..tests.host_server import TestServer
 from .comfy_server import PACK_ROOT
-from .thumbnails import FLAGS
 from .workflow_graph import Graph
 from .workflows import encode, shapes_world
 
+FLAGS = ["--no-sandbox", "--no-first-run", "--disable-gpu"]
 IMAGES = PACK_ROOT / "js" / "docs" / "images"
 SCALE, MARGIN, CORNER = 1.25, 5, (420, 160)  # of the node on the screen, clear of the page's own bars
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from .comfy_server import PACK_ROOT, ComfyError, ComfyServer, Result, make_base
 from .pip_check import changes, installed_for, parse_requirements, pinned_versions
+from .real_packs import REAL_PACKS, put_beside
 from .ui_to_api import ui_to_api
 
 FOLDER = "latent-clip"  # the registry installs a pack under its project name
@@ -119,6 +120,8 @@ def check_in_host(server: ComfyServer, pack: Path) -> Checks:
         neighbours,
         "a pack that takes over sys.path, one that shares a socket name and one that is broken are beside it",
     )
+    extras = {info["python_module"] for info in infos.values() if info["python_module"].startswith("comfy_extras.")}
+    yield bool(extras), f"so are the nodes of {len(extras)} files of ComfyUI's own comfy_extras"
     with urllib.request.urlopen(f"{server.url}/extensions", timeout=60) as response:
         scripts = [name for name in json.load(response) if f"/{FOLDER}/" in name]
     yield bool(scripts), f"the page gets {len(scripts)} scripts of ours"
@@ -128,6 +131,13 @@ def check_in_host(server: ComfyServer, pack: Path) -> Checks:
     help_pages = sum(bool(read(f"{server.url}/extensions/{FOLDER}/docs/{name}.md")) for name in wanted)
     yield help_pages == len(wanted), f"the page can open {help_pages} help pages"
     yield check_workflow(server, infos, pack / "workflows" / "01 Try it now.json")
+
+
+def check_real_packs(infos: dict) -> Checks:
+    """That packs of other authors have loaded beside ours."""
+    for pack in REAL_PACKS:
+        loaded = infos.get(pack.node, {}).get("python_module") == f"custom_nodes.{pack.folder}"
+        yield loaded, f"{pack.requirement} of the package index is beside it, with its nodes"
 
 
 def check_workflow(server: ComfyServer, infos: dict, path: Path) -> tuple[bool | None, str]:
@@ -168,7 +178,11 @@ def run_checks(tree: Path, work: Path, with_pip: bool = True) -> Checks:
     if with_pip:
         yield from check_pip(tree)
     pack = unpack(archive, work / "base")
+    if with_pip:
+        put_beside(work / "base" / "custom_nodes")
     with ComfyServer(tree, work / "base") as server:
+        if with_pip:
+            yield from check_real_packs(server.object_info())
         yield from check_in_host(server, pack)
     yield from check_afterwards(pack, files)
 

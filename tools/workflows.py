@@ -133,7 +133,7 @@ Four noises are changed by gradient steps until the Latent-CLIP likes what the o
 Press **Run** and compare *Before* and *After*. The reward always rises; whether the *picture* gets better, you have to
 see.
 """, 180)  # fmt: skip
-    world, text = shapes_world(graph, "a green cross above a yellow circle")
+    world, text = shapes_world(graph, "a red triangle right of a blue cross")
     reward = graph.add(1, "LatentCLIPTextReward", 200, latent_clip=world[3], text=text[0])
     sigmas = graph.add(1, "BasicScheduler", 110, "One step", model=world[0], scheduler="simple", steps=1, denoise=1.0)
     _empty, node = optimise(graph, world, world[1], text, reward, sigmas, 64, batch_size=4, iterations=20)

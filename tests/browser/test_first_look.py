@@ -87,7 +87,7 @@ def test_a_click_on_the_card_opens_it(screen):
     screen.page.wait_for_function("() => app.graph.nodes.some((node) => node.type === 'LatentCLIPSelect')")
     screen.page.wait_for_timeout(500)
     assert screen.js("() => app.canvas.ds.scale") >= READABLE
-    assert screen.js("() => app.extensionManager.workflow.activeWorkflow.filename").endswith("01 Try it now")
+    assert screen.js("() => app.extensionManager.workflow.activeWorkflow.filename").startswith("01 Try it now")
 
 
 def test_the_pictures_of_the_templates_are_served(comfy):
