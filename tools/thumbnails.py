@@ -44,6 +44,7 @@ class Picture:
 STARS = {"concepts": "shapes-world-stars", "thresholds": "3"}
 STEPS = {"steps": 8, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal"}
 RENO = {"LatentCLIPOptimizeNoise": {"iterations": 20}, "EmptyLatentImage": {"batch_size": 4}}
+SEARCH = {"BasicScheduler": {"steps": 16}}
 PICTURES = {
     "01 Try it now": Picture("8 judged as latents, 2 decoded", "ranked", "a blue star left of a red circle"),
     "02 Optimize noise, demo": Picture("The noise, before and after", "before", "a red triangle right of a blue cross"),
@@ -73,6 +74,12 @@ PICTURES = {
     "10 Safety gate for a service": Picture(
         "Blocked, not decoded (demo world)", "gated", "",
         changes={"KSampler": STEPS, "LatentCLIPSafetyGate": {"concepts": STARS["concepts"]}},
+    ),
+    "11 Search, demo": Picture("12 drafts, 2 finished", "searched", "a green star above a red square", changes=SEARCH),
+    "12 Pick by hand, demo": Picture("9 drafts, you choose 2", "searched", "a blue star and a yellow square", seed=2, changes=SEARCH),
+    "13 Search": Picture("8 drafts, best 2 (demo world)", "searched", "an orange cross left of a blue circle", changes=SEARCH),
+    "14 Search, then optimize": Picture(
+        "Found, optimized (demo world)", "optimized", "a red triangle below a green circle", changes={"BasicScheduler": {"steps": 4}},
     ),
 }  # fmt: skip
 
@@ -143,6 +150,8 @@ def run(server: ComfyServer, name: str, picture: Picture) -> Image.Image:
     saves = [key for key, node in prompt.items() if node["class_type"] == "SaveImage"]
     if picture.layout == "ranked":
         shown = also_show(prompt, [node_of(prompt, "LatentCLIPSelect"), 1])
+    elif picture.layout == "searched" and len(saves) == 1:
+        shown = also_show(prompt, [node_of(prompt, "LatentCLIPSearch"), 1])
     elif picture.layout in ("guided", "gated"):
         plain = node_of(prompt, "KSampler")
         if picture.layout == "guided":  # the same noise without the guidance
@@ -168,6 +177,10 @@ def run(server: ComfyServer, name: str, picture: Picture) -> Image.Image:
         return side_by_side(picture.caption, [batch[0] for batch in saved])
     if picture.layout == "ranked":
         return ranked(picture.caption, saved[0], others)
+    if picture.layout == "searched":
+        return ranked(picture.caption, saved[0], others or saved[1])
+    if picture.layout == "optimized":
+        return side_by_side(picture.caption, [batch[0] for batch in saved], arrow=True)
     if picture.layout == "sorted":
         return two_bins(picture.caption, saved[0], saved[1])
     blocked = result.outputs[node_of(prompt, "LatentCLIPSafetyGate")]["latent_clip"][0]["blocked"]
@@ -186,12 +199,16 @@ def sheet(caption: str) -> Image.Image:
     draw = ImageDraw.Draw(made)
     draw.rectangle((0, SIZE[1] - CAPTION, *SIZE), fill=INK)
     if (width := draw.textlength(caption, font(LETTERS))) > SIZE[0] - 2 * EDGE:
-        raise ValueError(f"the caption {caption!r} is {width:.0f} pixels wide, and {SIZE[0] - 2 * EDGE} fit: shorten it")
+        raise ValueError(
+            f"the caption {caption!r} is {width:.0f} pixels wide, and {SIZE[0] - 2 * EDGE} fit: shorten it"
+        )
     draw.text((SIZE[0] / 2, SIZE[1] - CAPTION / 2), caption, PAPER, font(LETTERS), anchor="mm")
     return made
 
 
-def place(made: Image.Image, image: Image.Image, corner: tuple[int, int], edge: int, frame: tuple | None = None) -> None:
+def place(
+    made: Image.Image, image: Image.Image, corner: tuple[int, int], edge: int, frame: tuple | None = None
+) -> None:
     """Put an enlarged picture on the sheet."""
     x, y = corner
     if frame:
