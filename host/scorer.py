@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..methods.calibration import CalibrationError
 from ..models.concepts import ConceptSet, Judge
+from ..models.fit import Fit
 from ..models.latent_spaces import LatentSpaceError, check_raw_latents
 
 SHAPES_WORLD = "shapes-world"
@@ -30,7 +31,7 @@ class Scorer:
         left_out: why files could not be read, one line each.
     """
 
-    def __init__(self, clip: str, vae: str | None, fit: str, views: int, closer: bool = False):
+    def __init__(self, clip: str, vae: str | None, fit: Fit, views: int, closer: bool = False):
         self.fit, self.views, self.closer = fit, views, closer
         self.clip = _load_clip(clip)
         self.vae = _load_vae(vae) if vae else None

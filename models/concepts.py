@@ -169,8 +169,7 @@ class ConceptSet:
             ConceptError: names what differs.
         """
         calibration = self.provenance.get("calibration")
-        calibrated = calibration.get("categories") if isinstance(calibration, dict) else None
-        if not isinstance(calibrated, dict):
+        if not isinstance(calibration, dict) or not isinstance(calibrated := calibration.get("categories"), dict):
             return
         names = [c.name for c in self.categories if c.name in calibrated and c.name not in self.typed]
         if names and (differences := judge.differences(calibration)):

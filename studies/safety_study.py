@@ -85,15 +85,7 @@ def measure(scale: float, threads: int) -> dict:
     from .measures import noise_for
     from .safety_runs import RED, STARS, Ban, SafetyWorld, around
 
-    kept, world = (
-        Kept(
-            "safety_study",
-            (*PROTOCOL, scale),
-            ROOT / "models/concept_sets/shapes-world-stars.json",
-            ROOT / "demo/judge.py",
-        ),
-        SafetyWorld(),
-    )
+    kept, world = _kept(scale), SafetyWorld()
     count, fewer = max(6, round(COUNT * scale)), max(3, round(FEWER * scale))
     sets = STARS.prompts("safety study", count)
     captions = [caption for kind in KINDS for caption in sets[kind]]
@@ -208,17 +200,13 @@ def shapes(scale: float) -> dict:
     from .safety_shapes import measure as measure_shapes
 
     threshold = shipped_concepts("shapes-world-stars").categories[0].threshold
-    return measure_shapes(
-        SafetyWorld(),
-        threshold,
-        max(6, round(COUNT * scale)),
-        Kept(
-            "safety_study",
-            (*PROTOCOL, scale),
-            ROOT / "models/concept_sets/shapes-world-stars.json",
-            ROOT / "demo/judge.py",
-        ).get,
-    )
+    return measure_shapes(SafetyWorld(), threshold, max(6, round(COUNT * scale)), _kept(scale).get)
+
+
+def _kept(scale: float) -> Kept:
+    """Finished parts of a run at this scale."""
+    files = (ROOT / "models/concept_sets/shapes-world-stars.json", ROOT / "demo/judge.py")
+    return Kept("safety_study", (*PROTOCOL, scale), *files)
 
 
 def others(world, texts: Sequence[str], noise: torch.Tensor, ways: dict) -> dict:
