@@ -97,7 +97,7 @@ class _Search:
     ):
         self.guider, self.sampler, self.sigmas, self.latent, self.noise = guider, sampler, sigmas, latent, noise
         self.state, self.live = state, live
-        self.samples = latent["samples"].float()
+        self.samples = latent["samples"].float().clone()  # the caller keeps its own
         self.limit = state.plan.keep
         self.previewer, self.side = None, THUMBNAIL_SIDE
         if state.settings.chooses != "reward":  # a person sees what the host's own previews would show
@@ -205,9 +205,9 @@ class _Search:
             scores[places] = reward.weigh(terms)
             features = found.new_zeros(len(alive), found.shape[1])
             features[places] = found
+            self._picture([alive[place] for place in places], latents[places])
         one = Round(name, step, list(alive), dict(zip(alive, scores.tolist())))
         self.state.rounds.append(one)
-        self._picture([alive[place] for place in places], latents[places])
         if scores.isnan().all():
             raise ValueError(
                 f"Got no candidate that could be judged at {name!r} (step {step}): every one of {len(alive)} is NaN or infinite, or its score "

@@ -96,7 +96,7 @@ class LatentCLIPSearch(io.ComfyNode):
                     "draft_scheduler",
                     options=list(comfy.samplers.SCHEDULER_NAMES),
                     default="simple",
-                    tooltip="Schedule of the drafts, whose sampler is euler. simple tells most in few steps.",
+                    tooltip="Schedule of the drafts, whose sampler is euler. In few steps simple tells more than normal.",
                     advanced=True,
                 ),
                 io.Int.Input(

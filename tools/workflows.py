@@ -533,9 +533,127 @@ Calibrate the thresholds first; where the law asks for more than this, put a che
     graph.save("safety-gate-service")
 
 
+def search(graph: Graph, column: int, model: tuple, conds: tuple, empty: Node, reward: Node, **settings) -> Node:
+    """The advanced-sampling graph around Search Best Images: the search. `settings` may name the sampler and its steps."""
+    names = ("sampler_name", "scheduler", "steps", "cfg")
+    sampler_name, scheduler, steps, cfg = (settings.pop(name) for name in names)
+    noise = graph.add(column, "RandomNoise", 90, noise_seed=1)
+    guider = graph.add(column, "CFGGuider", 110, model=model, positive=conds[0][0], negative=conds[1][0], cfg=cfg)
+    sampler = graph.add(column, "KSamplerSelect", 60, sampler_name=sampler_name)
+    sigmas = graph.add(column, "BasicScheduler", 120, model=model, scheduler=scheduler, steps=steps, denoise=1.0)
+    return graph.add(
+        column + 1, "LatentCLIPSearch", 640, noise=noise[0], guider=guider[0], sampler=sampler[0], sigmas=sigmas[0],
+        latent_image=empty[0], reward=reward[0], **settings,
+    )  # fmt: skip
+
+
+SEARCH_COLUMNS = ("Load and prompt", "Encode, and what to look for", "How to sample", "Search", "Decode")
+
+
+def search_shapes(info: dict, name: str, note: str, **settings) -> None:
+    """A search on Shapes World; its winners and what was left are saved."""
+    graph = Graph(info)
+    world, text, positive, negative = shapes_world(graph, "a green star above a red square")
+    graph.note(0, note)
+    empty = graph.add(1, "EmptyLatentImage", 110, width=64, height=64, batch_size=1)
+    reward = graph.add(1, "LatentCLIPTextReward", 260, latent_clip=world[3], text=text[0])
+    node = search(
+        graph, 2, world[0], (positive, negative), empty, reward, sampler_name="euler", scheduler="normal", steps=16, cfg=3.0,
+        **settings,
+    )  # fmt: skip
+    for slot, kind in ((0, "best"), (1, "rest")):
+        decoded = graph.add(4, "VAEDecode", 60, samples=node[slot], vae=world[2])
+        image = enlarge(graph, 4, decoded[0])
+        graph.add(4, "SaveImage", 300, kind.capitalize(), images=image[0], filename_prefix=f"latent-clip/{name}-{kind}")
+    graph.group_columns(*SEARCH_COLUMNS)
+    graph.save(name)
+
+
+def search_try_it_now(info: dict) -> None:
+    """Twelve drafts on Shapes World, the best two in full."""
+    search_shapes(info, "search-try-it-now", """
+## Search: try it now
+Twelve pictures are finished in a few steps each, as drafts; the Latent-CLIP looks at the drafts, and only the best two are made with
+all 16 steps, from the same noise. Above: the winners; below: the drafts of the others. Nothing to download, no GPU needed.
+
+Queue it with *chooses* set to *me*, and the node asks you instead.
+""", candidates=12, keep=2)  # fmt: skip
+
+
+def search_pick_by_hand(info: dict) -> None:
+    """The reward proposes two of nine drafts, and a person decides."""
+    search_shapes(info, "search-pick-by-hand", """
+## Pick by hand
+Nine drafts appear on *Search Best Images*, with their scores. Those that the reward would keep are marked: change that as you like and go on, and
+only what you keep is made in full. After two minutes the reward decides alone. Nothing to download, no GPU needed.
+""", candidates=9, keep=2, chooses="reward proposes, I confirm", time_out=120.0)  # fmt: skip
+
+
+def search_sdxl(info: dict) -> None:
+    """SDXL base, eight drafts, the best two in full."""
+    graph = Graph(info)
+    base = graph.add(0, "CheckpointLoaderSimple", 110, ckpt_name=SDXL_BASE)
+    clip = graph.add(0, "LatentCLIPLoader", 110, file=LATENT_CLIP)
+    text = graph.add(
+        0, "PrimitiveStringMultiline", 130, "Prompt", value="two red apples and a blue cup on a wooden table"
+    )
+    graph.note(
+        0,
+        f"""
+## Search with SDXL
+Eight drafts, and the best two of them with all 30 steps from the same noise: about half of what eight images cost.
+Winners look alike? Raise *variety*.
+- `models/checkpoints/{SDXL_BASE}` (stabilityai/stable-diffusion-xl-base-1.0)
+{LATENT_CLIP_FILE}""",
+    )
+    positive = graph.add(1, "CLIPTextEncode", 110, "Positive", clip=base[1], text=text[0])
+    negative = graph.add(1, "CLIPTextEncode", 110, "Negative", clip=base[1], text="")
+    empty = graph.add(1, "EmptyLatentImage", 110, width=1024, height=1024, batch_size=1)
+    reward = graph.add(1, "LatentCLIPTextReward", 260, latent_clip=clip[0], text=text[0])
+    node = search(
+        graph, 2, base[0], (positive, negative), empty, reward, sampler_name="dpmpp_2m", scheduler="karras", steps=30, cfg=6.0,
+        candidates=8, keep=2,
+    )  # fmt: skip
+    decoded = graph.add(4, "VAEDecode", 60, samples=node[0], vae=base[2])
+    graph.add(4, "SaveImage", 400, images=decoded[0], filename_prefix="latent-clip/search")
+    graph.group_columns(*SEARCH_COLUMNS)
+    graph.save("search-sdxl")
+
+
+def search_then_reno(info: dict) -> None:
+    """The best of eight of a turbo model, and a few iterations of ReNO from its noise."""
+    graph = Graph(info)
+    checkpoint, clip, text, positive, negative = sdxl_turbo(graph, "a green bench and a blue bowl")
+    graph.note(0, f"""
+## Search, then optimise
+Eight candidates of four steps, cut to the best one on the way; then ten iterations of Optimize Noise from the winner's noise: a good start is worth
+more than many iterations.
+{FILES}
+""")  # fmt: skip
+    empty = graph.add(1, "EmptyLatentImage", 110, width=512, height=512, batch_size=1)
+    reward = graph.add(1, "LatentCLIPTextReward", 260, latent_clip=clip[0], text=text[0])
+    node = search(
+        graph, 2, checkpoint[0], (positive, negative), empty, reward, sampler_name="euler", scheduler="sgm_uniform", steps=4,
+        cfg=1.0, candidates=8, keep=1, look="cuts", cuts="50% → 2",
+    )  # fmt: skip
+    guider, sigmas = (next(n for n in graph.nodes if n.type == kind) for kind in ("CFGGuider", "BasicScheduler"))
+    reno = graph.add(
+        4, "LatentCLIPOptimizeNoise", 620, noise=node[2], guider=guider[0], sigmas=sigmas[0], latent_image=empty[0],
+        reward=reward[0], iterations=10,
+    )  # fmt: skip
+    for source, kind in ((node, "found"), (reno, "optimised")):
+        decoded = graph.add(5, "VAEDecode", 60, samples=source[0], vae=checkpoint[2])
+        graph.add(
+            5, "SaveImage", 300, kind.capitalize(), images=decoded[0], filename_prefix=f"latent-clip/search-{kind}"
+        )
+    graph.group_columns(*SEARCH_COLUMNS[:4], "Optimise", "Decode")
+    graph.save("search-then-reno")
+
+
 WORKFLOWS = (
     try_it_now, pick_the_best, classify_and_route, reno_try_it_now, reno_sdxl_turbo, reno_then_multistep, safety_try_it_now,
-    safety_guidance_sdxl, safety_reno_sdxl_turbo, safety_gate_service,
+    safety_guidance_sdxl, safety_reno_sdxl_turbo, safety_gate_service, search_try_it_now, search_pick_by_hand,
+    search_sdxl, search_then_reno,
 )  # fmt: skip
 
 

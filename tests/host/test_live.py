@@ -28,7 +28,9 @@ def prompt(comfy):
     return make
 
 
-def listen(comfy, prompt: dict, on_event=None, client: str = "page") -> list[tuple[str, dict]]:
+def listen(
+    comfy, prompt: dict, on_event=None, client: str = "page", event_type: str = "latent_clip.reno"
+) -> list[tuple[str, dict]]:
     """Queue a prompt and return what the websocket says until it has ended. `on_event` may talk to the server."""
 
     async def run() -> list[tuple[str, dict]]:
@@ -46,7 +48,7 @@ def listen(comfy, prompt: dict, on_event=None, client: str = "page") -> list[tup
                     continue
                 event = json.loads(message.data, parse_constant=pytest.fail)
                 heard.append((event["type"], event["data"]))
-                if on_event and event["type"] == "latent_clip.reno":
+                if on_event and event["type"] == event_type:
                     await loop.run_in_executor(None, on_event, event["data"])
         return heard
 
