@@ -67,8 +67,15 @@ def gallery(info: dict) -> Graph:
         5, "LatentCLIPOptimizeNoise", 640, noise=noise[0], guider=guider[0], sigmas=sigmas[0], latent_image=empty[0],
         reward=combined[0], iterations=20,
     )  # fmt: skip
+    steps = graph.add(6, "BasicScheduler", 120, model=world[0], scheduler="normal", steps=16, denoise=1.0)
+    both = graph.add(6, "CFGGuider", 110, model=world[0], positive=positive[0], negative=negative[0], cfg=3.0)
+    euler = graph.add(6, "KSamplerSelect", 60, sampler_name="euler")
+    found = graph.add(
+        6, "LatentCLIPSearch", 640, noise=noise[0], guider=both[0], sampler=euler[0], sigmas=steps[0], latent_image=empty[0],
+        reward=match[0], keep=1,
+    )  # fmt: skip
     gate = graph.add(6, "LatentCLIPSafetyGate", 600, latent=latent, **stars, on_block="grey")
-    ends = [best[0], score[0], classify[0], optimised[0], gate[0], sample(guide[0], 8)]
+    ends = [best[0], score[0], classify[0], optimised[0], found[0], gate[0], sample(guide[0], 8)]
     for end in ends:
         graph.add(7, "PreviewImage", 200, images=graph.add(7, "VAEDecode", 60, samples=end, vae=world[2])[0])
     return graph
