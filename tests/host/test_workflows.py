@@ -25,9 +25,9 @@ def test_it_runs_and_saves_images(comfy, path):
     for node in prompt.values():
         if node["class_type"] == "LatentCLIPOptimizeNoise":
             node["inputs"]["iterations"] = 3  # 50 at 512 pixels take minutes on a CPU, and show nothing more
-        if node["class_type"] == "BasicScheduler" and path.stem == "search-sdxl":
+        if node["class_type"] == "BasicScheduler" and path.stem == "13 Search":
             node["inputs"]["steps"] = 6  # 30 at 1024 pixels: the same
-        if node["class_type"] == "LatentCLIPSearch" and path.stem == "search-sdxl":
+        if node["class_type"] == "LatentCLIPSearch" and path.stem == "13 Search":
             node["inputs"].update(candidates=4, keep=1)
     saves = [key for key, node in prompt.items() if node["class_type"] == "SaveImage"]
     result = comfy.run(prompt)
