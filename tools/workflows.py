@@ -411,7 +411,7 @@ Needs, in `models/`:
 
 def search_then_reno(info: dict) -> None:
     """The best of eight of a turbo model, and a few iterations of ReNO from its noise."""
-    graph = Graph(info, (280, 270, 340, 340, 290))
+    graph = Graph(info, (250, 240, 330, 330, 230))
     graph.note(0, f"""
 ## Search, then optimize
 Eight candidates of four steps, cut to the best one on the way; then ten iterations of Optimize Noise from its noise.

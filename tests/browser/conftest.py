@@ -11,7 +11,7 @@ QUIET = ("quic", "background-networking", "component-update", "sync")
 FLAGS = ["--no-sandbox", "--no-first-run", "--disable-gpu", *(f"--disable-{feature}" for feature in QUIET)]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop must not outlive the file: other tests of the process have their own
 def chromium():
     """A browser process; ./dev test says where it is in $CHROMIUM."""
     path = os.environ.get("CHROMIUM") or shutil.which("chromium")
@@ -25,9 +25,9 @@ def chromium():
         browser.close()
 
 
-@pytest.fixture(scope="session", params=["classic", "nodes2"])
+@pytest.fixture(scope="module", params=["classic", "nodes2"])
 def opened_page(request, chromium, comfy):
-    """The page, opened once for each renderer: the canvas, and Nodes 2.0 in Vue."""
+    """The page, opened once for each renderer and file: the canvas, and Nodes 2.0 in Vue."""
     page = ComfyPage(chromium, comfy, renderer=request.param)
     yield page
     page.close()

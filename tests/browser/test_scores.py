@@ -308,7 +308,7 @@ def test_the_panel_leaves_no_trace_in_workflow_and_prompt(desk):
     desk.load_prompt(prompt)
     saved = {n["type"]: n for n in desk.graph()["nodes"]}
     assert saved["LatentCLIPScore"].get("widgets_values", []) == []
-    assert saved["LatentCLIPSelect"]["widgets_values"] == [2, False, 0.2]
+    assert saved["LatentCLIPSelect"]["widgets_values"] == [2, False, 0.2, 0]
     assert saved["LatentCLIPClassify"]["widgets_values"] == ["a photo\na drawing", "a {}", "", "tiles"]
     assert {key: n["inputs"] for key, n in desk.prompt().items()} == {key: n["inputs"] for key, n in prompt.items()}
     desk.load(desk.graph())

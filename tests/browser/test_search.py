@@ -7,7 +7,7 @@ import pytest
 from latent_clip.tests.browser_page import ComfyPage
 from latent_clip.tools.comfy_server import PACK_ROOT
 
-WORKFLOW = PACK_ROOT / "workflows" / "reno-try-it-now.json"
+WORKFLOW = PACK_ROOT / "workflows" / "02 Optimize noise, demo.json"
 NODE = "LatentCLIPSearch"
 RENO = "LatentCLIPOptimizeNoise"
 

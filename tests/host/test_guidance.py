@@ -201,7 +201,7 @@ def with_suspects(world, model, suspects: torch.Tensor):
     watch = world.steering(model).watch
     look = watch.look
 
-    def some(raw_latents):
+    def some(raw_latents, *_level):
         look(raw_latents)
         watch.seen &= suspects[:, None]
 

@@ -227,7 +227,7 @@ def test_a_suspect_of_one_prompt_does_not_replace_an_image_of_the_next(world, sh
     first = world.sample(model, "a red star", steps=8, cfg=3.0)
     assert not torch.allclose(first, world.sample(world.model, "a red star", steps=8, cfg=3.0), atol=0.1)
     prompt, sampler = "a red circle", daemon(share)
-    world.steering(model).watch.look = lambda raw_latents: None  # the second prompt shows nothing at all
+    world.steering(model).watch.look = lambda *_: None  # the second prompt shows nothing at all
     after = world.sample_with(world.guider(model, prompt), sampler, 8)
     assert torch.equal(after, world.sample_with(world.guider(world.model, prompt), sampler, 8))
 
@@ -256,7 +256,7 @@ def test_a_sampler_that_goes_back_to_pure_noise_forgets_nobody(world):
     watch, looks = world.steering(model).watch, []
     look = watch.look
 
-    def once(raw_latents):
+    def once(raw_latents, *_level):
         looks.append(1)
         if len(looks) == 1:
             look(raw_latents)
@@ -277,7 +277,7 @@ def test_optimize_noise_forgets_the_noise_before(world):
     watch, looks = world.steering(model).watch, []
     look = watch.look
 
-    def once(raw_latents):
+    def once(raw_latents, *_level):
         looks.append(1)
         if len(looks) == 1:
             look(raw_latents)
@@ -350,7 +350,7 @@ def test_step_skipping_nodes_see_the_whole_batch_only(world, name, cfg):
     watch = world.steering(model).watch
     look = watch.look
 
-    def first_item(raw_latents):
+    def first_item(raw_latents, *_level):
         look(raw_latents)
         watch.seen[1:] = False
 

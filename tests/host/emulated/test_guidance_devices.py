@@ -97,10 +97,10 @@ def test_the_host_moves_the_judge_out_in_mid_run(world, way):
     watch = getattr(watch, "watch", watch)
     look = watch.look
 
-    def evicted(raw_latents):
+    def evicted(raw_latents, *level):
         looks.append(1)
         tower.detach()
-        return look(raw_latents)
+        return look(raw_latents, *level)
 
     watch.look = evicted
     torch.testing.assert_close(world.sample(model), expected)
