@@ -63,8 +63,8 @@ class ComfyPage:
         self.page.close()
 
     def reset(self) -> None:
-        """Empty the graph and forget errors and events."""
-        self.js("() => { app.graph.clear(); window.seen = []; }")
+        """Empty the graph as a new workflow does, and forget errors and events."""
+        self.js("() => { app.clean(); app.graph.clear(); window.seen = []; }")
         self.errors.clear()
 
     def js(self, code: str, argument=None):

@@ -24,7 +24,7 @@ def judging(seed: int, batch_size: int = 6, keep: int = 2) -> dict:
         "5": node("LatentCLIPCombineRewards", **{"rewards.reward_0": ["3", 0], "rewards.reward_1": ["4", 0]}),
         "6": node("LatentCLIPScore", latent=["2", 0], reward=["5", 0]),
         "7": node(
-            "LatentCLIPSelect", latent=["2", 0], reward=["5", 0], keep=keep, use_threshold=False, threshold=0.2
+            "LatentCLIPSelect", latent=["2", 0], reward=["5", 0], keep=keep, use_threshold=False, threshold=0.2, variety=0
         ),
         "8": node(
             "LatentCLIPClassify", latent=["2", 0], latent_clip=["1", 0], labels="a photo\na drawing", templates="a {}",
