@@ -323,7 +323,7 @@ def test_whoever_looks_elsewhere_is_told(desk, comfy):
 
 
 def test_whoever_has_another_workflow_open_is_told_and_asked_on_coming_back(desk, comfy):
-    load(desk, comfy, 14, chooses="me", candidates=32, draft_steps=30)
+    load(desk, comfy, 14, chooses="me", candidates=32, draft_steps=6, budget=0.9)
     workflow = desk.graph()
     desk.start()
     desk.js("() => app.graph.clear()")
