@@ -119,7 +119,7 @@ def thumbnails(
         latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias
     )
     model_latents = latent_format.process_in(raw_latents)
-    return [_data_url(previewer.decode_latent_to_preview(item), side) for item in model_latents.split(1)]
+    return [_data_url(previewer.decode_latent_to_preview(item[None]), side) for item in model_latents]
 
 
 def _latent_format(space: LatentSpace) -> comfy.latent_formats.LatentFormat | None:

@@ -94,7 +94,7 @@ export function createChoosing({ text, choose }) {
     function mark() {
         for (const tile of tiles.children) tile.setAttribute("aria-pressed", chosen.has(Number(tile.dataset.id)));
         go.title = text("chooseHelp", { keep: run.keep });
-        go.textContent = sending ? text("goingOn") : text("goOn", { count: chosen.size });
+        go.textContent = text(sending ? "goingOn" : chosen.size === 0 ? "chooseSome" : "goOn", { count: chosen.size });
         go.disabled = sending || chosen.size === 0;
         propose.hidden = run.ask.proposed.length === 0;
         propose.disabled = sending;

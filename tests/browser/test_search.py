@@ -166,7 +166,8 @@ def test_choosing_by_hand_with_keys_and_clicks(desk, comfy):
     assert sorted(offered) == list(range(6))
     assert tiles(desk, pressed=True) == [], "nothing is proposed"
     assert panel_of(desk).locator(".latent-clip-propose").is_hidden()
-    assert panel_of(desk).locator(".latent-clip-go").is_disabled()
+    go = panel_of(desk).locator(".latent-clip-go")
+    assert go.is_disabled() and go.inner_text() == "Choose who goes on"
     assert panel_of(desk).locator(".latent-clip-tile img").count() == 6
     for key in ("1", "3", "3", "4"):  # the keys work at once, without a click
         desk.page.keyboard.press(key)
@@ -323,7 +324,7 @@ def test_whoever_looks_elsewhere_is_told(desk, comfy):
 
 
 def test_whoever_has_another_workflow_open_is_told_and_asked_on_coming_back(desk, comfy):
-    load(desk, comfy, 14, chooses="me", candidates=32, draft_steps=30)
+    load(desk, comfy, 14, chooses="me", candidates=32, draft_steps=6, budget=0.9)
     workflow = desk.graph()
     desk.start()
     desk.js("() => app.graph.clear()")
