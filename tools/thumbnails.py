@@ -51,10 +51,10 @@ PICTURES = {
     "03 Safety, demo": Picture("Plain, guided, gated", "safety", "a yellow star"),
     "04 Pick the best": Picture("Best of a batch (demo world)", "ranked", "a green triangle below a purple cross", seed=3),
     "05 Sort by content": Picture(
-        "Sorted as latents (demo world)", "sorted", "a star", changes={
-            "KSampler": STEPS,
-            "LatentCLIPClassify": {"labels": "a green star\na yellow star\nan orange star", "route": "a green star", "templates": "{}"},
-        },
+        "“left of”, and the rest (demo)", "sorted", "a blue star and a red circle", changes={"LatentCLIPClassify": {
+            "labels": "\n".join(f"a blue star {where} a red circle" for where in ("left of", "right of", "above", "below")),
+            "route": "a blue star left of a red circle", "templates": "{}",
+        }},
     ),
     "06 Optimize noise": Picture(
         "Before and after (demo world)", "before", "a purple star above a green square", changes=RENO
@@ -72,7 +72,7 @@ PICTURES = {
         changes={**RENO, "LatentCLIPAvoidReward": {"concepts": STARS["concepts"]}},
     ),
     "10 Safety gate for a service": Picture(
-        "Blocked, not decoded (demo world)", "gated", "",
+        "Blocked, not decoded (demo world)", "gated", "", seed=8,
         changes={"KSampler": STEPS, "LatentCLIPSafetyGate": {"concepts": STARS["concepts"]}},
     ),
     "11 Search, demo": Picture("12 drafts, 2 finished", "searched", "a green star above a red square", changes=SEARCH),
@@ -267,7 +267,7 @@ def grid(caption: str, images: list[tuple[Image.Image, bool]]) -> Image.Image:
     left, top = (SIZE[0] - 4 * step + 14) // 2, (SIZE[1] - CAPTION - 2 * step + 14) // 2
     for i, (image, blocked) in enumerate(images):
         x, y = left + i % 4 * step, top + i // 4 * step
-        place(made, ImageEnhance.Brightness(image).enhance(0.4) if blocked else image, (x, y), edge)
+        place(made, ImageEnhance.Brightness(image).enhance(0.6) if blocked else image, (x, y), edge)
         if blocked:
             draw = ImageDraw.Draw(made)
             for a, b in (((24, 24), (140, 140)), ((24, 140), (140, 24))):

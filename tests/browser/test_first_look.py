@@ -107,3 +107,17 @@ def test_what_version_0_1_saved_opens_as_it_was(screen, path):
         assert prompt[key]["class_type"] == node["class_type"]
         assert prompt[key]["inputs"] | node["inputs"] == prompt[key]["inputs"], (key, node["class_type"])
     assert not screen.errors, screen.errors
+
+
+def test_the_empty_sidebar_says_what_comes_and_opens_the_first_template(screen):
+    screen.reset()
+    toggle = "() => app.extensionManager.sidebarTab.toggleSidebarTab('latent-clip-runs')"
+    screen.js(toggle)
+    sidebar = screen.page.locator(".latent-clip-no-runs")
+    sidebar.get_by_text("appears here after each run").wait_for()
+    screen.screenshot("no-runs")
+    sidebar.get_by_role("button").click()
+    screen.page.wait_for_function("() => app.graph.nodes.some((node) => node.type === 'LatentCLIPSelect')")
+    assert screen.js("() => app.extensionManager.workflow.activeWorkflow.filename").startswith("01 Try it now")
+    screen.js(toggle)
+    assert not screen.errors, screen.errors
