@@ -554,6 +554,7 @@ def search_shapes(info: dict, name: str, note: str, **settings) -> None:
     """A search on Shapes World; its winners and what was left are saved."""
     graph = Graph(info)
     world, text, positive, negative = shapes_world(graph, "a green star above a red square")
+    negative.title = "Negative"
     graph.note(0, note)
     empty = graph.add(1, "EmptyLatentImage", 110, width=64, height=64, batch_size=1)
     reward = graph.add(1, "LatentCLIPTextReward", 260, latent_clip=world[3], text=text[0])

@@ -178,7 +178,7 @@ def test_conditioning_with_an_entry_for_each_item(world, prompts, look, at_once)
     """Also with fewer entries than items, which the host repeats over the batch."""
     texts = ["a red circle", "a blue square", "a green cross", "a red triangle", "a blue circle", "a green circle"]
     guider = world.guider(world.model)
-    cond, options = world.condition("a red circle")[0]
+    _, options = world.condition("a red circle")[0]
     several = torch.cat([world.condition(text)[0][0] for text in texts[:prompts]])
     pooled = {
         key: torch.cat([world.condition(text)[0][1][key] for text in texts[:prompts]])
