@@ -120,6 +120,21 @@ def test_a_latent_matches_itself_best(comfy):
     assert wires["scores"] == pytest.approx([1.0], abs=1e-5)
 
 
+def test_select_with_variety_keeps_others_by_the_same_scores(comfy):
+    def kept(**variety) -> tuple[list, list]:
+        prompt = graph(
+            select=node("LatentCLIPSelect", latent=["latents", 0], reward=["reward", 0], keep=3, use_threshold=False, threshold=0.0, **variety)
+        )  # fmt: skip
+        prompt["latents"] = latents(batch_size=12)
+        result, wires = run(comfy, prompt, indices=("select", 2))
+        return wires["indices"], result.outputs["select"]["latent_clip"][0]["scores"]
+
+    (best, scores), (same, _), (group, again) = kept(), kept(variety=0.0), kept(variety=5.0)
+    assert best == same == sorted(range(12), key=lambda i: -scores[i])[:3]
+    assert group != best and again == pytest.approx(scores, abs=1e-5)
+    assert group == sorted(group, key=lambda i: -scores[i])
+
+
 def test_select_keeps_the_best_with_its_mask_and_index(comfy):
     prompt = graph(
         score=node("LatentCLIPScore", latent=["latents", 0], reward=["reward", 0]),

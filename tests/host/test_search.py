@@ -1,75 +1,9 @@
 """Search Best Images in the real host, on Shapes World: what it keeps, what that costs, and that a winner is what a stock sampler makes."""
 
-import importlib
-
 import pytest
 import torch
 
-from latent_clip.tests.guided_world import World
-
-SIZE = 6
-
-
-class SearchWorld(World):
-    """Shapes World with a search."""
-
-    def __init__(self, host_env):
-        super().__init__(host_env)
-
-        def module(name: str):
-            return importlib.import_module(f"{host_env.pack.__name__}.{name}")
-
-        self.search, self.rows, self.evaluations = map(module, ("host.search", "host.rows", "host.evaluations"))
-        self.settings_of_search = module("host.search_state").SearchSettings
-        rewards = module("methods.rewards")
-        with torch.inference_mode():
-            self.text_reward = rewards.text_reward(
-                self.clip.encoder(), "text", self.clip.encode_text(["a red circle"])[0]
-            )
-
-    def noise(self, seed: int = 5):
-        from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
-
-        return Noise_RandomNoise(seed)
-
-    def run(
-        self,
-        sampler="euler",
-        steps=8,
-        guider=None,
-        latent=None,
-        sigmas=None,
-        seed=5,
-        reward=None,
-        drafter=None,
-        **settings,
-    ):
-        import comfy.samplers
-
-        settings = {"candidates": SIZE, "keep": 2, "budget": 0.6, **settings}
-        latent = {"samples": torch.zeros(1, 4, 8, 8)} if latent is None else latent
-        sampler = comfy.samplers.sampler_object(sampler) if isinstance(sampler, str) else sampler
-        with torch.inference_mode():
-            return self.search.run_search(
-                self.noise(seed), guider or self.guider(self.model, "a red circle"), sampler,
-                self.sigmas(steps) if sigmas is None else sigmas, latent, reward or self.text_reward,
-                self.settings_of_search(**settings), drafter,
-            )  # fmt: skip
-
-    def plain(self, latent: dict, sampler="euler", steps=8, guider=None, sigmas=None, seed=5) -> torch.Tensor:
-        """What SamplerCustomAdvanced makes of a LATENT."""
-        import comfy.samplers
-        from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
-
-        with torch.inference_mode():
-            made = SamplerCustomAdvanced.execute(
-                self.noise(seed), guider or self.guider(self.model, "a red circle"),
-                comfy.samplers.sampler_object(sampler), self.sigmas(steps) if sigmas is None else sigmas, latent,
-            )  # fmt: skip
-        return made[0]["samples"]
-
-    def empty(self, size=SIZE) -> dict:
-        return {"samples": torch.zeros(size, 4, 8, 8)}
+from latent_clip.tests.search_world import SIZE, SearchWorld, control_net, winners_are_of_the_full_batch
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +25,6 @@ def stock_samplers() -> list[str]:
 
 THROW_DICE = ("ancestral", "sde", "ddpm", "lcm", "seeds", "sa_solver", "ddim")
 """Samplers with noise of their own, which the host draws for a batch as a whole: a row alone gets other noise."""
-
-
-def winners_are_of_the_full_batch(world, found, **how) -> None:
-    full = world.plain(world.empty(), **how)
-    torch.testing.assert_close(found.best["samples"], full[found.best["batch_index"]], atol=2e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("cfg", [1.0, 2.0])
@@ -178,7 +107,7 @@ def test_conditioning_with_an_entry_for_each_item(world, prompts, look, at_once)
     """Also with fewer entries than items, which the host repeats over the batch."""
     texts = ["a red circle", "a blue square", "a green cross", "a red triangle", "a blue circle", "a green circle"]
     guider = world.guider(world.model)
-    _cond, options = world.condition("a red circle")[0]
+    _, options = world.condition("a red circle")[0]
     several = torch.cat([world.condition(text)[0][0] for text in texts[:prompts]])
     pooled = {
         key: torch.cat([world.condition(text)[0][1][key] for text in texts[:prompts]])
@@ -275,22 +204,6 @@ def test_a_step_skipping_node_does_not_mix_candidates(world):
     assert world.run(guider=world.guider(skipping, "a red circle"), look="cuts").best["samples"].isfinite().all()
 
 
-def control_net(world):
-    """A ControlNet of the generator's own architecture with random weights."""
-    import comfy.cldm.cldm
-    import comfy.controlnet
-    import comfy.ops
-
-    config = {**world.model.model.model_config.unet_config}
-    config.pop("out_channels", None)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        network = comfy.cldm.cldm.ControlNet(**config, hint_channels=3, operations=comfy.ops.manual_cast)
-        for parameter in network.parameters():
-            torch.nn.init.normal_(parameter, std=0.05)
-    return comfy.controlnet.ControlNet(network.train(False), load_device=torch.device("cpu"))
-
-
 def test_an_unwatched_candidate_with_nan_is_dropped_and_reported(world):
     """One candidate starts from NaN: the others are what they are without it."""
 
@@ -342,54 +255,6 @@ def test_a_winner_is_made_again_alone_by_a_stock_sampler(world):
     assert found.noise.seed == 5
     with pytest.raises(ValueError, match="searched"):
         found.noise.generate_noise({"samples": torch.zeros(1, 4, 8, 8), "batch_index": [1000]})
-
-
-def test_memory_for_few_of_many_candidates(world, monkeypatch):
-    """64 candidates where the memory holds 4 at once: no more are ever evaluated together, and no more is reserved."""
-    seen, asked = [], []
-    guider = world.guider(world.model, "a red circle")
-    model = world.model.model
-    room = 4.5 * world.rows.SLACK * model.memory_required([1, 4, 8, 8])
-    monkeypatch.setattr(world.rows, "room_beside", lambda *args: room)
-    monkeypatch.setattr(world.model.__class__, "get_free_memory", lambda *args: room)
-    whole = model.apply_model
-    monkeypatch.setattr(model, "apply_model", lambda x, *a, **k: seen.append(len(x)) or whole(x, *a, **k))
-    import comfy.model_management as mm
-
-    load = mm.load_models_gpu
-    monkeypatch.setattr(mm, "load_models_gpu", lambda models, memory_required=0, **k: asked.append(memory_required) or load(models, memory_required=memory_required, **k))  # fmt: skip
-    found = world.run(guider=guider, candidates=64, keep=3, look="drafts", steps=12)
-    assert set(seen) == {4, 3} and len(found.best["samples"]) == 3
-    sampling = [bytes for bytes in asked if bytes]
-    assert max(sampling) < 2 * 8 * model.memory_required([1, 4, 8, 8])
-    full = world.plain(world.empty(64), steps=12)
-    torch.testing.assert_close(found.best["samples"], full[found.best["batch_index"]], atol=2e-3, rtol=1e-3)
-
-
-def test_out_of_memory_halves_what_is_evaluated_together(world, monkeypatch):
-    seen = []
-    model, whole = world.model.model, world.model.model.apply_model
-
-    def apply(x, *args, **kwargs):
-        seen.append(len(x))
-        if len(x) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(x, *args, **kwargs)
-
-    monkeypatch.setattr(model, "apply_model", apply)
-    found = world.run(look="cuts")
-    assert seen[:2] == [12, 6] and max(seen[2:]) == 2
-    monkeypatch.undo()
-    winners_are_of_the_full_batch(world, found)
-
-
-def test_out_of_memory_with_one_is_the_hosts_own_error(world, monkeypatch):
-    def apply(*args, **kwargs):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(world.model.model, "apply_model", apply)
-    with pytest.raises(torch.OutOfMemoryError):
-        world.run(look="drafts")
 
 
 def test_another_model_drafts(world):
@@ -498,3 +363,23 @@ def test_a_judge_that_reads_the_noise_level_is_told(world):
             assert len(told) == 4 and told == sorted(told, reverse=True) and None not in told
     finally:
         del tower.reads_noise_level, tower.forward
+
+
+def test_a_reward_on_pixels_decodes_at_the_looks_only(world):
+    from latent_clip.tests.search_world import pixel_reward
+
+    reward, decoded = pixel_reward(world)
+    found = world.run(reward=reward, steps=12, look="cuts", cuts="50% → 3")
+    assert decoded == [SIZE, 3]
+    winners_are_of_the_full_batch(world, found, steps=12)
+    decoded.clear()
+    world.run(reward=reward, steps=12)
+    assert decoded == [SIZE, 2]
+
+
+def test_rewards_on_latents_never_decode(world, monkeypatch):
+    import comfy.sd
+
+    monkeypatch.setattr(comfy.sd.VAE, "decode", lambda *args, **kwargs: pytest.fail("decoded"))
+    for look in ("drafts", "cuts"):
+        world.run(look=look)

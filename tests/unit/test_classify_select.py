@@ -101,3 +101,14 @@ def test_a_threshold_that_is_no_number_is_refused():
 def test_keep_must_be_positive():
     with pytest.raises(ValueError, match="keep = 0, expected at least 1"):
         keep_best(torch.tensor([0.5]), 0)
+
+
+def test_variety_chooses_among_those_above_the_threshold():
+    scores = torch.tensor([1.0, 0.9, 0.5, 0.1, NAN])
+    features = F.normalize(torch.tensor([[1.0, 0, 0], [1, 0.01, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]]), dim=-1)
+    assert keep_best(scores, 2, None, features, 0.0) == keep_best(scores, 2) == ([0, 1], [2, 3, 4])
+    assert keep_best(scores, 2, None, features, 1.0) == ([0, 2], [1, 3, 4])
+    assert keep_best(scores, 3, 0.6, features, 9.0) == ([0, 1], [2, 3, 4])
+    for wrong in (-1.0, NAN):
+        with pytest.raises(ValueError, match="variety"):
+            keep_best(scores, 2, None, features, wrong)

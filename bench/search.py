@@ -1,0 +1,84 @@
+"""What Search Best Images adds to the model evaluations that it makes: whole searches against stock samplings of the same evaluations.
+
+Shapes World's model is tiny, so the looks, the pictures and the bookkeeping weigh most at its own size, and less the larger the latents.
+"""
+
+import time
+
+import torch
+
+from .timing import alternate, device_name, use_cpu_host
+
+CANDIDATES, KEEP, STEPS, CFG = 8, 2, 20, 3.0
+SIDES = (8, 32)  # of the latents: pictures of 64 and 256 pixels
+
+
+def run(rounds: int = 7) -> dict:
+    """Seconds of both, and their ratio."""
+    use_cpu_host()
+    import comfy.utils
+
+    comfy.utils.PROGRESS_BAR_ENABLED = False
+    torch.set_num_threads(1)
+    result: dict = {
+        "device": device_name(),
+        "what": f"Shapes World, {CANDIDATES} candidates, keep {KEEP}, {STEPS} steps of euler, cfg {CFG}, text reward, one thread",
+        "rounds": rounds,
+    }
+    with torch.inference_mode():
+        for side in SIDES:
+            for look in ("drafts", "cuts"):
+                result[f"{8 * side} px, {look}"] = _measure(side, look, rounds)
+    return result
+
+
+def _measure(side: int, look: str, rounds: int) -> dict:
+    import comfy.samplers
+    from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
+
+    from ..host import shapes_world
+    from ..host.search import draft_sigmas, run_search
+    from ..host.search_state import SearchSettings
+    from ..methods.rewards import text_reward
+
+    model, text = shapes_world.load_generator()
+    clip = shapes_world.load_latent_clip()
+    reward = text_reward(clip.encoder(), "text", clip.encode_text(["a red circle"])[0])
+    guider = comfy.samplers.CFGGuider(model)
+    conds = [[[text.encode_from_tokens(text.tokenize(prompt)), {}]] for prompt in ("a red circle", "")]
+    guider.set_conds(*conds)
+    guider.set_cfg(CFG)
+    sampling = model.get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", STEPS)
+    euler, noise = comfy.samplers.sampler_object("euler"), Noise_RandomNoise(1)
+    latent = {"samples": torch.zeros(1, 4, side, side)}
+    settings = SearchSettings(CANDIDATES, KEEP, look=look)
+    found: dict = {}
+
+    def search() -> None:
+        found.update(run_search(noise, guider, euler, sigmas, latent, reward, settings).report)
+
+    def plain(size: int, levels: torch.Tensor) -> None:
+        samples = latent["samples"].repeat(size, 1, 1, 1)
+        start = noise.generate_noise({"samples": samples})
+        guider.sample(start, samples, euler, levels, seed=1, disable_pbar=True)
+
+    def same_evaluations() -> None:
+        if look == "drafts":
+            plain(CANDIDATES, draft_sigmas(sampling, "simple", found["draft_steps"], float(sigmas[0])))
+            plain(KEEP, sigmas)
+            return
+        first = 0  # as many rows as were alive, in each part of the schedule
+        for one in found["rounds"]:
+            plain(len(one["alive"]), sigmas[first : one["step"] + 1])
+            first = one["step"]
+
+    search()
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    seconds = alternate({"search": search, "the same evaluations": same_evaluations}, rounds, 1.0, clock)
+    return {
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "evaluations": found["cost_spent"],
+        "of_a_whole_batch": round(found["cost_spent"] / found["cost_plain"], 3),
+        "search_over_the_same_evaluations": round(seconds["search"] / seconds["the same evaluations"], 4),
+    }
