@@ -9,7 +9,7 @@ from latent_clip.tests.host.test_live import listen as listen_to
 from latent_clip.tests.host.test_live import of
 from latent_clip.tools.comfy_server import PACK_ROOT
 
-WORKFLOW = PACK_ROOT / "workflows" / "search-try-it-now.json"
+WORKFLOW = PACK_ROOT / "workflows" / "11 Search, demo.json"
 RUNS = "/latent_clip/runs?clientId=page"
 EVENT = "latent_clip.search"
 
