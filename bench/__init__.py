@@ -1,0 +1,1 @@
+"""Side-by-side measurements, printed as ratios; results of runs in results/."""

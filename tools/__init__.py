@@ -1,0 +1,1 @@
+"""What builds, packages, tests and documents this repository. Nothing that users run."""
