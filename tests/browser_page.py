@@ -64,7 +64,7 @@ class ComfyPage:
 
     def reset(self) -> None:
         """Empty the graph as a new workflow does, and forget errors and events."""
-        self.js("() => { app.clean(); app.graph.clear(); window.seen = []; }")
+        self.js("() => { app.nodeOutputs = {}; app.graph.clear(); window.seen = []; }")
         self.errors.clear()
 
     def js(self, code: str, argument=None):

@@ -61,17 +61,24 @@ def test_a_template_can_be_read_when_it_opens(screen, path):
     assert not screen.errors, screen.errors
 
 
+def covered(screen) -> list[tuple[str, str]]:
+    """Pairs of nodes of which one lies on the other."""
+    boxes = screen.js("() => app.graph.nodes.map((node) => [node.title, ...node.boundingRect])")
+    return [
+        (a[0], b[0]) for i, a in enumerate(boxes) for b in boxes[:i]
+        if a[1] < b[1] + b[3] - 1 and b[1] < a[1] + a[3] - 1 and a[2] < b[2] + b[4] - 1 and b[2] < a[2] + a[4] - 1
+    ]  # fmt: skip
+
+
 def test_nodes_of_a_template_do_not_cover_each_other(screen):
     for path in TEMPLATES:
         screen.reset()
         screen.js(OPEN_TEMPLATE, [path.stem, PACK_FOLDER])
-        screen.page.wait_for_timeout(300)
-        boxes = screen.js("() => app.graph.nodes.map((node) => [node.title, ...node.boundingRect])")
-        covered = [
-            (a[0], b[0]) for i, a in enumerate(boxes) for b in boxes[:i]
-            if a[1] < b[1] + b[3] - 1 and b[1] < a[1] + a[3] - 1 and a[2] < b[2] + b[4] - 1 and b[2] < a[2] + a[4] - 1
-        ]  # fmt: skip
-        assert not covered, path.stem
+        for _ in range(30):  # until the page has given every node its size
+            screen.page.wait_for_timeout(300)
+            if not covered(screen):
+                break
+        assert not covered(screen), path.stem
 
 
 def test_a_click_on_the_card_opens_it(screen):
@@ -118,6 +125,8 @@ def test_the_empty_sidebar_says_what_comes_and_opens_the_first_template(screen):
     screen.screenshot("no-runs")
     sidebar.get_by_role("button").click()
     screen.page.wait_for_function("() => app.graph.nodes.some((node) => node.type === 'LatentCLIPSelect')")
-    assert screen.js("() => app.extensionManager.workflow.activeWorkflow.filename").startswith("01 Try it now")
+    screen.page.wait_for_function(
+        "() => app.extensionManager.workflow.activeWorkflow.filename.startsWith('01 Try it now')"
+    )
     screen.js(toggle)
     assert not screen.errors, screen.errors
