@@ -111,7 +111,7 @@ def _network(network: torch.nn.Module, side: int, forward: Callable[[Tensor], Te
 
     def peaks(gradient: bool) -> int:
         noise = torch.empty(1, 4, side, side, dtype=torch.float16, device=META).requires_grad_(gradient)
-        return _peak(lambda: forward(noise), noise if gradient else None)
+        return peak(lambda: forward(noise), noise if gradient else None)
 
     with checkpointed_blocks(network):
         low = peaks(True)
@@ -129,7 +129,7 @@ def _vae(side: int) -> dict:
 
     def peaks(gradient: bool) -> int:
         latents = torch.empty(1, 4, side, side, dtype=torch.float16, device="meta").requires_grad_(gradient)
-        return _peak(lambda: decoder.decode(latents), latents if gradient else None)
+        return peak(lambda: decoder.decode(latents), latents if gradient else None)
 
     estimate = 2178 * side * side * 64 * 2 / 2**20  # VAE.memory_used_decode, in MiB
     return _row({"decoding": peaks(False), "decoding and back": peaks(True)}, estimate)
@@ -142,7 +142,7 @@ def _tower(config: dict) -> dict:
 
     def peaks(gradient: bool) -> int:
         latents = torch.empty(1, 4, grid, grid, dtype=torch.float16, device="meta").requires_grad_(gradient)
-        return _peak(lambda: tower(latents), latents if gradient else None)
+        return peak(lambda: tower(latents), latents if gradient else None)
 
     tokens = (grid // vision["patch_size"]) ** 2 + 1
     estimate = 2 * tokens * vision["width"] * 12 * 2 / 2**20  # LatentEncoder.memory_per_item, in MiB
@@ -158,7 +158,7 @@ def _row(peaks: dict[str, int], estimate: float) -> dict:
     }
 
 
-class _Alive(TorchDispatchMode):
+class Alive(TorchDispatchMode):
     """Counts the bytes of the storages that operations make, as long as somebody holds them."""
 
     def __init__(self) -> None:
@@ -188,9 +188,9 @@ class _Alive(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
-def _peak(forward, leaf: Tensor | None) -> int:
+def peak(forward, leaf: Tensor | None) -> int:
     """Most bytes alive at a time in `forward`, and in the way back to `leaf` where there is one."""
-    with _Alive() as alive, torch.inference_mode() if leaf is None else nullcontext():
+    with Alive() as alive, torch.inference_mode() if leaf is None else nullcontext():
         result = forward()
         if leaf is not None:
             torch.autograd.grad(result, leaf, torch.empty_like(result))

@@ -1,4 +1,5 @@
-"""What Search Best Images adds to the model evaluations that it makes: whole searches against stock samplings of the same evaluations.
+"""What Search Best Images adds to the model evaluations that it makes: whole searches against stock samplings of the same evaluations,
+and the memory of many candidates.
 
 Shapes World's model is tiny, so the looks, the pictures and the bookkeeping weigh most at its own size, and less the larger the latents.
 """
@@ -7,6 +8,7 @@ import time
 
 import torch
 
+from .reno_memory import Alive
 from .timing import alternate, device_name, use_cpu_host
 
 CANDIDATES, KEEP, STEPS, CFG = 8, 2, 20, 3.0
@@ -29,26 +31,63 @@ def run(rounds: int = 7) -> dict:
         for side in SIDES:
             for look in ("drafts", "cuts"):
                 result[f"{8 * side} px, {look}"] = _measure(side, look, rounds)
+        result["megabytes alive"] = _peaks()
     return result
+
+
+def _world() -> tuple:
+    """(guider with a prompt and its negative, reward on the prompt)."""
+    import comfy.samplers
+
+    from ..host import shapes_world
+    from ..methods.rewards import text_reward
+
+    model, text = shapes_world.load_generator()
+    clip = shapes_world.load_latent_clip()
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(*([[text.encode_from_tokens(text.tokenize(p)), {}]] for p in ("a red circle", "")))
+    guider.set_cfg(CFG)
+    return guider, text_reward(clip.encoder(), "text", clip.encode_text(["a red circle"])[0])
+
+
+def _peaks(side: int = 32, steps: int = 8) -> dict:
+    """Most megabytes alive at a time, in a plain batch and in a search with two images at once."""
+    import comfy.samplers
+    from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
+
+    from ..host.search import run_search
+    from ..host.search_state import SearchSettings
+
+    guider, reward = _world()
+    sigmas = comfy.samplers.calculate_sigmas(guider.model_patcher.get_model_object("model_sampling"), "normal", steps)
+    euler, noise, one = comfy.samplers.sampler_object("euler"), Noise_RandomNoise(1), torch.zeros(1, 4, side, side)
+
+    def plain(size: int) -> None:
+        samples = one.repeat(size, 1, 1, 1)
+        guider.sample(noise.generate_noise({"samples": samples}), samples, euler, sigmas, seed=1, disable_pbar=True)
+
+    def search(size: int) -> None:
+        run_search(noise, guider, euler, sigmas, {"samples": one}, reward, SearchSettings(size, KEEP, images_at_once=2))
+
+    peaks: dict = {"what": f"pictures of {8 * side} pixels, {steps} steps, two images at once in the search"}
+    for name, run in (("plain batch", plain), ("search", search)):
+        for size in (8, 64):
+            with Alive() as alive:
+                run(size)
+            peaks[f"{name} of {size}"] = round(alive.peak / 2**20, 1)
+    return peaks
 
 
 def _measure(side: int, look: str, rounds: int) -> dict:
     import comfy.samplers
     from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 
-    from ..host import shapes_world
-    from ..host.search import draft_sigmas, run_search
+    from ..host.candidates import draft_sigmas
+    from ..host.search import run_search
     from ..host.search_state import SearchSettings
-    from ..methods.rewards import text_reward
 
-    model, text = shapes_world.load_generator()
-    clip = shapes_world.load_latent_clip()
-    reward = text_reward(clip.encoder(), "text", clip.encode_text(["a red circle"])[0])
-    guider = comfy.samplers.CFGGuider(model)
-    conds = [[[text.encode_from_tokens(text.tokenize(prompt)), {}]] for prompt in ("a red circle", "")]
-    guider.set_conds(*conds)
-    guider.set_cfg(CFG)
-    sampling = model.get_model_object("model_sampling")
+    guider, reward = _world()
+    sampling = guider.model_patcher.get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", STEPS)
     euler, noise = comfy.samplers.sampler_object("euler"), Noise_RandomNoise(1)
     latent = {"samples": torch.zeros(1, 4, side, side)}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..methods.guidance import AvoidConcepts, ConceptWatch, GuidanceSettings, Objective, correction
+from ..methods.rewards import told
 from .conditioning import cond_items
 from .encoders import host_encoders
 from .gradients import gradients
@@ -129,7 +130,7 @@ class Redirect(Steering):
         if look:
             level = noise_level(model, prediction.sigma.flatten()[0].item())
             with torch.no_grad():
-                self.watch.look(model.process_latent_out(denoised.detach()), level)
+                told(self.watch, self.watch.look, level)(model.process_latent_out(denoised.detach()))
         seen = self.watch.seen
         if seen is None or len(seen) != len(denoised) or not bool(seen.any()):
             return denoised

@@ -1,14 +1,11 @@
 """Search Best Images inside the host: its guider, memory, previews, interruption and a person's choice around `methods.search`."""
 
-import copy
 import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import comfy.model_management as mm
-import comfy.model_patcher
-import comfy.sample
 import comfy.samplers
 import comfy.utils
 import latent_preview
@@ -18,7 +15,7 @@ from torch import Tensor
 from ..methods.rewards import Reward
 from ..methods.search import Cut, Plan, plan_search
 from ..methods.variety import choose
-from ..models.latent_spaces import LatentSpaceError
+from .candidates import candidates_of, check_drafter, copy_of, draft_sigmas, noise_of
 from .encoders import host_encoders
 from .evaluations import check_sampler, evaluations_of
 from .guidance import noise_level
@@ -32,7 +29,6 @@ from .search_state import Round, SearchSettings, SearchState
 LOGGER = logging.getLogger(__name__)
 PICTURE_SIDE = 256  # pixels of a picture that a person chooses by
 DRAFT_SAMPLER = "euler"  # of the samplers whose end depends on the noise alone, the one whose short runs tell most
-MAX_SCHEDULE = 1000  # steps of the schedule that a draft of an image-to-image sampling takes the end of
 
 
 @dataclass(frozen=True)
@@ -61,14 +57,14 @@ def run_search(
     check_sampler(sampler)
     check_model_space(guider.model_patcher, reward.space)
     if drafter is not None:
-        _check_drafter(drafter, guider.model_patcher)
-    latent = _candidates(guider.model_patcher, latent, settings.candidates)
+        check_drafter(drafter, guider.model_patcher)
+    latent = candidates_of(guider.model_patcher, latent, settings.candidates)
     size = len(latent["samples"])
     evaluations = evaluations_of(sampler, sigmas)
     plan = plan_search(
         settings.look, size, settings.keep, evaluations, settings.budget, settings.draft_steps, settings.cuts
     )
-    start = _noise(noise, latent)
+    start = noise_of(noise, latent)
     state = SearchState(plan, settings, reward, noise.seed, [int(index) for index in latent["batch_index"]])
     with LiveSearch(state) as live:
         search = _Search(guider, sampler, sigmas, latent, start, state, live)
@@ -120,7 +116,7 @@ class _Search:
     def _draft(self, drafter) -> None:
         """Every candidate in a few steps from its own noise."""
         steps = self.state.plan.draft_steps
-        guider = _copy_of(self.guider, drafter)
+        guider = copy_of(self.guider, drafter)
         sampling = guider.model_patcher.get_model_object("model_sampling")
         sigmas = draft_sigmas(sampling, self.state.settings.draft_scheduler, steps, float(self.sigmas[0]))
         rows = self._rows()
@@ -130,7 +126,7 @@ class _Search:
         """The whole schedule for the candidates that go on, with cuts on the way. Returns those that are left."""
         plan = self.state.plan
         networks = [network for encoder in host_encoders(self.state.reward) for network in encoder.patchers]
-        guider = _copy_of(self.guider, None)
+        guider = copy_of(self.guider, None)
         rows = self._rows(looks=bool(plan.cuts))
         if plan.cuts:  # the judge is loaded beside the model, for nothing may be moved while it samples
             guider.model_patcher.set_additional_models("latent_clip_search", networks)
@@ -267,76 +263,3 @@ class _DueCuts:
         due = [cut for at, cut in self.left if at <= predictions]
         self.left = self.left[len(due) :]
         return due[-1:]  # of several at once, the last
-
-
-def draft_sigmas(model_sampling, scheduler: str, steps: int, first: float) -> Tensor:
-    """Noise levels of a draft, (steps + 1,), from `first` to 0: the end of a scheduler's own for a longer sampling.
-
-    Raises:
-        ValueError: this scheduler has no so short a schedule.
-    """
-    for total in range(steps, MAX_SCHEDULE):
-        sigmas = comfy.samplers.calculate_sigmas(model_sampling, scheduler, total)
-        below = sigmas[sigmas < first * (1 - 1e-4)]
-        if len(below) >= steps:
-            return torch.cat([sigmas.new_tensor([first]), below[-steps:]])
-    raise ValueError(
-        f"Got the draft_scheduler {scheduler}, which has no {steps} steps below the noise level {first:.3g}. Use simple."
-    )
-
-
-def _copy_of(guider, drafter):
-    """The guider with a model of its own to hang wrappers on; with `drafter`, that model at cfg 1."""
-    guider, model = copy.copy(guider), drafter or guider.model_patcher
-    options = model.model_options if drafter is not None else guider.model_options
-    guider.model_patcher = model.clone()
-    guider.model_options = comfy.model_patcher.create_model_options_clone(options)
-    if drafter is not None and hasattr(guider, "cfg"):
-        guider.cfg = 1.0
-    return guider
-
-
-def _candidates(patcher, latent: dict, candidates: int) -> dict:
-    """The LATENT with one item for each candidate and a `batch_index`; a batch of its own is taken as it is."""
-    samples = comfy.sample.fix_empty_latent_channels(patcher, latent["samples"])
-    if getattr(samples, "is_nested", False) or samples.ndim != 4:
-        raise LatentSpaceError(
-            f"Got a latent of shape {tuple(samples.shape)}, expected images (batch, channels, height, width)."
-        )
-    if len(samples) == 0:
-        raise ValueError("Got an empty batch, expected one latent to draw candidates for, or a batch of candidates.")
-    latent = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio_")}
-    indices = [int(index) for index in latent.get("batch_index") or range(len(samples))]
-    if len(samples) == 1:
-        samples = samples.repeat(candidates, 1, 1, 1)
-        indices = [indices[0] + place for place in range(candidates)]
-    return {**latent, "samples": samples, "batch_index": indices}
-
-
-def _noise(noise, latent: dict) -> Tensor:
-    """The noise of every candidate: that of its `batch_index`, as a stock sampler takes it for this item alone.
-
-    Raises:
-        ValueError: none for some candidate, or the same for all where nothing else tells them apart.
-    """
-    samples = latent["samples"]
-    start = noise.generate_noise(latent)
-    if start.shape != samples.shape:
-        raise ValueError(
-            f"Got noise of shape {tuple(start.shape)} for {len(samples)} candidates of shape {tuple(samples.shape[1:])}, expected one for each."
-        )
-    alike = bool((start == start[:1]).all()) and bool((samples == samples[:1]).all())
-    if alike:
-        raise ValueError(
-            f"Got the same noise and the same latent for all {len(samples)} candidates, as from Disable Noise. Connect Random Noise."
-        )
-    return start
-
-
-def _check_drafter(drafter, patcher) -> None:
-    theirs, ours = (type(model.get_model_object("latent_format")).__name__ for model in (drafter, patcher))
-    if theirs != ours:
-        raise LatentSpaceError(
-            f"Got a drafter that makes {theirs} latents for a model that makes {ours}. Use a drafter of the same VAE, such as the same "
-            "model with a turbo or lightning LoRA, or leave it out."
-        )

@@ -132,7 +132,7 @@ class AvoidConcepts:
         self.watch.start()
 
     def __call__(self, raw_latents: Tensor, noise_level: float | None = None) -> tuple[Tensor, Tensor]:
-        over, seen = self.watch.look(raw_latents, noise_level)
+        over, seen = told(self.watch, self.watch.look, noise_level)(raw_latents)
         value = -((over + MARGIN).relu() * seen).sum(dim=1)
         return value, value.detach() < 0
 
