@@ -22,7 +22,7 @@ def map_conds(value, function: Callable[[Tensor], Tensor]):
     return value
 
 
-def cond_items(conds: dict, items: list[int], size: int) -> dict:
+def cond_items(conds, items: list[int], size: int) -> dict:
     """Conditioning for some items of the batch: tensors with one entry per item are cut down, shared ones stay."""
     return map_conds(conds, lambda tensor: tensor[items] if tensor.ndim > 0 and len(tensor) == size > 1 else tensor)
 

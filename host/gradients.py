@@ -6,6 +6,7 @@ autograd refuses to save. Nothing is copied: parameters are swapped for ordinary
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import comfy.model_management as mm
 import torch
@@ -97,7 +98,8 @@ def _alias(tensor: Tensor) -> Tensor:
     if hasattr(tensor, "__tensor_flatten__"):
         names, context = tensor.__tensor_flatten__()
         parts = {name: _alias(getattr(tensor, name)) for name in names}
-        alias = type(tensor).__tensor_unflatten__(parts, context, tensor.size(), tensor.stride())
+        rebuild: Any = type(tensor)
+        alias = rebuild.__tensor_unflatten__(parts, context, tensor.size(), tensor.stride())
     elif type(tensor) in (Tensor, nn.Parameter):
         alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())

@@ -1,7 +1,7 @@
 """Out of memory, in all the ways in which a device says it."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import comfy.model_management as mm
 import torch
@@ -39,4 +39,5 @@ def one_by_one_when_out(encode: Callable[[Tensor], Features], batch: Tensor) -> 
         parts = [checkpoint(encode, item, use_reentrant=False) for item in batch.split(1)]
     else:
         parts = [encode(item) for item in batch.split(1)]
-    return Look(*map(torch.cat, zip(*parts))) if isinstance(parts[0], Look) else torch.cat(parts)
+    joined = Look(*map(torch.cat, zip(*parts))) if isinstance(parts[0], Look) else torch.cat(parts)
+    return cast(Features, joined)

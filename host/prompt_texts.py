@@ -16,7 +16,7 @@ def texts_behind(graph: DynamicPrompt, node_id: str, input_name: str) -> dict[st
     """
     start = _inputs(graph, node_id).get(input_name)
     texts: dict[str, str] = {}
-    for current in _upstream(graph, [start[0]] if is_link(start) else []):
+    for current in _upstream(graph, [start[0]] if start and is_link(start) else []):
         is_text = _text_inputs(graph.get_node(current).get("class_type"))
         for name, value in _inputs(graph, current).items():
             if isinstance(value, str) and value.strip() and is_text(name):

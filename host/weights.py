@@ -61,7 +61,7 @@ def _layers(network: nn.Module) -> list[nn.Module]:
 
 
 def _weights(layer: nn.Module) -> list[torch.Tensor]:
-    return [w for w in (layer.weight, getattr(layer, "bias", None)) if w is not None]
+    return [w for w in (layer.weight, getattr(layer, "bias", None)) if isinstance(w, torch.Tensor)]
 
 
 def _is_cast(layer: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:

@@ -26,7 +26,7 @@ ROWS, IDS = ".vocabulary_rows", ".vocabulary_ids"
 
 def compact_vocabulary(state_dict: dict[str, Tensor], used_ids: Tensor) -> dict[str, Tensor]:
     """Replace every (49408, width) table by the rows of `used_ids`, which must include start and end of text."""
-    compact = {}
+    compact: dict[str, Tensor] = {}
     for key, tensor in state_dict.items():
         if tensor.ndim == 2 and tensor.shape[0] == VOCABULARY:
             compact |= {key + ROWS: tensor[used_ids].contiguous(), key + IDS: used_ids.int()}
