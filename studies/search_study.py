@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..methods.search import plan_search
 from .report import Kept, begin, publish, table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -132,16 +133,15 @@ def sample(
 
 @dataclass(frozen=True)
 class Schedule:
-    """Draft all in `draft` steps and finish the best `keep`; or, with draft 0, cut at (step, keep) of the sampling."""
+    """Draft all in `draft` steps and sample the best `sampled`, or, with draft 0, sample all; cut at (step, keep) of the sampling."""
 
     draft: int
-    cuts: tuple[tuple[int, int], ...]
+    sampled: int
+    cuts: tuple[tuple[int, int], ...] = ()
 
     def cost(self, of: int) -> float:
         """Share of the model steps of finishing all `of`."""
-        if self.draft:
-            return (of * self.draft + self.cuts[0][1] * STEPS) / (of * STEPS)
-        spent, alive, since = 0, of, 0
+        spent, alive, since = of * self.draft, self.sampled if self.draft else of, 0
         for step, keep in self.cuts:
             spent, alive, since = spent + alive * (step + 1 - since), keep, step + 1
         return (spent + alive * (STEPS - since)) / (of * STEPS)
@@ -149,30 +149,42 @@ class Schedule:
     def choose(self, scores: Scores, judge: str) -> Tensor:
         """Index of the candidate that wins each prompt: (P,)."""
         alive = torch.ones_like(scores.right, dtype=torch.bool)
-        looks = [(scores.drafts[judge][self.draft], self.cuts[0][1])] if self.draft else []
-        if not self.draft:
-            looks = [(scores.steps[judge][..., step], keep) for step, keep in self.cuts]
+        looks = [(scores.drafts[judge][self.draft], self.sampled)] if self.draft else []
+        looks += [(scores.steps[judge][..., step], keep) for step, keep in self.cuts]
         for values, keep in looks:
             order = values.masked_fill(~alive, -math.inf).argsort(dim=1, descending=True)
             alive = torch.zeros_like(alive).scatter(1, order[:, :keep], True)
         return scores.final[judge].masked_fill(~alive, -math.inf).argmax(dim=1)
 
     def __str__(self) -> str:
-        if self.draft:
-            return f"draft of {self.draft} steps, {self.cuts[0][1]} finished"
-        return ", ".join(f"after step {step + 1} keep {keep}" for step, keep in self.cuts)
+        cuts = [f"after step {step + 1} keep {keep}" for step, keep in self.cuts]
+        draft = f"draft of {self.draft} steps, {self.sampled} {'sampled' if cuts else 'finished'}"
+        return ", ".join([draft] * bool(self.draft) + cuts)
 
 
 def schedules(of: int, budget: float) -> dict[str, list[Schedule]]:
     """All that are tried, by kind, within a budget."""
-    drafts = [Schedule(d, ((0, keep),)) for d in DRAFTS for keep in range(1, of)]
+    drafts = [Schedule(d, keep) for d in DRAFTS for keep in range(1, of)]
     places, keeps = range(2, STEPS - 1, 2), sorted({max(1, of * share // 8) for share in (1, 2, 3, 4, 5, 6)})
-    cuts = [Schedule(0, ((s, k),)) for s in places for k in keeps]
+    cuts = [Schedule(0, of, ((s, k),)) for s in places for k in keeps]
     cuts += [
-        Schedule(0, ((s, k), (t, m))) for s, t in combinations(places, 2) for k in keeps for m in keeps if m < k
+        Schedule(0, of, ((s, k), (t, m))) for s, t in combinations(places, 2) for k in keeps for m in keeps if m < k
     ]  # fmt: skip
-    fits = {"drafts": drafts, "cuts": cuts}
-    return {kind: [s for s in every if s.cost(of) <= budget + 1e-9] for kind, every in fits.items()}
+    both = [
+        Schedule(d, n, ((s, k),)) for d in DRAFTS for n in range(2, of) for s in places for k in range(1, n)
+    ]  # fmt: skip
+    fits = {"drafts": drafts, "cuts": cuts, "both": both}
+    return {kind: [s for s in every if s.cost(of) <= budget + 1e-9] for kind, every in fits.items()} | planned(of, budget)
+
+
+def planned(of: int, budget: float, keep: int = 2) -> dict[str, list[Schedule]]:
+    """What the node itself plans for the budget, where it can keep to it, by `look`."""
+    plans = {look: plan_search(look, of, keep, (1,) * STEPS, budget) for look in ("drafts", "cuts", "both")}
+    return {
+        f"the node's {look}": [Schedule(p.draft_steps, p.sampled, tuple((cut.step - 1, cut.keep) for cut in p.cuts))]
+        for look, p in plans.items()
+        if p.cost <= budget * p.plain + 1e-9 and p.draft_steps in (0, *DRAFTS)
+    }
 
 
 def gains(values: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,7 +235,7 @@ def compare(tuning: Scores, fresh: Scores) -> list[dict]:
             known, new = tuning.first(of), fresh.first(of)
             for budget in BUDGETS:
                 for kind, every in schedules(of, budget).items():
-                    if not every or (judge == PIXEL and kind == "cuts"):
+                    if not every or (judge == PIXEL and not kind.endswith("drafts")):  # predictions were not decoded
                         continue
 
                     def value(schedule: Schedule, judge: str = judge, known: Scores = known) -> float:
@@ -385,7 +397,7 @@ def plot(results: dict) -> None:
     figure, axes = pyplot.subplots(1, len(SIZES), figsize=(10, 4.2), layout="constrained", sharey=True)
     for axis, of in zip(axes, SIZES):
         rows = [row for row in results["rows"] if row["of"] == of and row["judge"] == LATENT]
-        for kind, colour in (("drafts", "#2e6f40"), ("cuts", "#b5651d")):
+        for kind, colour in (("drafts", "#2e6f40"), ("cuts", "#b5651d"), ("both", "#4a6fa5")):
             mine = sorted((row for row in rows if row["kind"] == kind), key=lambda row: row["cost"])
             values = [row["g"] for row in mine]
             bars = [[v[0] - v[1] for v in values], [v[2] - v[0] for v in values]]

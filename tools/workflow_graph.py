@@ -60,19 +60,9 @@ class Graph:
         self.nodes.append(node)
         return node
 
-    def fold(self, column: int, type: str, title: str | None = None, /, beside: Node | None = None, **inputs) -> Node:
-        """Place a node that nobody has to set: only its title is shown until it is opened.
-
-        Args:
-            beside: a folded node of the same column, to whose right it goes, in the second half of the column.
-        """
-        if beside:
-            self.heights[column] = beside.at[1]
-        node = self.add(column, type, FOLDED, title, folded=True, **inputs)
-        if beside:
-            half = node.size[0] // 2
-            node.at, node.size = (beside.at[0] + half, beside.at[1]), (half, FOLDED)
-        return node
+    def fold(self, column: int, type: str, title: str | None = None, /, **inputs) -> Node:
+        """Place a node that nobody has to set: only its title is shown until it is opened."""
+        return self.add(column, type, FOLDED, title, folded=True, **inputs)
 
     def _column(self, column: int) -> tuple[int, int]:
         """(left, width) of a column."""

@@ -26,16 +26,16 @@ Needs, in `models/`:
 
 def shapes_world(graph: Graph, prompt: str) -> tuple[Node, Node]:
     """The demo world with a prompt: (world, text)."""
-    return graph.add(0, "LatentCLIPShapesWorld", 90), graph.add(
-        0, "PrimitiveStringMultiline", 90, "Prompt", value=prompt
+    return graph.add(0, "LatentCLIPShapesWorld", 120), graph.add(
+        0, "PrimitiveStringMultiline", 105, "Prompt", value=prompt
     )
 
 
 def sdxl(graph: Graph, prompt: str, *checkpoints: str) -> tuple[Node, ...]:
     """Checkpoints, SDXL-Turbo by default, Latent-CLIP and a prompt: (checkpoint, ..., latent_clip, text)."""
-    loaded = [graph.add(0, "CheckpointLoaderSimple", 100, ckpt_name=name) for name in checkpoints or (SDXL_TURBO,)]
-    clip = graph.add(0, "LatentCLIPLoader", 85, file=LATENT_CLIP)
-    return *loaded, clip, graph.add(0, "PrimitiveStringMultiline", 100, "Prompt", value=prompt)
+    loaded = [graph.add(0, "CheckpointLoaderSimple", 130, ckpt_name=name) for name in checkpoints or (SDXL_TURBO,)]
+    clip = graph.add(0, "LatentCLIPLoader", 115, file=LATENT_CLIP)
+    return *loaded, clip, graph.add(0, "PrimitiveStringMultiline", 105, "Prompt", value=prompt)
 
 
 def encode(graph: Graph, column: int, clip: tuple[Node, int], text, title: str = "Positive", **place) -> Node:
@@ -59,7 +59,7 @@ def sample(
     settings = turbo | settings
     node = graph.add(column, "KSampler", 265, title, folded=folded, model=model[0], latent_image=latent[0], **settings)
     positive = encode(graph, column, clip, text[0])
-    negative = encode(graph, column, clip, "", "Negative", beside=positive)
+    negative = encode(graph, column, clip, "", "Negative")
     node.inputs |= {"positive": positive[0], "negative": negative[0]}
     return node
 
@@ -71,9 +71,7 @@ def save_image(
     """Decode, folded, and a large picture; 64 pixels of Shapes World are enlarged to 256, to be looked at."""
     image = decode = graph.fold(column, "VAEDecode", samples=latent, vae=vae)
     if enlarge:
-        image = graph.fold(
-            column, "ImageScaleBy", "Enlarge", decode, image=decode[0], upscale_method="lanczos", scale_by=4.0
-        )
+        image = graph.fold(column, "ImageScaleBy", "Enlarge", image=decode[0], upscale_method="lanczos", scale_by=4.0)
     prefix = name if isinstance(name, tuple) else f"latent-clip/{name}"
     return [decode, image, graph.add(column, "SaveImage", height, title, images=image[0], filename_prefix=prefix)]
 
@@ -91,9 +89,9 @@ Press **Run**. Then change the prompt: red, orange, yellow, green, blue, purple;
 Shapes World is a tiny demo. For real pictures: *04 Pick the best*.
 """, 210)  # fmt: skip
     world, text = shapes_world(graph, "a blue star left of a red circle")
-    empty = graph.add(1, "EmptyLatentImage", 110, "How many", width=64, height=64, batch_size=8)
+    empty = graph.add(1, "EmptyLatentImage", 120, "How many", width=64, height=64, batch_size=8)
     sampled = sample(graph, 1, world, world[1], text, empty, sampler_name="euler", scheduler="simple")
-    reward = graph.add(2, "LatentCLIPTextReward", 200, latent_clip=world[3], text=text[0])
+    reward = graph.add(2, "LatentCLIPTextReward", 250, latent_clip=world[3], text=text[0])
     best = graph.add(2, "LatentCLIPSelect", 470, latent=sampled[0], reward=reward[0], keep=2)
     save_image(graph, 3, best[0], world[2], 480, "try-it-now", "The best two", enlarge=True)
     graph.group_columns("Load and prompt", "Make a batch", "Judge the latents, keep the best", "Decode the best")
@@ -106,10 +104,10 @@ def optimise(
     """The advanced-sampling graph around Optimize Noise, in columns 1 and 2: (empty latent, optimize)."""
     noise = graph.add(1, "RandomNoise", 85, noise_seed=1)
     empty = graph.add(
-        1, "EmptyLatentImage", 110, width=size, height=size, batch_size=settings.pop("batch_size", 1)
+        1, "EmptyLatentImage", 120, width=size, height=size, batch_size=settings.pop("batch_size", 1)
     )  # fmt: skip
     positive = encode(graph, 1, clip, text[0])
-    guider = graph.fold(1, "BasicGuider", "Guider", positive, model=model[0], conditioning=positive[0])
+    guider = graph.fold(1, "BasicGuider", "Guider", model=model[0], conditioning=positive[0])
     node = graph.add(
         2, "LatentCLIPOptimizeNoise", 720, noise=noise[0], guider=guider[0], sigmas=sigmas[0], latent_image=empty[0],
         reward=reward[0], **settings,
@@ -134,8 +132,8 @@ Press **Run** and compare *Before* and *After*. The reward always rises; whether
 see.
 """, 180)  # fmt: skip
     world, text = shapes_world(graph, "a red triangle right of a blue cross")
-    reward = graph.add(1, "LatentCLIPTextReward", 200, latent_clip=world[3], text=text[0])
-    sigmas = graph.add(1, "BasicScheduler", 110, "One step", model=world[0], scheduler="simple", steps=1, denoise=1.0)
+    reward = graph.add(1, "LatentCLIPTextReward", 250, latent_clip=world[3], text=text[0])
+    sigmas = graph.add(1, "BasicScheduler", 120, "One step", model=world[0], scheduler="simple", steps=1, denoise=1.0)
     _empty, node = optimise(graph, world, world[1], text, reward, sigmas, 64, batch_size=4, iterations=20)
     before_and_after(graph, node, world[2], "reno", 290, enlarge=True)
     graph.group_columns("Load and prompt", "What to climb, from where", "Optimise the noise", "Before and after")
@@ -144,7 +142,7 @@ see.
 
 def safety_try_it_now(info: dict) -> None:
     """Shapes World where stars count as harmful: plain, guided, gated."""
-    graph = Graph(info, (280, 290, 340, 510))
+    graph = Graph(info, (280, 290, 340, 490))
     graph.note(0, """
 ## Safety, no download
 Here a **star** stands for what nobody should see.
@@ -156,20 +154,18 @@ Here a **star** stands for what nobody should see.
 Then try "a blue circle": nothing changes, bit for bit. Neither is a guarantee: use both.
 """, 230)  # fmt: skip
     world, text = shapes_world(graph, "a yellow star")
-    instead = graph.add(0, "CLIPTextEncode", 100, "Instead", clip=world[1], text="a green circle")
+    instead = graph.add(0, "CLIPTextEncode", 105, "Instead", clip=world[1], text="a green circle")
     empty = graph.fold(0, "EmptyLatentImage", "Four latents", width=64, height=64, batch_size=4)
     judge = {"latent_clip": world[3], "concepts": "shapes-world-stars"}
-    guide = graph.add(1, "LatentCLIPSafetyGuidance", 390, model=world[0], **judge, thresholds="3", instead=instead[0])
+    guide = graph.add(1, "LatentCLIPSafetyGuidance", 380, model=world[0], **judge, thresholds="3", instead=instead[0])
     steps = {"steps": 8, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal"}
     plain = sample(graph, 1, world, world[1], text, empty, "Sample, plain", **steps)
     guided = graph.fold(1, "KSampler", "Sample, guided", **plain.inputs | {"model": guide[0]})
     gate = graph.add(2, "LatentCLIPSafetyGate", 640, latent=plain[0], **judge, on_block="grey")
     for title, latent in (("Plain", plain), ("Guided", guided), ("Gated", gate)):
         decode = graph.fold(2, "VAEDecode", f"Decode, {title.lower()}", samples=latent[0], vae=world[2])
-        image = graph.fold(
-            2, "ImageScaleBy", "Enlarge", decode, image=decode[0], upscale_method="lanczos", scale_by=4.0
-        )
-        graph.add(3, "SaveImage", 215, title, images=image[0], filename_prefix=f"latent-clip/safety-{title.lower()}")
+        image = graph.fold(3, "ImageScaleBy", "Enlarge", image=decode[0], upscale_method="lanczos", scale_by=4.0)
+        graph.add(3, "SaveImage", 180, title, images=image[0], filename_prefix=f"latent-clip/safety-{title.lower()}")
     graph.group_columns("Load and prompts", "Watch and sample", "Judge the latents, decode", "Plain, guided, gated")
     graph.save("03 Safety, demo")
 
@@ -184,9 +180,9 @@ part of decoding it: raise *batch_size*.
 {FILES}
 """, 230)  # fmt: skip
     checkpoint, clip, text = sdxl(graph, "a red fox reading a newspaper in a cafe, morning light")
-    empty = graph.add(1, "EmptyLatentImage", 110, "How many", width=512, height=512, batch_size=8)
+    empty = graph.add(1, "EmptyLatentImage", 120, "How many", width=512, height=512, batch_size=8)
     sampled = sample(graph, 1, checkpoint, checkpoint[1], text, empty)
-    reward = graph.add(2, "LatentCLIPTextReward", 200, latent_clip=clip[0], text=text[0])
+    reward = graph.add(2, "LatentCLIPTextReward", 250, latent_clip=clip[0], text=text[0])
     best = graph.add(2, "LatentCLIPSelect", 480, latent=sampled[0], reward=reward[0], keep=2)
     save_image(graph, 3, best[0], checkpoint[2], 500, "best", "The best two")
     graph.group_columns("Load and prompt", "Make a batch", "Judge the latents, keep the best", "Decode the best")
@@ -203,7 +199,7 @@ images does not run.
 {FILES}
 """, 230)  # fmt: skip
     checkpoint, clip, text = sdxl(graph, "a pet on a sofa")
-    empty = graph.add(1, "EmptyLatentImage", 110, "How many", width=512, height=512, batch_size=8)
+    empty = graph.add(1, "EmptyLatentImage", 120, "How many", width=512, height=512, batch_size=8)
     sampled = sample(graph, 1, checkpoint, checkpoint[1], text, empty)
     sorted_latents = graph.add(
         2, "LatentCLIPClassify", 640, latent=sampled[0], latent_clip=clip[0], labels="a cat\na dog\nanother animal",
@@ -225,8 +221,8 @@ def reno_sdxl_turbo(info: dict) -> None:
 Nothing changes? Raise *learning_rate*. Colours burn? Lower it. Out of memory? Set *memory* to low.
 """, 250)  # fmt: skip
     checkpoint, clip, text = sdxl(graph, "a green bench and a blue bowl")
-    reward = graph.add(1, "LatentCLIPTextReward", 200, latent_clip=clip[0], text=text[0])
-    sigmas = graph.add(1, "SDTurboScheduler", 85, "One step", model=checkpoint[0], steps=1, denoise=1.0)
+    reward = graph.add(1, "LatentCLIPTextReward", 250, latent_clip=clip[0], text=text[0])
+    sigmas = graph.add(1, "SDTurboScheduler", 95, "One step", model=checkpoint[0], steps=1, denoise=1.0)
     _empty, node = optimise(graph, checkpoint, checkpoint[1], text, reward, sigmas, 512, iterations=50)
     before_and_after(graph, node, checkpoint[2], "reno", 310)
     graph.group_columns("Load and prompt", "What to climb, from where", "Optimise the noise", "Before and after")
@@ -235,26 +231,26 @@ Nothing changes? Raise *learning_rate*. Colours burn? Lower it. Out of memory? S
 
 def reno_then_multistep(info: dict) -> None:
     """ReNO on SDXL-Turbo, its noise into SDXL base."""
-    graph = Graph(info, (300, 290, 400, 400))
+    graph = Graph(info, (340, 290, 380, 380))
     graph.note(0, f"""
 ## Optimize noise, then many steps
 The noise is optimised on fast SDXL-Turbo and then starts 20 steps of SDXL base, as the ReNO paper suggests.
 {FILES}- `checkpoints/{SDXL_BASE}`
-""", 230)  # fmt: skip
+""", 190)  # fmt: skip
     checkpoint, base, clip, text = sdxl(graph, "a red book and a yellow vase", SDXL_TURBO, SDXL_BASE)
     checkpoint.title, base.title = "SDXL-Turbo", "SDXL base"
-    reward = graph.add(1, "LatentCLIPTextReward", 200, latent_clip=clip[0], text=text[0])
-    sigmas = graph.add(1, "SDTurboScheduler", 85, "One step", model=checkpoint[0], steps=1, denoise=1.0)
+    reward = graph.add(1, "LatentCLIPTextReward", 250, latent_clip=clip[0], text=text[0])
+    sigmas = graph.add(1, "SDTurboScheduler", 95, "One step", model=checkpoint[0], steps=1, denoise=1.0)
     empty, node = optimise(graph, checkpoint, checkpoint[1], text, reward, sigmas, 512, iterations=50)
-    steps = graph.add(3, "BasicScheduler", 110, "Many steps", model=base[0], scheduler="karras", steps=20, denoise=1.0)
+    steps = graph.add(3, "BasicScheduler", 120, "Many steps", model=base[0], scheduler="karras", steps=20, denoise=1.0)
     positive = encode(graph, 3, base[1], text[0], "Positive for base")
-    negative = encode(graph, 3, base[1], "", "Negative for base", beside=positive)
+    negative = encode(graph, 3, base[1], "", "Negative for base")
     guider = graph.fold(3, "CFGGuider", model=base[0], positive=positive[0], negative=negative[0], cfg=6.0)
-    sampler = graph.fold(3, "KSamplerSelect", "Sampler", guider, sampler_name="dpmpp_2m")
+    sampler = graph.fold(3, "KSamplerSelect", "Sampler", sampler_name="dpmpp_2m")
     sampled = graph.fold(
         3, "SamplerCustomAdvanced", "Sample", noise=node[1], guider=guider[0], sampler=sampler[0], sigmas=steps[0], latent_image=empty[0],
     )  # fmt: skip
-    save_image(graph, 3, sampled[0], base[2], 440, "reno-multistep")
+    save_image(graph, 3, sampled[0], base[2], 400, "reno-multistep")
     graph.group_columns("Load and prompt", "What to climb, from where", "Optimise the noise", "Many steps of base")
     graph.save("07 Optimize noise, then many steps")
 
@@ -275,10 +271,10 @@ Calibrate the thresholds on your own images. Both lower the rate of harm; they g
     base, clip, text = sdxl(graph, "a crowded market street at dusk, documentary photo", SDXL_BASE)
     guide = graph.add(1, "LatentCLIPSafetyGuidance", 390, model=base[0], latent_clip=clip[0], concepts="i2p")
     instead = graph.add(
-        1, "CLIPTextEncode", 100, "Instead", clip=base[1], text="a quiet landscape with trees and a lake"
+        1, "CLIPTextEncode", 105, "Instead", clip=base[1], text="a quiet landscape with trees and a lake"
     )
     guide.inputs["instead"] = instead[0]
-    empty = graph.add(2, "EmptyLatentImage", 110, width=1024, height=1024, batch_size=1)
+    empty = graph.add(2, "EmptyLatentImage", 120, width=1024, height=1024, batch_size=1)
     sampled = sample(
         graph, 2, guide, base[1], text, empty, steps=25, cfg=6.0, sampler_name="dpmpp_2m", scheduler="karras"
     )
@@ -301,10 +297,10 @@ The starting noise changes until the image fits the prompt and shows less of sev
 image still shows what you avoid.
 """, 270)  # fmt: skip
     checkpoint, clip, text = sdxl(graph, "two boxers in a ring, film still")
-    avoid = graph.add(1, "LatentCLIPAvoidReward", 260, latent_clip=clip[0], concepts="i2p", weight=0.05)
+    avoid = graph.add(1, "LatentCLIPAvoidReward", 315, latent_clip=clip[0], concepts="i2p", weight=0.05)
     match = graph.fold(1, "LatentCLIPTextReward", latent_clip=clip[0], text=text[0])
     combined = graph.fold(1, "LatentCLIPCombineRewards", **{"rewards.reward_0": match[0], "rewards.reward_1": avoid[0]})
-    sigmas = graph.fold(1, "SDTurboScheduler", "One step", model=checkpoint[0], steps=1, denoise=1.0)
+    sigmas = graph.fold(2, "SDTurboScheduler", "One step", model=checkpoint[0], steps=1, denoise=1.0)
     _empty, node = optimise(graph, checkpoint, checkpoint[1], text, combined, sigmas, 512, iterations=50)
     before_and_after(graph, node, checkpoint[2], "safety-reno", 310)
     graph.group_columns("Load and prompt", "Climb this, leave that", "Optimise the noise", "Before and after")
@@ -322,14 +318,14 @@ folder, without images and, here, without prompts. *any_blocked* chooses where p
 Calibrate the thresholds first; where the law asks for more, check the pixels too.
 """, 310)  # fmt: skip
     checkpoint, clip, text = sdxl(graph, "people at a festival, evening light")
-    empty = graph.add(1, "EmptyLatentImage", 110, "How many", width=512, height=512, batch_size=8)
+    empty = graph.add(1, "EmptyLatentImage", 120, "How many", width=512, height=512, batch_size=8)
     sampled = sample(graph, 1, checkpoint, checkpoint[1], text, empty)
     gate = graph.add(
         2, "LatentCLIPSafetyGate", 680, latent=sampled[0], latent_clip=clip[0], concepts="i2p", on_block="drop", audit_log=True,
     )  # fmt: skip
     graph.add(3, "PreviewAny", 150, "Report", source=gate[3])
-    complete = graph.add(3, "PrimitiveString", 60, "All passed", value="latent-clip/service/complete")
-    partial = graph.add(3, "PrimitiveString", 60, "Some were blocked", value="latent-clip/service/partial")
+    complete = graph.add(3, "PrimitiveString", 75, "All passed", value="latent-clip/service/complete")
+    partial = graph.add(3, "PrimitiveString", 75, "Some were blocked", value="latent-clip/service/partial")
     folder = graph.fold(3, "ComfySwitchNode", "Where to", switch=gate[2], on_false=complete[0], on_true=partial[0])
     save_image(graph, 3, gate[0], checkpoint[2], 280, folder[0])
     graph.group_columns("Load and prompt", "Make a batch", "Judge the latents", "Tell the caller, decode what passed")
@@ -341,16 +337,16 @@ def search(
 ) -> Node:  # fmt: skip
     """The advanced-sampling graph around Search Best Images, in columns 1 and 2. `sampling`: sampler, scheduler, steps, cfg."""
     sampler_name, scheduler, steps, cfg = sampling
-    reward = graph.add(1, "LatentCLIPTextReward", 200, latent_clip=latent_clip, text=text[0])
+    reward = graph.add(1, "LatentCLIPTextReward", 250, latent_clip=latent_clip, text=text[0])
     noise = graph.add(1, "RandomNoise", 85, noise_seed=1)
-    sigmas = graph.add(1, "BasicScheduler", 110, model=model[0], scheduler=scheduler, steps=steps, denoise=1.0)
+    sigmas = graph.add(1, "BasicScheduler", 120, model=model[0], scheduler=scheduler, steps=steps, denoise=1.0)
     positive = encode(graph, 1, clip, text[0])
-    negative = encode(graph, 1, clip, "", "Negative", beside=positive)
+    negative = encode(graph, 1, clip, "", "Negative")
     guider = graph.fold(1, "CFGGuider", "Guider", model=model[0], positive=positive[0], negative=negative[0], cfg=cfg)
-    sampler = graph.fold(1, "KSamplerSelect", "Sampler", guider, sampler_name=sampler_name)
+    sampler = graph.fold(1, "KSamplerSelect", "Sampler", sampler_name=sampler_name)
     empty = graph.fold(1, "EmptyLatentImage", "Size", width=size, height=size, batch_size=1)
     return graph.add(
-        2, "LatentCLIPSearch", 740, noise=noise[0], guider=guider[0], sampler=sampler[0], sigmas=sigmas[0], latent_image=empty[0],
+        2, "LatentCLIPSearch", 770, noise=noise[0], guider=guider[0], sampler=sampler[0], sigmas=sigmas[0], latent_image=empty[0],
         reward=reward[0], **settings,
     )  # fmt: skip
 
