@@ -186,7 +186,9 @@ def _save(
             f"first.{name}": moments["exp_avg"],
             f"second.{name}": moments["exp_avg_sq"],
         }
-    metadata = {"step": str(step)}
+    # float16 may pass over steps, so the optimizer's own count is less than the loop's
+    counts = [int(state["step"]) for state in optimizer.state.values() if "step" in state]
+    metadata = {"step": str(step), "optimizer_step": str(max(counts, default=0))}
     if scaler is not None:
         metadata["scaler"] = json.dumps(scaler.state_dict())
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -201,6 +203,7 @@ def _resume(path: Path, params: dict, average: dict, optimizer: Optimizer, scale
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     step, tensors = int(metadata["step"]), load_file(path)
+    count = float(metadata.get("optimizer_step", step))
     if {name.partition(".")[2] for name in tensors} != set(params):
         raise ValueError(f"{path}: the checkpoint of another model. Remove it, or choose another folder with --logs.")
     with torch.no_grad():
@@ -208,7 +211,7 @@ def _resume(path: Path, params: dict, average: dict, optimizer: Optimizer, scale
             p.copy_(tensors[f"param.{name}"])
             average[name].copy_(tensors[f"average.{name}"])
             optimizer.state[p] = {
-                "step": torch.tensor(float(step)),
+                "step": torch.tensor(count),
                 "exp_avg": tensors[f"first.{name}"].to(p.device),
                 "exp_avg_sq": tensors[f"second.{name}"].to(p.device),
             }

@@ -269,6 +269,7 @@ def _train_stage(
         groups=layered_groups(parameters, config["vision_cfg"]["layers"], options.layer_decay, options.wd),
         scaler=torch.amp.GradScaler(device.type) if options.precision == "amp" else None,
     )  # fmt: skip
+    log.close()
     model.requires_grad_(True)
 
 
@@ -302,6 +303,11 @@ class RunLog:
         for key, value in numbers.items():
             if self.board and key != "step":
                 self.board.add_scalar(f"{self.path.stem}/{key}", value, int(numbers["step"]))
+
+    def close(self) -> None:
+        """Write out what TensorBoard still holds."""
+        if self.board:
+            self.board.close()
 
 
 def _tensorboard(folder: Path):
