@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 
+import torch
+from torch import Tensor
+
 from .latent_spaces import LATENT_SPACES, LatentSpace
 
 OWN_SPACE = "latent_space_record"  # of a file's metadata, beside `latent_space`, its name
@@ -54,3 +57,33 @@ def space_of_metadata(metadata: dict[str, str]) -> LatentSpace:
     if space.name != name:
         raise ValueError(f"names two latent spaces, {name!r} and {space.name!r}")
     return space
+
+
+def statistics_of(metadata: dict[str, str]) -> dict[str, list[float]] | None:
+    """Mean and std of every channel of what a file's tower was trained on, where it tells them in full."""
+    try:
+        told = json.loads(metadata.get("channels", "null"))
+        mean, std = ([float(value) for value in told[key]] for key in ("mean", "std"))
+    except (ValueError, TypeError, KeyError):
+        return None
+    return {"mean": mean, "std": std} if len(mean) == len(std) > 0 and min(std) > 0 else None
+
+
+FAR = 2.5  # standard deviations of a channel's mean, or ratio of its spread, that no picture of that VAE is likely to have
+
+
+def unlike(raw_latents: Tensor, statistics: dict[str, list[float]]) -> str:
+    """What is odd about raw latents (B, C, H, W) for a tower that was trained on latents of these statistics; "" for nothing.
+
+    A VAE of the same shape may write other numbers. That two spaces are alike in these does not show that they are one.
+
+    Args:
+        statistics: mean and std of every channel, as `training` writes them.
+    """
+    mean, std = (torch.tensor(statistics[key], device=raw_latents.device) for key in ("mean", "std"))
+    values = raw_latents.detach().float()
+    shift = ((values.mean((0, 2, 3)) - mean) / std).abs().amax().item()
+    spread = (values.std((0, 2, 3), correction=0) / std).amax().item()
+    if max(shift, spread) < FAR:
+        return ""
+    return f"a channel's mean is {shift:.1f} standard deviations off, and the widest spread is {spread:.1f} times what it was"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .pictures import Skipped, cut, read_upright, views_of
-from .shards import HEADER, Dataset, Sample, ShardError, finished, read_dataset, write_shard
+from .shards import HEADER, Dataset, Sample, ShardError, drop_repeats, finished, read_dataset, write_shard
 from .sources import Row
 
 
@@ -171,6 +171,8 @@ def begin(rows: Sequence[Row], target: Path, dataset: Dataset) -> tuple[list[Row
             f"{target}: its shards were made with another {', '.join(changed)}. Choose another folder, or the same options."
         )
     dataset.write(target)
+    finished(target)  # clears away what is half written
+    drop_repeats(target)
     done = finished(target)
     counts = Counter(there=len(done.ids))
     counts.update(done.skipped.values())

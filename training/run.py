@@ -31,6 +31,7 @@ from .shards import Dataset, Sample, ShardError, finished, read_dataset
 from .starts import channel_statistics, config_for_latents, from_clip, from_nothing, layered_groups, only_patches
 
 PRECISIONS = {"fp32": None, "amp_bf16": torch.bfloat16, "amp": torch.float16}
+SHAPES_WORLD = "shapes-world"
 STATISTICS = 1000  # samples that channel statistics and the least squares are taken from
 
 
@@ -182,7 +183,7 @@ def start_model(
         model = from_nothing(config, *statistics, options.seed)
         start_temperature(model, options.siglip)
         return model, config
-    source, source_config = load_start(Path(options.start))
+    source, source_config = load_start(options.start)
     config = config_for_latents(
         source_config, space.channels, grid, options.patch_size, space.downscale, options.noise_bands
     )
@@ -194,12 +195,17 @@ def start_model(
     return from_clip(source, config, *statistics, options.seed, pairs), config
 
 
-def load_start(path: Path) -> tuple[nn.Module, dict]:
-    """A pixel CLIP or a Latent-CLIP as a module, with its config."""
+def load_start(name: str) -> tuple[nn.Module, dict]:
+    """A pixel CLIP or a Latent-CLIP as a module, with its config; "shapes-world": the shipped pixel CLIP."""
     from ..models.checkpoint import CheckpointError, read_checkpoint
     from ..models.latent_clip import load_latent_clip
     from ..models.pixel_clip import read_pixel_clip
+    from ..models.shapes_world import load_pixel_clip
 
+    if name == SHAPES_WORLD:
+        clip = load_pixel_clip()
+        return clip.model, clip.config
+    path = Path(name)
     try:
         checkpoint = read_checkpoint(path)
     except CheckpointError as error:

@@ -188,6 +188,26 @@ def finished(folder: Path) -> Done:
     return Done(tars, ids, skipped)
 
 
+def drop_repeats(folder: Path) -> int:
+    """Write shards again without the rows that an earlier one has; returns how many rows that were.
+
+    Two runs at once, or the workers of one that was killed, can embed the same picture.
+    """
+    seen: set[str] = set()
+    dropped = 0
+    for index in sorted(folder.glob(f"*{INDEX}")):
+        content = json.loads(index.read_text(encoding="utf-8"))
+        repeated = [row for row in content["ids"] if row in seen]
+        seen.update(content["ids"])
+        if repeated:
+            tar, dropped = folder / content["tar"], dropped + len(repeated)
+            kept = [sample for raw in raw_tar_samples(tar) if (sample := decode_sample(raw)).id not in set(repeated)]
+            index.unlink()
+            tar.unlink()
+            write_shard(folder, kept, [(row, reason) for row, reason in content["skipped"]])
+    return dropped
+
+
 def decode_sample(members: dict[str, bytes]) -> Sample:
     """A `Sample` from the members of a tar by extension, ours or the authors' (`latent.pt`, tensors only).
 
