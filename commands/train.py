@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line: that of training/options.py."""
     options = _options()
     if options is None:
-        parser.epilog = "This needs the extra [train]: pip install webdataset"
+        parser.epilog = "This needs the package webdataset."
         return
     options.add_arguments(parser)
 
@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> str:
     """Train; the report."""
     options = _options()
     if options is None:
-        raise ValueError("Training reads shards with webdataset, which is not installed: pip install webdataset")
+        raise ValueError("Training reads shards with webdataset, which is not installed. Install that package")
     from ..training.run import train
 
     said: list[str] = []

@@ -28,7 +28,7 @@ from ..training.shards import Dataset, Sample, finished, write_shard
 from .measures import CHUNK, World, noise_for
 from .second_vae import FOLDER_OF
 
-SCENES, LEVELS, STEPS, BANDS = 6000, 4, 1200, 16
+SCENES, LEVELS, STEPS, BANDS = 4000, 4, 700, 16
 SAMPLING = 8  # steps; "a quarter of the steps" is after the second
 CFG = 3.0
 
@@ -110,6 +110,7 @@ def one_prediction(world: World, latents: Tensor, noise: Tensor, texts: list[str
     return seen[0] / LATENT_SCALE
 
 
+@torch.enable_grad()
 def train_aware(shards: Path, held_out: Path) -> tuple[Path, float]:
     """The file, and the seconds that it took."""
     options = Options(
@@ -177,7 +178,11 @@ def measure(world: World, aware: LatentCLIP, seed: str, prompts: int, of: int) -
     shipped = world.latent_clip.image.model
     final = score(shipped, latents, text).view(-1, of)
     found: dict = {"levels": levels, "rows": {}}
-    for name, tower, tells in (("unaware", shipped, False), ("aware", aware.visual, True), ("aware, not told", aware.visual, False)):
+    for name, tower, tells in (
+        ("unaware", shipped, False),
+        ("aware", aware.visual, True),
+        ("aware, not told", aware.visual, False),
+    ):
         found["rows"][name] = [
             within_prompt(score(tower, x0, text, level if tells else None).view(-1, of), final) for x0, level in zip(steps, levels)
         ]  # fmt: skip

@@ -35,7 +35,7 @@ CHANNELS, NOISE = 16, 0.2
 CROWDS = Recipe("vae16_crowds", steps=600, lr=2e-3, seed=21)
 SCENES = Recipe("vae16_scenes", steps=300, lr=1.2e-3, seed=22)
 FOLDER_OF = CACHE / "training_study"
-PICTURES, HELD_OUT, STEPS = 16_000, 500, 1400
+PICTURES, HELD_OUT, STEPS = 10_000, 500, 900
 SPACE = LatentSpace("shapes-world-16", CHANNELS, 8, 1.0, 0.0, "the second VAE of the study")
 
 
@@ -44,6 +44,7 @@ def mean_of(vae: nn.Module, images: Tensor) -> Tensor:
     return vae.quant_conv(vae.encoder(images))[:, :CHANNELS]
 
 
+@torch.enable_grad()
 def second_vae() -> nn.Module:
     """Train or resume it; its latents stay as training left them: every channel with a mean and a spread of its own."""
     vae = build_vae(CHANNELS)
@@ -92,6 +93,7 @@ def make_shards(vae: nn.Module, name: str, count: int, teacher: PixelCLIP) -> Pa
     return folder
 
 
+@torch.enable_grad()
 def distil(train_data: Path, held_out: Path) -> tuple[Path, float]:
     """Train the tower; the file and the seconds that it took."""
     options = Options(

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load, save
 
 from .embed import Encoder, Prepared, Progress, Settings, Teacher, begin, embed_batch, prepare
-from .shards import Dataset, Sample, ShardError, drop_repeats, write_shard
+from .shards import Dataset, Sample, ShardError, drop_repeats, finished, write_shard
 from .sources import Row
 
 Make = tuple[Callable[..., tuple[Encoder, "Teacher | None"]], tuple]
@@ -53,12 +53,14 @@ def embed_on_ray(
         ray.data.DataContext.get_current().enable_progress_bars = False
         progress = Progress(len(left), say)
         for batch in _pipeline(ray, left, target.resolve(), settings, make, encoders).iter_batches(batch_size=None):
-            counts.update({str(key): int(n) for key, n in zip(batch["key"], batch["count"])})
-            progress.add(int(batch["count"].sum()))
+            progress.add(int(batch["rows"].sum()))
     finally:
         ray.shutdown()
     drop_repeats(target)
-    return counts
+    done = finished(target)  # what is there counts, however often workers have tried
+    return Counter(
+        {"there": counts["there"], "written": len(done.ids) - counts["there"], **Counter(done.skipped.values())}
+    )
 
 
 def _ray():
@@ -66,12 +68,12 @@ def _ray():
         import ray
         import ray.data
     except ImportError as error:
-        raise ShardError("Ray is not installed: pip install 'ray[data]', or leave --ray out.") from error
+        raise ShardError("Ray is not installed. Install the package ray[data], or leave --ray out.") from error
     try:
         version("latent-clip")
     except PackageNotFoundError as error:
         raise ShardError(
-            "Ray's workers import this pack as latent_clip, which is not installed: run pip install -e . in its folder."
+            "Ray's workers import this pack as latent_clip, which is not installed. Install its folder with pip, as docs/make-your-own.md shows."
         ) from error
     return ray
 
@@ -140,7 +142,7 @@ class _Encode:
 
 
 def _write(batch: Columns, target: Path) -> Columns:
-    """One shard; how many rows were written and left out, by reason."""
+    """One shard; how many rows it has and leaves out."""
     samples, skipped = [], []
     for text, about, reason, latent, teacher in zip(
         *(batch[k] for k in ("row", "about", "reason", "latent", "teacher"))
@@ -152,5 +154,4 @@ def _write(batch: Columns, target: Path) -> Columns:
             told = load(teacher) if len(teacher) else {}
             samples.append(Sample(row.id, load(latent), row.captions, json.loads(str(about)), told))
     write_shard(target, samples, skipped)
-    counts = Counter(reason for _, reason in skipped) + Counter(written=len(samples))
-    return {"key": np.array(list(counts)), "count": np.array(list(counts.values()))}
+    return {"rows": np.array([len(samples) + len(skipped)])}

@@ -153,7 +153,7 @@ def _parquet(path: str) -> list[dict]:
         from pyarrow import parquet
     except ImportError as error:
         raise SourceError(
-            f"{path}: parquet needs pyarrow: pip install pyarrow, or give the captions as .jsonl."
+            f"{path}: parquet needs the package pyarrow. Install it, or give the captions as .jsonl."
         ) from error
     with _open(path) as file:
         return parquet.read_table(file).to_pylist()
