@@ -9,9 +9,9 @@ import sys
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; 0 where it did what it was asked to."""
-    from . import calibrate, convert
+    from . import calibrate, card, convert, embed, train
 
-    modules = {"convert": convert, "calibrate": calibrate}
+    modules = {"convert": convert, "calibrate": calibrate, "embed": embed, "train": train, "card": card}
     parser = argparse.ArgumentParser("latent-clip", description="Tools of Latent-CLIP for ComfyUI.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in modules.items():

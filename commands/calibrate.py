@@ -12,7 +12,6 @@ and named, and the folder refused where that is more than one in twenty.
 import argparse
 import json
 import math
-import sys
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,9 +20,9 @@ import torch
 
 from ..methods.calibration import Calibration, CalibrationError, Share, calibrate, least_provable_rate, roc
 from ..models.concepts import SHIPPED, ConceptSet, read_concepts
+from .comfyui import find_host
 
 ERRORS = (ValueError, OSError)
-INSTALLED_IN = Path(__file__).resolve().parents[3]  # ComfyUI, where this pack lies in its custom_nodes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +63,7 @@ def run(options: argparse.Namespace) -> str:
     concepts = read_concepts(source)
     for name in names:
         concepts.only(name)
-    _find_host(options.comfyui, options.cpu)
+    find_host(options.comfyui, options.cpu)
     from ..host.scorer import Scorer
 
     scorer, curves, found = Scorer(options.clip, options.vae, options.fit, options.views, options.closer_look), {}, {}
@@ -85,21 +84,6 @@ def run(options: argparse.Namespace) -> str:
         plot(options.plot, curves, found)
     lines = [f"left out, cannot be read: {reason}" for reason in dict.fromkeys(scorer.left_out)]
     return "\n".join([*lines, *(report(name, c, options.rate) for name, c in found.items())])
-
-
-def _find_host(folder: Path | None, cpu: bool) -> None:
-    if folder is None and (INSTALLED_IN / "comfy" / "sd.py").is_file():
-        folder = INSTALLED_IN
-    if folder is not None:
-        if not (folder / "comfy" / "sd.py").is_file():
-            raise CalibrationError(f"{folder}: no ComfyUI there. Name the folder that holds its main.py.")
-        sys.path.insert(0, str(folder.resolve()))
-    try:
-        from comfy.cli_args import args
-    except ImportError as error:
-        raise CalibrationError("No ComfyUI is around this pack. Name its folder with --comfyui.") from error
-    if cpu or not torch.cuda.is_available():
-        args.cpu = True
 
 
 def calibrated(concepts: ConceptSet, found: dict[str, Calibration], about: dict) -> ConceptSet:

@@ -14,6 +14,7 @@ from ..methods.features import Look, encode_latents, look_everywhere
 from ..models.config import latent_grid
 from ..models.fit import Fit, fit_latents, more_windows
 from ..models.latent_spaces import LatentSpace
+from ..models.own_spaces import statistics_of, unlike
 from .folders import LATENT_CLIP, find_file
 from .oom import one_by_one_when_out
 from .prompts import words_of
@@ -98,7 +99,10 @@ class LoadedLatentCLIP:
         image: patcher of the image tower. text: the text tower with its cache.
     """
 
-    def __init__(self, model: "LatentCLIP", config: dict, space: LatentSpace, name: str, dtype: str = "auto"):
+    def __init__(
+        self, model: "LatentCLIP", config: dict, space: LatentSpace, name: str, dtype: str = "auto",
+        statistics: dict | None = None,
+    ):  # fmt: skip
         from ..models.latent_clip import identity
 
         device = mm.get_torch_device()
@@ -107,6 +111,7 @@ class LoadedLatentCLIP:
         self.config = config
         self.space = space
         self.grid = latent_grid(config)
+        self._statistics = statistics
         self.logit_scale = model.logit_scale.float().exp().item()
         self.image: TowerPatcher = tower_patcher(
             model.visual.to(tower_dtype(dtype, device)), device, mm.unet_offload_device()
@@ -117,6 +122,15 @@ class LoadedLatentCLIP:
     def encode_text(self, texts: list[str]) -> Tensor:
         """See `TextTower.encode`."""
         return self.text.encode(texts)
+
+    def doubt(self, raw_latents: Tensor) -> None:
+        """Warn, once, where the first latents are not like those that the tower was trained on: perhaps another VAE's."""
+        statistics, self._statistics = self._statistics, None
+        if statistics and (odd := unlike(raw_latents, statistics)):
+            LOGGER.warning(
+                "%s was trained on the latents of the %s space, and these are not like them: %s. Are they of that VAE? "
+                "Scores of another VAE's latents mean nothing.", self.name, self.space.name, odd,
+            )  # fmt: skip
 
     def encoder(self, fit: Fit = "tiles") -> "LatentEncoder":
         return LatentEncoder(self, fit)
@@ -159,6 +173,8 @@ class LatentEncoder:
 
     def __call__(self, raw_latents: Tensor, **noise_level: float) -> Tensor:
         tower = self.clip.image.model
+        if not noise_level:
+            self.clip.doubt(raw_latents)
         device, dtype = device_and_dtype(tower)
         read = partial(tower, **noise_level) if noise_level else tower
         return one_by_one_when_out(
@@ -203,4 +219,5 @@ def load_latent_clip_file(name: str, dtype: str = "auto") -> LoadedLatentCLIP:
     checkpoint = read_checkpoint(find_file(LATENT_CLIP, name))
     model = load_latent_clip(checkpoint.config, checkpoint.state_dict)
     LOGGER.info("Loaded %s: reads %s latents", checkpoint.name, checkpoint.space.name)
-    return LoadedLatentCLIP(model, checkpoint.config, checkpoint.space, checkpoint.name, dtype)
+    statistics = statistics_of(checkpoint.metadata)
+    return LoadedLatentCLIP(model, checkpoint.config, checkpoint.space, checkpoint.name, dtype, statistics)

@@ -61,7 +61,8 @@ def check_model_space(patcher, space: LatentSpace) -> None:
     """
     latent_format = patcher.get_model_object("latent_format")
     name = type(latent_format).__name__
-    fits = name in FORMATS[space.name] if space.named else latent_format.latent_channels == space.channels
+    known = space.named and space.name in FORMATS
+    fits = name in FORMATS[space.name] if known else latent_format.latent_channels == space.channels
     if not fits:
         raise LatentSpaceError(
             f"Got a model that makes {name} latents, but the reward reads those of the {space.name} space "
@@ -128,7 +129,8 @@ def _latent_format(space: LatentSpace) -> comfy.latent_formats.LatentFormat | No
         from .shapes_world import ShapesWorldLatent
 
         return ShapesWorldLatent()
-    name = FORMATS[space.name][0] if space.named else {4: "SDXL", 16: "Flux"}.get(space.channels)
+    usual = {4: "SDXL", 16: "Flux"}.get(space.channels)
+    name = FORMATS.get(space.name, (usual,))[0] if space.named else usual
     return getattr(comfy.latent_formats, name)() if name else None
 
 

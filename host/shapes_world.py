@@ -120,9 +120,10 @@ class ShapesWorldTokenizer(comfy.sd1_clip.SD1Tokenizer):
 # ------------------------------------------------------------------------- bare networks, as the training scripts need them
 
 
-def build_vae() -> nn.Module:
-    """The host's AutoencoderKL, f8 with 1.0 M parameters, its weights unset."""
-    return comfy.ldm.models.autoencoder.AutoencoderKL(**VAE_CONFIG["params"])
+def build_vae(channels: int = 4) -> nn.Module:
+    """The host's AutoencoderKL, f8 with 1.0 M parameters, its weights unset; with latents of so many channels."""
+    sized = {"embed_dim": channels, "ddconfig": {**_AUTOENCODER, "z_channels": channels}}
+    return comfy.ldm.models.autoencoder.AutoencoderKL(**sized)
 
 
 def build_unet() -> UNetModel:

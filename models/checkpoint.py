@@ -7,13 +7,15 @@ Both are memory-mapped, so what is not needed is never read.
 """
 
 import hashlib
+import io
 import json
 import logging
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy
 import torch
@@ -22,7 +24,8 @@ from torch import Tensor
 
 from . import known_files
 from .config import check_config, infer_config, name_of_config
-from .latent_spaces import LATENT_SPACES, LatentSpace
+from .latent_spaces import LatentSpace
+from .own_spaces import OWN_SPACE, space_as_dict, space_of_metadata
 
 FORMAT_VERSION = "1"
 LOGGER = logging.getLogger(__name__)
@@ -53,6 +56,7 @@ class Checkpoint:
         space: the latent space that the image tower reads.
         state_dict: tensors in the layout and with the shapes of `LatentCLIP(config)`, mapped from the file.
         dropped: number of tensors of the file that were not kept (VAE, optimizer aside).
+        metadata: what else a safetensors file says of itself.
     """
 
     name: str
@@ -60,6 +64,7 @@ class Checkpoint:
     space: LatentSpace
     state_dict: dict[str, Tensor]
     dropped: int
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -75,18 +80,17 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     config = _find_config(path, metadata, state_dict)
     check_keys(path, state_dict, expected_shapes(config))
     check_weights(path, state_dict)
-    space_name = metadata.get("latent_space", "sdxl")
-    if space_name not in LATENT_SPACES:
-        raise CheckpointError(
-            f"{path.name}: reads the unknown latent space {space_name!r}; known: {', '.join(LATENT_SPACES)}."
-        )
-    space = LATENT_SPACES[space_name]
+    try:
+        space = space_of_metadata(metadata)
+    except ValueError as error:
+        raise CheckpointError(f"{path.name}: {error}.") from error
     if config["vision_cfg"]["latent_n_channels"] != space.channels:
         raise CheckpointError(
             f"{path.name}: its patch convolution takes {config['vision_cfg']['latent_n_channels']} channels, "
             f"but {space.name} latents have {space.channels}. Either the file's latent_space is wrong, or it is a variant that reads decoded features."
         )
-    return Checkpoint(name_of_config(config) or path.stem, config, space, state_dict, len(tensors) - len(state_dict))
+    name = name_of_config(config) or path.stem
+    return Checkpoint(name, config, space, state_dict, len(tensors) - len(state_dict), metadata)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -168,13 +172,36 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
+def _load_tensors_only(source: Path | BinaryIO) -> object:
+    """The one place where a pickle is opened: tensors only, no code is run, pages of a file are read when touched."""
+    with torch.serialization.safe_globals(_SAFE_GLOBALS):
+        return torch.load(source, map_location="cpu", mmap=isinstance(source, Path), weights_only=True)
+
+
+def read_tensor_bytes(content: bytes, name: str) -> Tensor:
+    """The one tensor of a small torch file, as the authors' shards of latents hold them.
+
+    Raises:
+        CheckpointError: it is damaged, or holds anything but one tensor.
+    """
+    try:
+        tensor = _load_tensors_only(io.BytesIO(content))
+    except Exception as error:  # as in _read_pickle
+        raise CheckpointError(
+            f"{name}: not a readable torch tensor, or it holds more than tensors, which is refused because pickles can run code "
+            f"({_what_torch_refused(str(error)) or type(error).__name__})."
+        ) from error
+    if not isinstance(tensor, Tensor) or not _is_plain(tensor):
+        raise CheckpointError(f"{name}: expected one plain tensor, got {type(tensor).__name__}.")
+    return tensor
+
+
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    """The one place where a pickle is opened: tensors only, no code is run, pages are read when touched."""
+    """See `_load_tensors_only`."""
     if known := known_files.of_zip(path):
         raise CheckpointError(f"{path.name}: {known}")
     try:
-        with torch.serialization.safe_globals(_SAFE_GLOBALS):
-            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        content = _load_tensors_only(path)
     except Exception as error:  # a damaged pickle can fail with nearly any type; every one means the same to the user
         raise CheckpointError(
             f"{path.name}: not a readable torch checkpoint, or it holds more than tensors, which is refused because "
@@ -333,17 +360,20 @@ def _names(keys: Iterable[str]) -> str:
 def safetensors_metadata(checkpoint: Checkpoint, source: Path) -> dict[str, str]:
     """Metadata of our format: version, architecture, latent space, and the sha256 of the file it was made from."""
     return {
+        **checkpoint.metadata,
         "format": "latent-clip",
         "format_version": FORMAT_VERSION,
         "name": checkpoint.name,
         "config": json.dumps(checkpoint.config),
         "latent_space": checkpoint.space.name,
+        OWN_SPACE: json.dumps(space_as_dict(checkpoint.space)),
         "source_file": source.name,
-        "source_sha256": _sha256(source),
+        "source_sha256": sha256_of(source),
     }
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -8,6 +8,7 @@ from pathlib import Path
 CONFIG_DIR = Path(__file__).parent / "configs"
 HEAD_WIDTH = 64  # open_clip's default; shapes cannot tell it
 MAX_LAYERS = 1000
+NOISE_BANDS = "latent_noise_bands"  # in a vision_cfg: how many cosines tell the tower a noise level
 _KNOWN = {
     "vision_cfg": {
         "image_size",
@@ -18,6 +19,7 @@ _KNOWN = {
         "patch_size",
         "latent_factor",
         "latent_n_channels",
+        NOISE_BANDS,
     },
     "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"},
 }
@@ -93,6 +95,8 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], latent_factor: int = 8) 
             "layers": _count_blocks(shapes, "text."),
         },
     }
+    if noise := shapes.get("visual.noise_projection.weight"):
+        config["vision_cfg"][NOISE_BANDS] = noise[1]
     for tower in ("vision_cfg", "text_cfg"):
         prefix = "visual." if tower == "vision_cfg" else "text."
         mlp_ratio = shapes[f"{prefix}transformer.resblocks.0.mlp.c_fc.weight"][0] / config[tower]["width"]

@@ -11,7 +11,8 @@ import torch
 from open_clip.model import CustomTextCLIP
 from torch import nn
 
-from .config import latent_grid
+from .config import NOISE_BANDS, latent_grid
+from .noise_level import make_noise_aware
 
 SAMPLED = 1024  # values of each tensor that go into its identity: training changes all of them
 
@@ -23,13 +24,14 @@ class LatentCLIP(CustomTextCLIP):
     the latent space. `encode_text` takes token ids (B, context_length). Both return features (B, embed_dim).
 
     Args:
-        config: open_clip model config with `latent_factor` and `latent_n_channels` in its `vision_cfg`;
-            see `models/configs/`.
+        config: open_clip model config with `latent_factor` and `latent_n_channels` in its `vision_cfg`, see
+            `models/configs/`; with `latent_noise_bands`, `visual` may be told a noise level (`models.noise_level`).
     """
 
     def __init__(self, config: dict):
         vision_cfg = copy.deepcopy(config["vision_cfg"])
-        for key in ("latent_encoder_name", "latent_factor", "latent_n_channels", "latent_n_decoding_layers"):
+        own = ("latent_encoder_name", "latent_factor", "latent_n_channels", "latent_n_decoding_layers", NOISE_BANDS)
+        for key in own:
             vision_cfg.pop(key, None)
         vision_cfg["image_size"] = latent_grid(config)
         super().__init__(config["embed_dim"], vision_cfg, config["text_cfg"], config.get("quick_gelu", False))
@@ -37,6 +39,8 @@ class LatentCLIP(CustomTextCLIP):
         self.visual.conv1 = nn.Conv2d(
             config["vision_cfg"]["latent_n_channels"], width, patch_size, stride=patch_size, bias=False
         )
+        if NOISE_BANDS in config["vision_cfg"]:
+            make_noise_aware(self.visual, config["vision_cfg"][NOISE_BANDS])
 
 
 def load_latent_clip(config: dict, state_dict: dict[str, torch.Tensor]) -> LatentCLIP:

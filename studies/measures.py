@@ -109,21 +109,34 @@ def measure_vae(world: World, count: int) -> dict[str, Rate]:
 # ----------------------------------------------------------------------------------------------- the two CLIPs
 
 
-def _prefers(text: Callable[[list[str]], Tensor], images: Tensor, right: list[Caption], wrong: list[Caption]) -> Rate:
+def _prefers(
+    text: Callable[[list[str]], Tensor], images: Tensor, right: list[Caption], wrong: list[Caption]
+) -> list[bool]:
     true, false = text([str(c) for c in right]), text([str(c) for c in wrong])
-    return Rate.of(((images * true).sum(-1) > (images * false).sum(-1)).tolist())
+    return ((images * true).sum(-1) > (images * false).sum(-1)).tolist()
 
 
 def _clip_tasks(
     text: Callable[[list[str]], Tensor], features: Callable[[list[Scene]], Tensor], count: int
 ) -> dict[str, Rate]:
-    singles = sample_corpus("evaluate clip single", count, single=1.0)
+    return {task: Rate.of(right) for task, right in clip_verdicts(text, features, count).items()}
+
+
+def clip_verdicts(
+    text: Callable[[list[str]], Tensor], features: Callable[[list[Scene]], Tensor], count: int, seed: str = "evaluate"
+) -> dict[str, list[bool]]:
+    """Whether a CLIP is right, by task, about each of the same `count` scenes for every CLIP.
+
+    Args:
+        text: captions → unit features. features: scenes → unit features.
+    """
+    singles = sample_corpus(f"{seed} clip single", count, single=1.0)
     table = text([str(Caption((thing,))) for thing in THINGS])
     best = (features(singles) @ table.T).argmax(-1).tolist()
-    rates = {"single, of 30": Rate.of([THINGS[i] == scene.things[0] for i, scene in zip(best, singles)])}
+    rates = {"single, of 30": [THINGS[i] == scene.things[0] for i, scene in zip(best, singles)]}
     for name, held_out in (("", False), (", held-out pairs", True)):
-        scenes = sample_corpus(f"evaluate clip pairs {held_out}", count, held_out=held_out, single=0.0)
-        images, rng = features(scenes), random.Random("evaluate clip")
+        scenes = sample_corpus(f"{seed} clip pairs {held_out}", count, held_out=held_out, single=0.0)
+        images, rng = features(scenes), random.Random(f"{seed} clip")
         joined = [rng.choice(scene.captions()["and"]) for scene in scenes]
         related = [rng.choice(scene.captions()["relation"]) for scene in scenes]
         rates[f"colours swapped{name}"] = _prefers(text, images, joined, [c.swapped() for c in joined])

@@ -30,7 +30,7 @@ HOSTS = {
 }
 NEWEST = "0.30.0"
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]  # one consistent set; the host pins none
-TOOLS = ["pytest", "pytest-xdist", "playwright", "ruff", "mypy", "matplotlib"]
+TOOLS = ["pytest", "pytest-xdist", "playwright", "ruff", "mypy", "matplotlib", "webdataset"]
 
 
 def fail(message: str) -> None:
@@ -140,6 +140,18 @@ def install_pack(environment: Path) -> None:
     if not record.exists() or record.read_text() != stamp:
         with step("installing this checkout as latent_clip"):
             pip(python_in(environment), "install", "--no-deps", "--editable", str(ROOT))
+        record.write_text(stamp)
+
+
+def install_extra(name: str) -> None:
+    """Install what an extra of pyproject.toml names, for the commands that need it."""
+    import tomllib
+
+    requirements = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"][name]
+    record, stamp = VENV / f"latent-clip.{name}", stamp_of(*requirements)
+    if not record.exists() or record.read_text() != stamp:
+        with step(f"installing the extra [{name}]"):
+            pip(python_in(VENV), "install", "--no-compile", *requirements)
         record.write_text(stamp)
 
 

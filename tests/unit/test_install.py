@@ -47,7 +47,7 @@ def test_the_installed_library_has_its_data_and_nothing_else_at_its_top(installe
     assert (installed / "latent_clip" / "py.typed").exists()
 
 
-@pytest.mark.parametrize("command", ["convert", "calibrate"])
+@pytest.mark.parametrize("command", ["convert", "calibrate", "embed", "train", "card"])
 def test_its_commands_start(installed, tmp_path, command):
     assert "usage: latent-clip" in python("-P", installed / "bin" / "latent-clip", command, "--help", folder=tmp_path, path=installed)  # fmt: skip
     assert "usage: latent-clip" in python(ROOT, command, "--help", folder=tmp_path)

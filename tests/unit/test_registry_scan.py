@@ -49,7 +49,7 @@ REVIEWED = {
         "__main__.py",
         "reaches into other packs",
     ): "the command line, which registers this folder under one name; ComfyUI never runs it",
-    ("commands/calibrate.py", "changes sys.path"): "the command line, which needs the ComfyUI that the user names",
+    ("commands/comfyui.py", "changes sys.path"): "the command line, which needs the ComfyUI that the user names",
     ("commands/calibrate.py", "installs at run time"): "the words of a message; nothing is installed",
     ("host/requirements.py", "installs at run time"): "the words of a message; nothing is installed",
     (
@@ -171,7 +171,13 @@ THERE = {
     "nodes",
 }
 THERE |= {"einops", "open_clip", "safetensors", "latent_clip"}
-OPTIONAL = {"commands/calibrate.py": {"matplotlib"}}  # with --plot only, and a message where it is missing
+OPTIONAL = {  # a message where it is missing, or no more than a plot that is not drawn
+    "commands/calibrate.py": {"matplotlib"},
+    "training/reader.py": {"webdataset"},  # the extra [train]; commands/train.py says so
+    "training/run.py": {"open_clip_train", "matplotlib"},  # the former comes with open_clip
+    "training/sources.py": {"fsspec", "pyarrow"},
+    "training/ray_embed.py": {"ray"},
+}
 
 
 @pytest.mark.parametrize("path", [path for path in SHIPPED if path.suffix == ".py"], ids=str)

@@ -1,0 +1,28 @@
+"""ComfyUI for commands that need its code: the one that the user names, or the one that this pack is installed in."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+INSTALLED_IN = Path(__file__).resolve().parents[3]  # ComfyUI, where this pack lies in its custom_nodes
+
+
+def find_host(folder: Path | None, cpu: bool) -> None:
+    """Put ComfyUI on the path and, where there is no GPU or none is wanted, on the CPU.
+
+    Raises:
+        ValueError: there is none in `folder`, or none around this pack.
+    """
+    if folder is None and (INSTALLED_IN / "comfy" / "sd.py").is_file():
+        folder = INSTALLED_IN
+    if folder is not None:
+        if not (folder / "comfy" / "sd.py").is_file():
+            raise ValueError(f"{folder}: no ComfyUI there. Name the folder that holds its main.py.")
+        sys.path.insert(0, str(folder.resolve()))
+    try:
+        from comfy.cli_args import args
+    except ImportError as error:
+        raise ValueError("No ComfyUI is around this pack. Name its folder with --comfyui.") from error
+    if cpu or not torch.cuda.is_available():
+        args.cpu = True

@@ -1,0 +1,135 @@
+"""Turn pictures into shards of latents, to train a Latent-CLIP from.
+
+    latent-clip embed pictures/ shards/ --vae ae.safetensors --space flux --side 512 \\
+        --teacher open_clip_model.safetensors --licence "CC0"
+
+Pictures come from a folder (captions: .txt beside, --captions FILE, or none) or from WebDataset tars, here or at an address of
+fsspec. Started again, it does what is left. With --ray it runs on all cores and GPUs, or on a cluster.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from .comfyui import find_host
+
+ERRORS = (ValueError, OSError)
+SHAPES_WORLD = "shapes-world"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line."""
+    add = parser.add_argument
+    add("source", help="a folder of pictures, a .tar, or a pattern of tars such as 'tars/*.tar'; or an fsspec address")
+    add("target", type=Path, help="the folder of shards, new or of an earlier run")
+    add("--vae", required=True, help="file of the VAE, or shapes-world")
+    add(
+        "--space",
+        default="",
+        help="latent space of that VAE, such as sdxl or flux; default: one of its own, named after the file",
+    )
+    add("--side", type=int, default=512, help="pixels of a view; default 512")
+    add("--views", default="centre", help="of centre, flip, random and random-flip, with commas; default centre")
+    add("--captions", help="a .jsonl or .parquet that names pictures and captions")
+    add("--teacher", help="file of a pixel CLIP in open_clip's layout, or shapes-world; its features are stored")
+    add("--teacher-licence", default="", help="for the card")
+    add("--licence", default="", help="of the pictures, for the card")
+    add(
+        "--patch-grid",
+        type=int,
+        default=8,
+        help="patches along a side of the new tower; default 8; 0: store none for its start",
+    )
+    add(
+        "--moments",
+        action="store_true",
+        help="store mean and std of the VAE's posterior instead of what a LATENT wire carries",
+    )
+    add("--batch", type=int, default=8, help="pictures encoded at once; default 8")
+    add("--shard", type=int, default=1000, help="samples of a shard; default 1000")
+    add("--ray", nargs="?", const="local", help="run on Ray: alone on this machine, or at this ADDRESS of a cluster")
+    add(
+        "--ray-encoders",
+        type=int,
+        default=1,
+        help="encoders that work at once on Ray, each with a GPU where there is one",
+    )
+    add("--comfyui", type=Path, help="folder of ComfyUI; default: the one that this pack is installed in")
+    add("--cpu", action="store_true", help="do not use a GPU")
+
+
+def run(options: argparse.Namespace) -> str:
+    """Embed; the report."""
+    from ..training.embed import Settings, embed
+    from ..training.pictures import VIEWS
+    from ..training.sources import rows_of
+
+    views = tuple(options.views.split(","))
+    if unknown := set(views) - set(VIEWS):
+        raise ValueError(f"Got the view {sorted(unknown)[0]!r}, expected some of {', '.join(VIEWS)}.")
+    rows = rows_of(options.source, options.captions)
+    find_host(options.comfyui, options.cpu)
+    from ..host.embedding import HostEncoder
+
+    settings = Settings(options.side, views, options.batch, options.shard, options.patch_grid if options.teacher else 0)
+    encoder = HostEncoder(options.vae, options.moments)
+    dataset = _dataset(encoder, settings, options)
+    if options.ray:
+        from ..training.ray_embed import embed_on_ray
+
+        parts = (options.vae, options.moments, options.teacher, options.comfyui, options.cpu)
+        counts = embed_on_ray(
+            rows, options.target, dataset, settings, (_encoder_and_teacher, parts), options.ray, options.ray_encoders
+        )
+    else:
+        teacher = _teacher(options.teacher) if options.teacher else None
+        counts = embed(rows, options.target, dataset, settings, encoder, teacher, _say)
+    left_out = {reason: n for reason, n in counts.items() if reason not in ("written", "there")}
+    return "\n".join([
+        f"{options.target}: {counts['written']} pictures embedded, {counts['there']} were there before",
+        *(f"  left out, {reason}: {number}" for reason, number in sorted(left_out.items())),
+        f"  latents of the {json.dumps(dataset.space['name'])} space; VAE {dataset.vae['sha256'][:16]}",
+    ])  # fmt: skip
+
+
+def _encoder_and_teacher(vae: str, moments: bool, teacher: str | None, comfyui: Path | None, cpu: bool):
+    """Both, in a worker of Ray."""
+    find_host(comfyui, cpu)
+    from ..host.embedding import HostEncoder
+
+    return HostEncoder(vae, moments), _teacher(teacher) if teacher else None
+
+
+def _teacher(name: str):
+    from comfy.model_management import get_torch_device
+
+    from ..models.pixel_clip import read_pixel_clip
+    from ..models.shapes_world import load_pixel_clip
+    from ..training.teachers import PixelTeacher
+
+    return PixelTeacher(load_pixel_clip() if name == SHAPES_WORLD else read_pixel_clip(name), get_torch_device())
+
+
+def _dataset(encoder, settings, options: argparse.Namespace):
+    from ..host.embedding import space_of
+    from ..models.checkpoint import sha256_of
+    from ..models.own_spaces import space_as_dict
+    from ..models.shapes_world import FOLDER
+    from ..training.shards import Dataset
+
+    if settings.side % encoder.downscale:
+        raise ValueError(f"Got --side {settings.side}, expected a multiple of {encoder.downscale}, this VAE's cell.")
+    teacher = None
+    if options.teacher:
+        path = FOLDER / "pixel_clip.safetensors" if options.teacher == SHAPES_WORLD else Path(options.teacher)
+        teacher = {"name": path.name, "sha256": sha256_of(path), "licence": options.teacher_licence}
+    return Dataset(
+        space=space_as_dict(space_of(options.space, encoder)), vae=encoder.told,
+        views={"names": list(settings.views), "side": settings.side}, teacher=teacher, source=options.source,
+        licence=options.licence, moments=encoder.moments,
+    )  # fmt: skip
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

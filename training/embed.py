@@ -1,0 +1,188 @@
+"""Pictures → shards: read, cut, encode, ask the teacher, write; a plain loop of these, which resumes by row.
+
+Ray runs the same pieces on many workers (`ray_embed.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .pictures import Skipped, cut, read_upright, views_of
+from .shards import HEADER, Dataset, Sample, ShardError, drop_repeats, finished, read_dataset, write_shard
+from .sources import Row
+
+
+class Encoder(Protocol):
+    """A VAE: pixels (N, side, side, 3) in 0..1 → `latent`, or `mean` and `std`, each (N, C, h, w)."""
+
+    def __call__(self, pixels: Tensor) -> dict[str, Tensor]: ...
+
+
+class Teacher(Protocol):
+    """A CLIP that has learnt to see already.
+
+    `features`: pixels (N, side, side, 3) in 0..1 → unit features (N, D). `patches`: → (N, T, W), what its patch convolution says
+    of a grid×grid cut, for the start of a new convolution.
+    """
+
+    def features(self, pixels: Tensor) -> Tensor: ...
+
+    def patches(self, pixels: Tensor, grid: int) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How pictures become samples.
+
+    Attributes:
+        side: pixels of a view. views: see `pictures.views_of`.
+        batch: pictures that are encoded at once. shard: samples of a tar.
+        patch_grid: patches along a side that the new tower will have; 0: no patches are stored.
+        patch_samples: of how many pictures they are stored.
+    """
+
+    side: int
+    views: tuple[str, ...] = ("centre",)
+    batch: int = 8
+    shard: int = 1000
+    patch_grid: int = 0
+    patch_samples: int = 512
+
+
+@dataclass
+class Prepared:
+    """A picture that was read: its views (V, side, side, 3), and what is told of it."""
+
+    row: Row
+    pixels: Tensor
+    about: dict
+
+
+def prepare(row: Row, settings: Settings) -> Prepared | str:
+    """Read and cut one picture, or say why it is left out."""
+    try:
+        picture = read_upright(row.read())
+    except OSError:
+        return "cannot be opened"
+    except Skipped as reason:
+        return str(reason)
+    views = views_of(picture.size, settings.views, row.id)
+    about = {"size": list(picture.size), "views": [view.as_dict() for view in views]}
+    return Prepared(row, torch.stack([cut(picture, view, settings.side) for view in views]), about)
+
+
+@torch.no_grad()
+def embed_batch(
+    batch: Sequence[Prepared], encoder: Encoder, teacher: Teacher | None, settings: Settings, patches: bool = False
+) -> list[Sample]:
+    """Encode the views of several pictures at once.
+
+    Args:
+        patches: whether the teacher's patches are stored too.
+    """
+    count, pixels = len(settings.views), torch.cat([item.pixels for item in batch])
+    latents = {name: tensor.float().cpu() for name, tensor in encoder(pixels).items()}
+    features = teacher.features(pixels).float().cpu() if teacher else None
+    grids = teacher.patches(pixels[::count], settings.patch_grid).float().cpu() if teacher and patches else None
+    samples = []
+    for number, item in enumerate(batch):
+        own = slice(number * count, (number + 1) * count)
+        told = {} if features is None else {"features": features[own]}
+        if grids is not None:
+            told["patches"] = grids[number]
+        samples.append(
+            Sample(
+                item.row.id, {name: t[own] for name, t in latents.items()}, list(item.row.captions), item.about, told
+            )
+        )
+    return samples
+
+
+class Progress:
+    """Rate and time left, a line at most every `every` seconds."""
+
+    def __init__(self, total: int, say: Callable[[str], None], every: float = 10.0) -> None:
+        self.total, self.say, self.every = total, say, every
+        self.began = self.last = time.monotonic()
+        self.done = 0
+
+    def add(self, count: int) -> None:
+        self.done += count
+        now = time.monotonic()
+        if now - self.last >= self.every or self.done >= self.total:
+            rate = self.done / max(now - self.began, 1e-9)
+            left = (self.total - self.done) / max(rate, 1e-9)
+            self.say(f"{self.done}/{self.total} pictures, {rate:.1f} a second, {_span(left)} left")
+            self.last = now
+
+
+def _span(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{seconds / 3600:.1f} h"
+
+
+def embed(
+    rows: Sequence[Row], target: Path, dataset: Dataset, settings: Settings, encoder: Encoder,
+    teacher: Teacher | None = None, say: Callable[[str], None] = lambda text: None,
+) -> Counter[str]:  # fmt: skip
+    """Embed the rows that no finished shard has, in this process.
+
+    Returns:
+        How many were written ("written"), were there before ("there"), and were left out, by reason.
+    """
+    left, counts = begin(rows, target, dataset)
+    say(f"{len(left)} of {len(rows)} pictures to embed")
+    progress, stored = Progress(len(left), say), counts["there"]
+    samples: list[Sample] = []
+    skipped: list[tuple[str, str]] = []
+    for batch, reasons in _batches(left, settings):
+        skipped += reasons
+        wanted = bool(settings.patch_grid) and stored < settings.patch_samples
+        samples += embed_batch(batch, encoder, teacher, settings, wanted) if batch else []
+        stored += len(batch)
+        counts.update(["written"] * len(batch) + [reason for _, reason in reasons])
+        progress.add(len(batch) + len(reasons))
+        if len(samples) >= settings.shard:
+            write_shard(target, samples, skipped)
+            samples, skipped = [], []
+    write_shard(target, samples, skipped)
+    return counts
+
+
+def begin(rows: Sequence[Row], target: Path, dataset: Dataset) -> tuple[list[Row], Counter[str]]:
+    """Open a new or an earlier run: the rows that are left, and the counts so far.
+
+    Raises:
+        ShardError: the folder holds shards made in another way.
+    """
+    dataset = Dataset(**json.loads(json.dumps(asdict(dataset))))  # as it reads back: lists, no tuples
+    if (target / HEADER).exists() and (there := read_dataset(target)) != dataset:
+        changed = [name for name in vars(dataset) if getattr(there, name) != getattr(dataset, name)]
+        raise ShardError(
+            f"{target}: its shards were made with another {', '.join(changed)}. Choose another folder, or the same options."
+        )
+    dataset.write(target)
+    finished(target)  # clears away what is half written
+    drop_repeats(target)
+    done = finished(target)
+    counts = Counter(there=len(done.ids))
+    counts.update(done.skipped.values())
+    return [row for row in rows if row.id not in done.ids and row.id not in done.skipped], counts
+
+
+def _batches(rows: Sequence[Row], settings: Settings) -> Iterator[tuple[list[Prepared], list[tuple[str, str]]]]:
+    for start in range(0, len(rows), settings.batch):
+        tried = [(row, prepare(row, settings)) for row in rows[start : start + settings.batch]]
+        yield (
+            [item for _, item in tried if isinstance(item, Prepared)],
+            [(row.id, reason) for row, reason in tried if isinstance(reason, str)],
+        )

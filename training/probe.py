@@ -1,0 +1,53 @@
+"""What a tower can do, looked at while it trains: naming captions it has not seen pictures of, and agreement with the teacher."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor
+
+from ..models.latent_clip import LatentCLIP
+from .shards import Sample, stack_views
+
+CHUNK = 256
+
+
+@torch.no_grad()
+def image_features(model: LatentCLIP, latents: Tensor) -> Tensor:
+    """Unit features (N, D) on the CPU of raw latents (N, C, grid, grid)."""
+    device = model.logit_scale.device
+    return torch.cat(
+        [F.normalize(model.visual(part.to(device)).float(), dim=-1).cpu() for part in latents.split(CHUNK)]
+    )
+
+
+@torch.no_grad()
+def text_features(model: LatentCLIP, texts: list[str], context: int) -> Tensor:
+    """Unit features (N, D) on the CPU."""
+    tokens, device = SimpleTokenizer(context_length=context)(texts), model.logit_scale.device
+    return torch.cat([F.normalize(model.text(part.to(device)).float(), dim=-1).cpu() for part in tokens.split(CHUNK)])
+
+
+def probe(model: LatentCLIP, samples: list[Sample], context: int) -> dict[str, float]:
+    """Figures on held-out samples.
+
+    Returns:
+        top1, top5: share whose caption is the nearest, or among the five nearest, of all distinct captions of the samples; where
+        they have captions. teacher: mean cosine to the teacher's features; where they have some.
+    """
+    training = model.training
+    model.train(False)
+    images = image_features(model, stack_views(samples))
+    model.train(training)
+    found: dict[str, float] = {}
+    if all(sample.captions for sample in samples):
+        names = sorted({caption for sample in samples for caption in sample.captions})
+        nearest = (images @ text_features(model, names, context).T).topk(min(5, len(names)), dim=-1).indices.tolist()
+        right = [[names[i] in sample.captions for i in row] for row, sample in zip(nearest, samples)]
+        found["top1"] = sum(row[0] for row in right) / len(right)
+        found["top5"] = sum(any(row) for row in right) / len(right)
+    if all("features" in sample.teacher for sample in samples):
+        features = torch.stack([sample.teacher["features"][0].float() for sample in samples])
+        found["teacher"] = (images * F.normalize(features, dim=-1)).sum(-1).mean().item()
+    return found

@@ -1,0 +1,157 @@
+"""`embed` on Ray Data: pictures are decoded on every core, encoded by actors, written in shards; on this machine or a cluster.
+
+Ray starts lost workers again and repeats what they had in hand. A repeated batch has the same rows and so the same file name, and
+what a dead driver's workers finish after it is found by its ids: no row is lost, and none is there twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+
+from .embed import Encoder, Prepared, Progress, Settings, Teacher, begin, embed_batch, prepare
+from .shards import Dataset, Sample, ShardError, drop_repeats, finished, write_shard
+from .sources import Row
+
+Make = tuple[Callable[..., tuple[Encoder, "Teacher | None"]], tuple]
+Columns = dict[str, np.ndarray]
+
+
+def embed_on_ray(
+    rows: Sequence[Row], target: Path, dataset: Dataset, settings: Settings, make: Make, address: str = "local",
+    encoders: int = 1, say: Callable[[str], None] = lambda text: None, cpus: int | None = None,
+) -> Counter[str]:  # fmt: skip
+    """Embed the rows that no finished shard has.
+
+    Args:
+        make: a function that workers can import and its arguments; it returns an encoder and a teacher or None.
+        address: of a cluster, on which `target` and the pictures must be at the same places; "local": this machine.
+        encoders: actors that hold the VAE and the teacher. cpus: of this machine that Ray may use; default: all.
+
+    Returns:
+        As `embed.embed`.
+
+    Raises:
+        ShardError: Ray or this pack is not installed.
+    """
+    left, counts = begin(rows, target, dataset)
+    if not left:
+        return counts
+    ray = _ray()
+    ray.init(
+        address=None if address == "local" else address, num_cpus=cpus if address == "local" else None,
+        include_dashboard=False if address == "local" else None, log_to_driver=False, ignore_reinit_error=True,
+    )  # fmt: skip
+    try:
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        progress = Progress(len(left), say)
+        for batch in _pipeline(ray, left, target.resolve(), settings, make, encoders).iter_batches(batch_size=None):
+            progress.add(int(batch["rows"].sum()))
+    finally:
+        ray.shutdown()
+    drop_repeats(target)
+    done = finished(target)  # what is there counts, however often workers have tried
+    return Counter(
+        {"there": counts["there"], "written": len(done.ids) - counts["there"], **Counter(done.skipped.values())}
+    )
+
+
+def _ray():
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise ShardError("Ray is not installed. Install the package ray[data], or leave --ray out.") from error
+    try:
+        version("latent-clip")
+    except PackageNotFoundError as error:
+        raise ShardError(
+            "Ray's workers import this pack as latent_clip, which is not installed. Install its folder with pip, as docs/make-your-own.md shows."
+        ) from error
+    return ray
+
+
+def _pipeline(ray, rows: Sequence[Row], target: Path, settings: Settings, make: Make, encoders: int):
+    items = [{"number": number, "row": json.dumps(vars(row))} for number, row in enumerate(rows)]
+    gpus = 1 if ray.cluster_resources().get("GPU") else 0
+    data = ray.data.from_items(items, override_num_blocks=max(1, min(len(items) // settings.batch, 1000)))
+    data = data.map_batches(_decode, batch_size=settings.batch, fn_args=(settings,))
+    data = data.map_batches(
+        _Encode, batch_size=settings.batch, fn_constructor_args=(make, settings), num_gpus=gpus,
+        compute=ray.data.ActorPoolStrategy(size=encoders),
+    )  # fmt: skip
+    return data.map_batches(_write, batch_size=settings.shard, fn_args=(target,))
+
+
+def _bytes_column(values: list[bytes]) -> np.ndarray:
+    column = np.empty(len(values), dtype=object)
+    column[:] = values
+    return column
+
+
+def _decode(batch: Columns, settings: Settings) -> Columns:
+    """Rows as JSON → their views as 8-bit bytes, or the reason why not."""
+    pixels, about, reasons = [], [], []
+    for text in batch["row"]:
+        item = prepare(Row(**json.loads(text)), settings)
+        bad = isinstance(item, str)
+        # Pillow resizes in 8 bits, so nothing is lost here
+        pixels.append(b"" if bad else (item.pixels * 255).round().to(torch.uint8).numpy().tobytes())
+        about.append("{}" if bad else json.dumps(item.about))
+        reasons.append(item if bad else "")
+    return {
+        "number": batch["number"], "row": batch["row"], "pixels": _bytes_column(pixels), "about": np.array(about),
+        "reason": np.array(reasons),
+    }  # fmt: skip
+
+
+class _Encode:
+    """An actor with a VAE and a teacher."""
+
+    def __init__(self, make: Make, settings: Settings) -> None:
+        function, arguments = make
+        self.encoder, self.teacher = function(*arguments)
+        self.settings = settings
+
+    def __call__(self, batch: Columns) -> Columns:
+        side, kept = self.settings.side, [n for n, reason in enumerate(batch["reason"]) if not reason]
+        items = []
+        for n in kept:
+            pixels = np.frombuffer(batch["pixels"][n], dtype=np.uint8).reshape(-1, side, side, 3)
+            told = json.loads(str(batch["about"][n]))
+            items.append(
+                Prepared(
+                    Row(**json.loads(str(batch["row"][n]))), torch.from_numpy(pixels.astype(np.float32) / 255), told
+                )
+            )
+        patches = bool(self.settings.patch_grid) and bool((batch["number"] < self.settings.patch_samples).any())
+        samples = embed_batch(items, self.encoder, self.teacher, self.settings, patches) if items else []
+        latents, teachers = [b""] * len(batch["row"]), [b""] * len(batch["row"])
+        for n, sample in zip(kept, samples):
+            latents[n] = save({name: tensor.contiguous() for name, tensor in sample.latent.items()})
+            teachers[n] = save({name: tensor.contiguous() for name, tensor in sample.teacher.items()})
+        columns = {name: batch[name] for name in ("row", "about", "reason")}
+        return {**columns, "latent": _bytes_column(latents), "teacher": _bytes_column(teachers)}
+
+
+def _write(batch: Columns, target: Path) -> Columns:
+    """One shard; how many rows it has and leaves out."""
+    samples, skipped = [], []
+    for text, about, reason, latent, teacher in zip(
+        *(batch[k] for k in ("row", "about", "reason", "latent", "teacher"))
+    ):
+        row = Row(**json.loads(str(text)))
+        if reason:
+            skipped.append((row.id, str(reason)))
+        else:
+            told = load(teacher) if len(teacher) else {}
+            samples.append(Sample(row.id, load(latent), row.captions, json.loads(str(about)), told))
+    write_shard(target, samples, skipped)
+    return {"rows": np.array([len(samples) + len(skipped)])}

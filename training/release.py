@@ -1,0 +1,101 @@
+"""The one file that comes out: weights with everything that is known of them, which Load Latent-CLIP opens; and its model card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..models.checkpoint import FORMAT_VERSION, Checkpoint, CheckpointError, read_checkpoint
+from ..models.latent_clip import LatentCLIP
+from ..models.own_spaces import OWN_SPACE, space_as_dict, space_of_dict
+from .shards import Dataset
+
+
+def write_latent_clip(
+    path: Path, model: LatentCLIP, config: dict, dataset: Dataset, statistics: tuple[Tensor, Tensor], about: dict
+) -> Checkpoint:
+    """Write a safetensors file and read it back.
+
+    Args:
+        statistics: mean and standard deviation of every channel of the raw latents that it was trained on.
+        about: what was done: objectives, start, steps, seconds, and `figures` measured on held-out samples.
+
+    Raises:
+        CheckpointError: the weights are no longer finite.
+    """
+    mean, std = statistics
+    space = space_of_dict(dataset.space)
+    metadata = {
+        "format": "latent-clip",
+        "format_version": FORMAT_VERSION,
+        "name": path.stem,
+        "config": json.dumps(config),
+        "latent_space": space.name,
+        OWN_SPACE: json.dumps(space_as_dict(space)),
+        "vae": json.dumps(dataset.vae),
+        "channels": json.dumps({"mean": mean.tolist(), "std": std.tolist()}),
+        "teacher": json.dumps(dataset.teacher),
+        "data": json.dumps({"source": dataset.source, "licence": dataset.licence, "views": dataset.views}),
+        "training": json.dumps(about),
+    }
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    half = path.with_name(f"{path.name}.unfinished")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        save_file(tensors, half, metadata)
+        read_checkpoint(half)
+        half.replace(path)
+    finally:
+        half.unlink(missing_ok=True)
+    return read_checkpoint(path)
+
+
+def model_card(path: Path) -> str:
+    """A model card in Markdown of a file that `train` made.
+
+    Raises:
+        CheckpointError: it is no Latent-CLIP, or says nothing of how it was made.
+    """
+    checkpoint = read_checkpoint(path)
+    told = checkpoint.metadata
+    if "training" not in told:
+        raise CheckpointError(f"{path.name}: says nothing of how it was made, expected a file of: latent-clip train")
+    training, data, vae = (json.loads(told[key]) for key in ("training", "data", "vae"))
+    teacher = json.loads(told["teacher"])
+    vision, size = checkpoint.config["vision_cfg"], sum(t.numel() for t in checkpoint.state_dict.values())
+    figures = training.get("figures") or {}
+    parts = [
+        "---\ntags: [latent-clip, comfyui]\nlibrary_name: latent-clip\n---",
+        f"# {path.stem}",
+        f"A Latent-CLIP: it reads the latents of {vae.get('name', 'a VAE')} without decoding them, and compares them with text. "
+        "Put the file into ComfyUI/models/latent_clip and open it with *Load Latent-CLIP*.",
+        "## What it reads",
+        _list({
+            "latent space": f"{checkpoint.space.name}, {checkpoint.space.channels} channels, {checkpoint.space.downscale} pixels a cell",
+            "VAE": f"{vae.get('name', '?')}, sha256 {vae.get('sha256', '?')}",
+            "size": f"{vision['image_size']} × {vision['image_size']} pixels, patches of {vision['patch_size']} × {vision['patch_size']} cells",
+            "noise level": "may be told" if "latent_noise_bands" in vision else "not read; for finished images",
+            "parameters": f"{size / 1e6:.1f} M",
+        }),
+        "Latents of another VAE give wrong scores, also where their shape is the same.",
+        "## How it was made",
+        _list({
+            "pictures": data.get("source") or "not told",
+            "licence of the pictures": data.get("licence") or "not told",
+            "teacher": f"{teacher['name']}, sha256 {teacher.get('sha256', '?')}" if teacher else "none",
+            "licence of the teacher": (teacher or {}).get("licence") or ("not told" if teacher else "–"),
+            **{key: value for key, value in training.items() if key != "figures"},
+        }),
+        "## Measured",
+        _list(figures) if figures else "Nothing was measured on held-out pictures.",
+        "Figures are of held-out samples of the same source, and say nothing of other pictures.",
+    ]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def _list(entries: dict) -> str:
+    texts = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in entries.items()}
+    return "\n".join(f"- {key}: {value}" for key, value in texts.items())

@@ -1,0 +1,352 @@
+"""Train a Latent-CLIP from a folder of shards: the stages of one run, on one device or as one of several processes.
+
+python -m latent_clip.training --train-data shards --start teacher.safetensors --distil 1 --output my-latent-clip.safetensors
+torchrun --nproc-per-node 8 -m latent_clip.training …
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import torch.distributed as dist
+from open_clip_train.scheduler import cosine_lr
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..models.config import latent_grid
+from ..models.latent_clip import LatentCLIP
+from ..models.own_spaces import space_of_dict
+from .loop import Draw, Printed, Recipe, fit
+from .objectives import Objectives, Task, start_temperature
+from .probe import probe
+from .reader import Reader, Reading, first_rows
+from .release import write_latent_clip
+from .shards import Dataset, Sample, ShardError, finished, read_dataset
+from .starts import channel_statistics, config_for_latents, from_clip, from_nothing, layered_groups, only_patches
+
+PRECISIONS = {"fp32": None, "amp_bf16": torch.bfloat16, "amp": torch.float16}
+SHAPES_WORLD = "shapes-world"
+STATISTICS = 1000  # samples that channel statistics and the least squares are taken from
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run is asked for; named as open_clip's flags where it has them.
+
+    Attributes:
+        model: config of a new tower, or {} with a `start`, whose blocks and text tower it then has.
+        start: file of a pixel CLIP or Latent-CLIP to start from; "" for nothing.
+        patch_size: latent cells of a patch, with a `start`.
+        patch_samples: samples of the first stage, which trains the patch convolution and the positions alone.
+        layer_decay: of the learning rate from the top of the image tower down.
+        noise_bands, noised: see `models.noise_level` and `reader.Reading`.
+    """
+
+    train_data: Path
+    output: Path
+    logs: Path
+    val_data: Path | None = None
+    model: dict | None = None
+    start: str = ""
+    patch_size: int = 8
+    contrastive: float = 0.0
+    distil: float = 0.0
+    siglip: bool = False
+    train_num_samples: int = 1_000_000
+    patch_samples: int = 0
+    batch_size: int = 64
+    lr: float = 5e-4
+    wd: float = 0.2
+    beta1: float = 0.9
+    beta2: float = 0.98
+    warmup: int = 100
+    grad_clip_norm: float = 1.0
+    layer_decay: float = 1.0
+    ema: float = 0.999
+    precision: str = "amp_bf16"
+    grad_checkpointing: bool = False
+    local_loss: bool = True
+    gather_with_grad: bool = True
+    train_text: bool = False
+    noise_bands: int = 0
+    noised: float = 0.0
+    seed: int = 0
+    workers: int = 2
+    shuffle: int = 1000
+    save_every: int = 500
+    probe_every: int = 0
+    device: str = "cpu"
+
+
+class CosineRecipe(Recipe):
+    """A recipe with open_clip's own schedule: linear warm-up, then a cosine to zero."""
+
+    def lr_at(self, step: int) -> float:
+        return cosine_lr(SimpleNamespace(param_groups=[]), self.lr, self.warmup, self.steps)(step)
+
+
+@dataclass(frozen=True)
+class Here:
+    """This process among others."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+
+def join() -> Here:
+    """Meet the other processes that torchrun started; alone without it."""
+    if not dist.is_torchelastic_launched():
+        return Here()
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return Here(dist.get_rank(), dist.get_world_size())
+
+
+def train(options: Options, say: Callable[[str], None] = print) -> Path:
+    """Run every stage that is not finished and write the file.
+
+    Raises:
+        ValueError: the options do not fit the data or each other; says which and what to do.
+    """
+    here, device = join(), _device(options.device)
+    dataset, tars = read_dataset(options.train_data), finished_tars(options.train_data, here.rank == 0)
+    samples = first_rows(tars, STATISTICS)
+    statistics = channel_statistics(torch.cat([_latents_of(sample) for sample in samples]))
+    model, config = start_model(options, dataset, samples, statistics)
+    model.to(device)
+    held_out = first_rows(finished(options.val_data).tars, STATISTICS) if options.val_data else []
+    began, stages = time.monotonic(), stages_of(options, model, here.world_size)
+    for name, steps, trained in stages:
+        _train_stage(options, name, steps, trained, model, config, tars, held_out, here, device)
+    if not here.first:
+        return options.output
+    figures = probe(model, held_out, config["text_cfg"]["context_length"]) if held_out else {}
+    about = {
+        "objectives": {k: v for k, v in asdict(objectives_of(options)).items() if v}, "start": Path(options.start).name or "nothing",
+        "samples": options.train_num_samples, "batch": options.batch_size * here.world_size, "lr": options.lr,
+        "seed": options.seed, "seconds": round(time.monotonic() - began), "figures": figures,
+    }  # fmt: skip
+    write_latent_clip(options.output, model.cpu(), config, dataset, statistics, about)
+    plot(options.logs, [name for name, _, _ in stages])
+    say(f"{options.output}: {json.dumps(figures)}")
+    return options.output
+
+
+def finished_tars(folder: Path, cleans: bool) -> list[Path]:
+    """The finished shards; one process clears away what a stopped run left."""
+    if not cleans:
+        dist.barrier()
+    tars = finished(folder).tars
+    if cleans and dist.is_initialized():
+        dist.barrier()
+    if not tars:
+        raise ShardError(f"{folder}: no finished shards. Make some with: latent-clip embed")
+    return tars
+
+
+def _latents_of(sample: Sample) -> Tensor:
+    return next(iter(sample.latent.values())).float() if "mean" not in sample.latent else sample.latent["mean"].float()
+
+
+def objectives_of(options: Options) -> Objectives:
+    """The terms of the loss."""
+    return Objectives(options.contrastive, options.distil, options.siglip)
+
+
+def start_model(
+    options: Options, dataset: Dataset, samples: list[Sample], statistics: tuple[Tensor, Tensor]
+) -> tuple[LatentCLIP, dict]:
+    """The model of step 0 and its config."""
+    space = space_of_dict(dataset.space)
+    grid = dataset.views["side"] // space.downscale
+    if not options.start:
+        if not options.model:
+            raise ValueError(
+                "Got neither --model nor --start, expected one: the config of a new tower, or a CLIP's file."
+            )
+        config = options.model
+        if (config["vision_cfg"]["latent_n_channels"], latent_grid(config)) != (space.channels, grid):
+            raise ValueError(
+                f"Got a --model for {config['vision_cfg']['latent_n_channels']} channels of {latent_grid(config)} cells, but the shards "
+                f"hold {space.channels} channels of {grid}. Change the config, or embed again with its --side."
+            )
+        model = from_nothing(config, *statistics, options.seed)
+        start_temperature(model, options.siglip)
+        return model, config
+    source, source_config = load_start(options.start)
+    config = config_for_latents(
+        source_config, space.channels, grid, options.patch_size, space.downscale, options.noise_bands
+    )
+    known = [sample for sample in samples if "patches" in sample.teacher]
+    pairs = None
+    if known:
+        latents = torch.stack([_latents_of(sample)[0] for sample in known])
+        pairs = latents, torch.stack([sample.teacher["patches"].float() for sample in known])
+    return from_clip(source, config, *statistics, options.seed, pairs), config
+
+
+def load_start(name: str) -> tuple[nn.Module, dict]:
+    """A pixel CLIP or a Latent-CLIP as a module, with its config; "shapes-world": the shipped pixel CLIP."""
+    from ..models.checkpoint import CheckpointError, read_checkpoint
+    from ..models.latent_clip import load_latent_clip
+    from ..models.pixel_clip import read_pixel_clip
+    from ..models.shapes_world import load_pixel_clip
+
+    if name == SHAPES_WORLD:
+        clip = load_pixel_clip()
+        return clip.model, clip.config
+    path = Path(name)
+    try:
+        checkpoint = read_checkpoint(path)
+    except CheckpointError as error:
+        if "reads pixels" not in str(error):
+            raise
+        clip = read_pixel_clip(path)
+        return clip.model, clip.config
+    return load_latent_clip(checkpoint.config, checkpoint.state_dict), checkpoint.config
+
+
+def stages_of(options: Options, model: LatentCLIP, world_size: int) -> list[tuple[str, int, set[str]]]:
+    """(name, steps, names of the parameters) of each stage."""
+    batch = options.batch_size * world_size
+    steps, first = options.train_num_samples // batch, options.patch_samples // batch
+    if steps < 1:
+        raise ValueError(
+            f"Got {options.train_num_samples} samples for batches of {batch}, expected at least one batch."
+        )
+    names = {name for name, _ in model.named_parameters()}
+    read = (
+        names
+        if options.contrastive and (options.train_text or not options.start)
+        else {n for n in names if n.startswith("visual.")}
+    )
+    if options.contrastive:
+        read |= {"logit_scale"}
+    patches = set(only_patches(model)) | {n for n in names if "noise_projection" in n}
+    return [*([("patches", first, patches)] if first else []), ("all", steps, read)]
+
+
+def _train_stage(
+    options: Options, name: str, steps: int, trained: set[str], model: LatentCLIP, config: dict, tars: list[Path],
+    held_out: list[Sample], here: Here, device: torch.device,
+) -> None:  # fmt: skip
+    for parameter_name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter_name in trained)
+    model.visual.set_grad_checkpointing(options.grad_checkpointing)
+    task = Task(model, objectives_of(options), here.rank, here.world_size, options.local_loss, options.gather_with_grad)
+    task.to(device)
+    context = config["text_cfg"]["context_length"]
+    reading = Reading(
+        options.batch_size, latent_grid(config), options.seed + (name == "patches"), options.save_every,
+        context if options.contrastive else 0, bool(options.distil), options.noised if options.noise_bands else 0.0,
+        options.workers, options.shuffle,
+    )  # fmt: skip
+    reader, run = Reader(tars, reading, here.rank), task if here.world_size == 1 else _distributed(task, device)
+    dtype = PRECISIONS[options.precision]
+    recipe = CosineRecipe(
+        name, steps, options.lr, options.seed, min(options.warmup, steps // 2), options.wd, options.ema,
+        (options.beta1, options.beta2), options.grad_clip_norm, save_every=options.save_every,
+    )  # fmt: skip
+    log = RunLog(options.logs, recipe, here.first)
+
+    def loss_of(draw: Draw) -> tuple[Tensor, dict[str, float]]:
+        batch = reader.batch(draw.step).to(device)
+        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            losses = run(batch)
+        return torch.stack(list(losses.values())).sum(), {key: value.item() for key, value in losses.items()}
+
+    def after(step: int) -> None:
+        if options.probe_every and held_out and here.first and step % options.probe_every == 0:
+            log({"step": step, **{f"probe {key}": value for key, value in probe(model, held_out, context).items()}})
+
+    parameters = {n: p for n, p in task.named_parameters() if p.requires_grad}
+    fit(
+        task, recipe, loss_of, options.logs / f"{name}.safetensors", log=log, writes=here.first, after=after,
+        groups=layered_groups(parameters, config["vision_cfg"]["layers"], options.layer_decay, options.wd),
+        scaler=torch.amp.GradScaler(device.type) if options.precision == "amp" else None,
+    )  # fmt: skip
+    log.close()
+    model.requires_grad_(True)
+
+
+def _distributed(task: Task, device: torch.device) -> nn.Module:
+    return DistributedDataParallel(task, device_ids=[device] if device.type == "cuda" else None, static_graph=True)
+
+
+def _device(name: str) -> torch.device:
+    if name != "cuda" or not dist.is_initialized():
+        return torch.device(name)
+    device = torch.device("cuda", dist.get_node_local_rank(0))
+    torch.cuda.set_device(device)
+    return device
+
+
+class RunLog:
+    """JSON lines in the folder of a run, lines to read, and TensorBoard where it is installed; on one process only."""
+
+    def __init__(self, folder: Path, recipe: Recipe, writes: bool) -> None:
+        self.path, self.writes = folder / f"{recipe.name}.jsonl", writes
+        self.printed = Printed(recipe)
+        self.board = _tensorboard(folder) if writes else None
+
+    def __call__(self, numbers: dict[str, float]) -> None:
+        if not self.writes:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(numbers) + "\n")
+        self.printed(numbers)
+        for key, value in numbers.items():
+            if self.board and key != "step":
+                self.board.add_scalar(f"{self.path.stem}/{key}", value, int(numbers["step"]))
+
+    def close(self) -> None:
+        """Write out what TensorBoard still holds."""
+        if self.board:
+            self.board.close()
+
+
+def _tensorboard(folder: Path):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder))
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The lines of a log, of each step what was written last: a killed run writes its last steps twice."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    merged: dict[float, dict[str, float]] = {}
+    for line in lines:
+        merged[line["step"]] = merged.get(line["step"], {}) | line
+    return [merged[step] for step in sorted(merged)]
+
+
+def plot(folder: Path, names: list[str]) -> None:
+    """Loss and figures over the steps, as training.png; nothing where matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis, offset = figure.add_subplot(), 0.0
+    for name in names:
+        log = read_log(folder / f"{name}.jsonl")
+        for key in sorted({key for line in log for key in line} - {"step", "lr"}):
+            points = [(offset + line["step"], line[key]) for line in log if key in line]
+            axis.plot(*zip(*points), label=f"{name}: {key}")
+        offset += log[-1]["step"]
+    axis.set(xlabel="step")
+    axis.legend(fontsize="small")
+    figure.savefig(folder / "training.png", dpi=100)
