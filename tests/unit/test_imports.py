@@ -13,11 +13,12 @@ MAY_IMPORT = {  # a room → the rooms that it may import besides itself
     "methods": {"models"},
     "host": {"methods", "models"},
     "nodes": {"host", "methods", "models"},
-    "commands": {"host", "methods", "models"},
+    "evaluation": {"methods", "models"},
+    "commands": {"evaluation", "host", "methods", "models"},
     "demo": {"host", "methods", "models"},
-    "studies": {"demo", "host", "methods", "models"},
-    "tools": {"demo", "host", "methods", "models", "tests"},
-    "bench": {"demo", "host", "methods", "models", "studies", "tools", "tests"},
+    "studies": {"demo", "evaluation", "host", "methods", "models"},
+    "tools": {"demo", "evaluation", "host", "methods", "models", "tests"},
+    "bench": {"demo", "evaluation", "host", "methods", "models", "studies", "tools", "tests"},
 }
 LIBRARIES = {"torch", "numpy", "einops", "open_clip", "safetensors"}  # all that the mathematics needs
 LIGHT = {"comfy_api", "folder_paths"}  # the host has loaded these before it meets a pack
