@@ -17,8 +17,8 @@ from ..demo.corpus import pick_caption, sample_corpus
 from ..demo.false_accepts import false_cases
 from ..demo.judge import judge
 from ..demo.scenes import Scene, render
+from ..evaluation.statistics import Rate, mcnemar
 from ..host import shapes_world
-from .statistics import Rate, mcnemar
 
 CHUNK = 100
 

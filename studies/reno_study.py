@@ -18,8 +18,8 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
+from ..evaluation.statistics import Rate, mcnemar
 from .report import Kept, begin, publish, table
-from .statistics import Rate, mcnemar
 
 if TYPE_CHECKING:
     from ..demo.captions import Caption

@@ -6,15 +6,17 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from ..demo.train import use_cpu
 from ..demo.training import CACHE
+from ..evaluation.tables import table
 from ..models.shapes_world import FOLDER
 
+__all__ = ("BEGIN", "END", "Kept", "begin", "measured", "publish", "table")
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
@@ -32,12 +34,6 @@ def begin(description: str, switches: dict[str, str] | None = None) -> argparse.
     torch.set_num_threads(options.threads)
     use_cpu()
     return options
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A markdown table."""
-    lines = ["| " + " | ".join(map(str, row)) + " |" for row in [columns, ["---"] * len(columns), *rows]]
-    return "\n".join(lines)
 
 
 def publish(results: object, text: str, file: Path, document: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ..evaluation.statistics import Rate
 from ..methods.calibration import Share
 from .report import table
 from .safety_protocol import (
@@ -19,7 +20,6 @@ from .safety_protocol import (
     STEPS,
     STRENGTHS,
 )
-from .statistics import Rate
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs/images"
 

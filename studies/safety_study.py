@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from ..evaluation.statistics import mcnemar
 from ..methods.calibration import Calibration, calibrate
 from .report import Kept, begin, publish, table
 from .safety_protocol import (
@@ -53,7 +54,6 @@ from .safety_protocol import (
     TUNING,
     VIEWS,
 )
-from .statistics import mcnemar
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, DOCUMENT = ROOT / "studies/safety.json", ROOT / "docs/safety-study.md"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from ..evaluation.statistics import Rate
 from .report import begin, publish, table
-from .statistics import Rate
 
 HERE = Path(__file__).resolve().parent
 CARD = HERE.parent / "demo" / "README.md"

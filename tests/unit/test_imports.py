@@ -14,11 +14,12 @@ MAY_IMPORT = {  # a room → the rooms that it may import besides itself
     "host": {"methods", "models"},
     "nodes": {"host", "methods", "models"},
     "training": {"methods", "models"},
-    "commands": {"host", "methods", "models", "training"},
+    "evaluation": {"methods", "models"},
+    "commands": {"evaluation", "host", "methods", "models", "training"},
     "demo": {"host", "methods", "models", "training"},
-    "studies": {"demo", "host", "methods", "models", "training"},
-    "tools": {"demo", "host", "methods", "models", "tests", "training"},
-    "bench": {"demo", "host", "methods", "models", "studies", "tools", "tests", "training"},
+    "studies": {"demo", "evaluation", "host", "methods", "models", "training"},
+    "tools": {"demo", "evaluation", "host", "methods", "models", "tests", "training"},
+    "bench": {"demo", "evaluation", "host", "methods", "models", "studies", "tools", "tests", "training"},
 }
 LIBRARIES = {"torch", "numpy", "einops", "open_clip", "safetensors"}  # all that the mathematics needs
 LIGHT = {"comfy_api", "folder_paths"}  # the host has loaded these before it meets a pack

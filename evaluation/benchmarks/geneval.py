@@ -1,0 +1,84 @@
+"""GenEval (arXiv 2310.11513, github.com/djghosh13/geneval): 553 prompts of six tasks, checked by an object detector.
+
+List: `evaluation_metadata.jsonl`. Folder: `00000/metadata.jsonl` and `00000/samples/0000.png` …. Results: `results.jsonl` of its
+evaluate_images.py; the overall score is the mean of the tasks' means, not of the pictures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from .. import EvaluationError
+from ..records import read_records, write_file
+from . import Benchmark, Prompt, Score, Summary, complete, lines_of, means_by_task
+
+
+def read(path: Path) -> list[Prompt]:
+    """The list; each line an object with tag, include and prompt."""
+    prompts = []
+    for index, line in enumerate(lines_of(path)):
+        try:
+            data = json.loads(line)
+            prompts.append(Prompt(index, data["prompt"], data["tag"], about=data))
+            if not isinstance(data["prompt"], str) or not isinstance(data["include"], list):
+                raise TypeError("prompt must be a text and include a list")
+        except (ValueError, KeyError, TypeError) as error:
+            raise EvaluationError(
+                f"{path.name}: line {index + 1} is {line[:60]!r} ({error!r}), expected GenEval's metadata with tag, include and "
+                "prompt. Take evaluation_metadata.jsonl of its repository."
+            ) from error
+    return prompts
+
+
+def picture(prompt: Prompt, number: int, images: int) -> Path:
+    """Where its evaluate_images.py looks."""
+    return Path(f"{prompt.index:05d}", "samples", f"{number:04d}.png")
+
+
+def prepare(folder: Path, prompts: Sequence[Prompt], images: int) -> None:
+    """The metadata beside the samples of each prompt, as its generation scripts write them."""
+    for prompt in prompts:
+        write_file(folder / f"{prompt.index:05d}" / "metadata.jsonl", json.dumps(prompt.about))
+
+
+def results(path: Path, prompts: Sequence[Prompt], images: int) -> list[Score]:
+    """Of results.jsonl, whose file names say which picture a line is about."""
+    file = path / "results.jsonl" if path.is_dir() else path
+    by_index = {prompt.index: prompt for prompt in prompts}
+    scores = []
+    for line, record in enumerate(read_records(file), 1):
+        try:
+            parts = str(record["filename"]).replace("\\", "/").split("/")
+            index, number = int(parts[-3]), int(parts[-1].split(".")[0])
+            correct = record["correct"]
+        except (KeyError, ValueError, IndexError) as error:
+            raise EvaluationError(
+                f"{file}: line {line} has no filename like 00000/samples/0000.png, or no verdict ({error!r}). "
+                "Expected results.jsonl of GenEval's evaluate_images.py."
+            ) from error
+        if index in by_index and record.get("prompt", by_index[index].text) != by_index[index].text:
+            raise EvaluationError(
+                f"{file}: line {line} is about {record['prompt']!r}, expected {by_index[index].text!r}. They are of another list."
+            )
+        scores.append(Score(index, number, float(bool(correct))))
+    return complete(scores, prompts, images, file)
+
+
+def summarise(prompts: Sequence[Prompt], scores: Sequence[Score]) -> Summary:
+    """As its summary_scores.py: shares by task, their mean, and the shares of pictures and of prompts with a right one."""
+    tasks = means_by_task(prompts, scores)
+    solved = {score.prompt for score in scores if score.value}
+    more = {
+        "correct images": fmean(score.value for score in scores),
+        "prompts with a correct image": len(solved) / len({score.prompt for score in scores}),
+    }
+    return Summary(fmean(tasks.values()), tasks, more)
+
+
+BENCHMARK = Benchmark(
+    "geneval", 4, read, picture, results, summarise, prepare,
+    ('python evaluation/evaluate_images.py "{folder}" --outfile "{folder}/results.jsonl" --model-path MASK2FORMER_FOLDER',),
+)  # fmt: skip

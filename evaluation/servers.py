@@ -1,0 +1,338 @@
+"""Running ComfyUIs, and the work handed out over them: what one does not finish, another does."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from . import EvaluationError
+
+Task = TypeVar("Task", bound=Hashable)
+IN_FLIGHT = 2  # prompts that a server has at once: it never waits for the next one
+STRIKES = 3  # failures in a row after which a server gets no more work
+ANSWER_SECONDS = 60  # for one answer, not for a picture
+SLOWEST_POLL = 0.5  # seconds
+
+
+class ServerGoneError(EvaluationError):
+    """The server does not answer, or has forgotten a prompt because it was started again."""
+
+
+class TaskFailedError(EvaluationError):
+    """The server answers, and refuses or fails this prompt."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a prompt gave: the files of its pictures in order, and the seconds that the server worked on it."""
+
+    pictures: list[bytes]
+    seconds: float
+
+
+class Server:
+    """One ComfyUI at an address such as http://127.0.0.1:8188.
+
+    Args:
+        limit: seconds after which a prompt counts as failed.
+    """
+
+    def __init__(self, address: str, limit: float = 3600):
+        self.address = (address if "://" in address else f"http://{address}").rstrip("/")
+        self.limit = limit
+        self.stopped = threading.Event()
+
+    def __str__(self) -> str:
+        return self.address
+
+    def versions(self) -> dict:
+        """Of ComfyUI, Python and PyTorch, and the devices.
+
+        Raises:
+            ServerGoneError: no ComfyUI answers there.
+        """
+        found = self._json("/system_stats")
+        system = found.get("system", {})
+        devices = [str(device.get("name")) for device in found.get("devices", [])]
+        names = ("comfyui_version", "python_version", "pytorch_version")
+        return {**{name: system.get(name) for name in names}, "devices": devices}
+
+    def run(self, graph: dict, output: str | None = None) -> Made:
+        """Queue a prompt, wait, and fetch its pictures.
+
+        Args:
+            output: node whose pictures count; default: the only one that has any.
+
+        Raises:
+            ServerGoneError, TaskFailedError: see there.
+        """
+        prompt_id = self._queue(graph)
+        history = self._wait(prompt_id)
+        images = _images(history, output)
+        return Made([self._picture(image) for image in images], _seconds(history))
+
+    def upload(self, name: str, content: bytes) -> str:
+        """Put a picture into the server's input folder; the name that Load Image knows it by."""
+        boundary = uuid.uuid4().hex
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'
+        head += "Content-Type: application/octet-stream\r\n\r\n"
+        tail = f'\r\n--{boundary}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n--{boundary}--\r\n'
+        body = head.encode() + content + tail.encode()
+        answer = json.loads(self._ask("/upload/image", body, f"multipart/form-data; boundary={boundary}"))
+        return "/".join(filter(None, [answer.get("subfolder"), answer["name"]]))
+
+    def _queue(self, graph: dict) -> str:
+        answer = self._json("/prompt", {"prompt": graph, "client_id": uuid.uuid4().hex})
+        if broken := answer.get("node_errors"):  # the host runs what is left of a graph; half a graph is not what was asked for
+            self._forget(answer.get("prompt_id", ""))
+            raise TaskFailedError(_refusal({"node_errors": broken}))
+        return answer["prompt_id"]
+
+    def _wait(self, prompt_id: str) -> dict:
+        began, look = time.monotonic(), 2.0
+        while not self.stopped.is_set():
+            history = self._json(f"/history/{prompt_id}").get(prompt_id)
+            if history and history.get("status"):
+                return history
+            waited = time.monotonic() - began
+            if waited > look and not self._has(prompt_id) and not self._json(f"/history/{prompt_id}"):
+                raise ServerGoneError(f"{self} has forgotten a prompt; it was started again, or somebody emptied its queue.")
+            if waited > self.limit:
+                self._forget(prompt_id)
+                raise TaskFailedError(f"{self} did not finish a prompt within {self.limit:.0f} s.")
+            look = max(look, waited + 2) if waited > look else look
+            self.stopped.wait(min(SLOWEST_POLL, 0.01 + 0.02 * waited))
+        self._forget(prompt_id)
+        raise ServerGoneError("stopped")
+
+    def _has(self, prompt_id: str) -> bool:
+        queues = self._json("/queue")
+        return any(item[1] == prompt_id for key in ("queue_running", "queue_pending") for item in queues.get(key, []))
+
+    def _forget(self, prompt_id: str) -> None:
+        """Take a prompt off the server's queue, and stop it if it runs."""
+        for path, body in (("/queue", {"delete": [prompt_id]}), ("/interrupt", {"prompt_id": prompt_id})):
+            try:
+                self._ask(path, json.dumps(body).encode())
+            except EvaluationError:
+                return  # it is gone, and the prompt with it
+
+    def _picture(self, image: dict) -> bytes:
+        keys = ("filename", "subfolder", "type")
+        return self._ask("/view?" + urllib.parse.urlencode({key: image.get(key, "") for key in keys}))
+
+    def _json(self, path: str, body: dict | None = None) -> dict:
+        content = self._ask(path, None if body is None else json.dumps(body).encode())
+        try:
+            answer = json.loads(content)
+        except ValueError as error:
+            raise ServerGoneError(f"{self}{path} answers {content[:80]!r}, expected JSON. Is it a ComfyUI?") from error
+        if not isinstance(answer, dict):
+            raise ServerGoneError(f"{self}{path} answers {content[:80]!r}, expected an object. Is it a ComfyUI?")
+        return answer
+
+    def _ask(self, path: str, body: bytes | None = None, kind: str = "application/json") -> bytes:
+        request = urllib.request.Request(self.address + path, body, {"Content-Type": kind} if body is not None else {})
+        try:
+            with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as response:
+                return response.read()
+        except urllib.error.HTTPError as error:
+            raise TaskFailedError(f"{self}{path.split('?')[0]}: {error.code} {_reason(error)}") from error
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", None) or error
+            raise ServerGoneError(f"{self} does not answer: {reason}. Is ComfyUI running there?") from error
+        except Exception as error:  # http.client's own, such as IncompleteRead: a server that dies while it answers
+            raise ServerGoneError(f"{self} broke off its answer: {error!r}.") from error
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[Task]):
+    """A task that is finished, or given up with the reason: `made` or `error`."""
+
+    task: Task
+    server: str
+    made: Made | None = None
+    error: str = ""
+
+
+def hand_out(
+    tasks: Sequence[Task], servers: Sequence[Server], work: Callable[[Server, Task], Made], in_flight: int = IN_FLIGHT
+) -> Iterator[Outcome[Task]]:
+    """Do every task once, on whichever server is free; yields as they end, in any order.
+
+    A server that is gone gives its tasks back. A task that fails is tried on every other server before it is given up, and a
+    server that fails `STRIKES` tasks in a row gets no more. A caller that stops reading stops the work.
+
+    Args:
+        work: called in threads of the servers.
+
+    Raises:
+        ServerGoneError: no server is left, and tasks are.
+    """
+    shop = _Shop(tasks, servers)
+    for server in servers:
+        server.stopped.clear()
+        for _ in range(in_flight):
+            threading.Thread(target=shop.serve, args=(server, work), daemon=True).start()
+    try:
+        for _ in tasks:
+            outcome = shop.outcomes.get()
+            if isinstance(outcome, BaseException):
+                raise outcome
+            if outcome is None:
+                raise ServerGoneError(shop.epitaph())
+            yield outcome
+    finally:
+        shop.close()
+
+
+class _Shop(Generic[Task]):
+    """The tasks that are open, and who may take which; `outcomes` ends with None where no server is left."""
+
+    def __init__(self, tasks: Sequence[Task], servers: Sequence[Server]):
+        self.open = deque(tasks)
+        self.left = len(tasks)
+        self.servers = servers
+        self.alive = set(servers)
+        self.tried: dict[Task, dict[Server, str]] = {}
+        self.strikes = dict.fromkeys(servers, 0)
+        self.reasons: dict[Server, str] = {}
+        self.outcomes: queue.Queue[Outcome[Task] | BaseException | None] = queue.Queue()
+        self.change = threading.Condition()
+
+    def serve(self, server: Server, work: Callable[[Server, Task], Made]) -> None:
+        """Thread body: take and do tasks until there are none, or until the server is out."""
+        while (task := self._take(server)) is not None:
+            try:
+                made = work(server, task)
+            except ServerGoneError as error:
+                self._give_back(server, task, str(error))
+            except TaskFailedError as error:
+                self._fail(server, task, str(error))
+            except BaseException as error:  # a mistake of ours or a full disk: whoever reads the outcomes shall see it
+                self.outcomes.put(error)
+                return
+            else:
+                self._finish(Outcome(task, str(server), made), server)
+
+    def _take(self, server: Server) -> Task | None:
+        with self.change:
+            while self.left > 0 and server in self.alive:
+                for task in self.open:
+                    if server not in self.tried.get(task, {}):
+                        self.open.remove(task)
+                        return task
+                self.change.wait()
+            return None
+
+    def _finish(self, outcome: Outcome[Task], server: Server | None = None) -> None:
+        with self.change:
+            if server is not None:
+                self.strikes[server] = 0
+            self.left -= 1
+            self.outcomes.put(outcome)
+            self.change.notify_all()
+
+    def _give_back(self, server: Server, task: Task, reason: str) -> None:
+        with self.change:
+            self.open.appendleft(task)
+            self._dismiss(server, reason)
+
+    def _fail(self, server: Server, task: Task, reason: str) -> None:
+        with self.change:
+            self.tried.setdefault(task, {})[server] = reason
+            self.open.append(task)
+            self.strikes[server] += 1
+            if self.strikes[server] >= STRIKES:
+                self._dismiss(server, f"{STRIKES} failures in a row, the last: {reason}")
+            self._sweep()
+            self.change.notify_all()
+
+    def _dismiss(self, server: Server, reason: str) -> None:
+        self.alive.discard(server)
+        self.reasons.setdefault(server, reason)
+        self._sweep()
+        if not self.alive and self.left > 0:
+            self.outcomes.put(None)
+        self.change.notify_all()
+
+    def _sweep(self) -> None:
+        """Give up what every server that is left has failed. Not where none is left: then the run ends, and goes on later."""
+        for task in list(self.open):
+            tried = self.tried.get(task, {})
+            if self.alive and self.alive <= tried.keys():
+                self.open.remove(task)
+                self._finish(Outcome(task, ", ".join(map(str, tried)), error=list(tried.values())[-1]))
+
+    def epitaph(self) -> str:
+        """Why no server is left."""
+        return "\n".join(["No server is left:", *(f"  {server}: {reason}" for server, reason in self.reasons.items())])
+
+    def close(self) -> None:
+        """Let every thread end; prompts that are queued are taken back."""
+        with self.change:
+            self.left = 0
+            for server in self.servers:
+                server.stopped.set()
+            self.change.notify_all()
+
+
+def _images(history: dict, output: str | None) -> list[dict]:
+    """The picture files of a finished prompt; saved ones before previews.
+
+    Raises:
+        TaskFailedError: it failed, or it is not plain which pictures are meant.
+    """
+    messages = history["status"].get("messages", [])
+    if bad := next((data for kind, data in messages if kind == "execution_error"), None):
+        text = "{node_type} #{node_id}: {exception_type}: {exception_message}".format(**bad)
+        raise TaskFailedError(" ".join(text.split()))
+    if history["status"].get("status_str") != "success":
+        raise TaskFailedError(f"ended as {history['status'].get('status_str')}, perhaps interrupted.")
+    found = {node: out["images"] for node, out in history.get("outputs", {}).items() if out.get("images")}
+    if output is not None:
+        found = {node: images for node, images in found.items() if node == output}
+    saved = {node: images for node, images in found.items() if all(image.get("type") == "output" for image in images)}
+    found = saved or found
+    if len(found) != 1:
+        raise TaskFailedError(
+            f"Got pictures from {len(found)} nodes ({', '.join(found) or 'none'}), expected one node that saves them. "
+            "Use one Save Image, or give it the title output."
+        )
+    return next(iter(found.values()))
+
+
+def _seconds(history: dict) -> float:
+    """From the host's own messages: what it spent on this prompt, without the wait in its queue."""
+    times = {kind: data.get("timestamp") for kind, data in history["status"].get("messages", []) if isinstance(data, dict)}
+    began, ended = times.get("execution_start"), times.get("execution_success")
+    return (ended - began) / 1000 if began and ended else float("nan")
+
+
+def _reason(error: urllib.error.HTTPError) -> str:
+    content = error.read()
+    try:
+        return _refusal(json.loads(content))
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return " ".join(content.decode(errors="replace").split())[:200]
+
+
+def _refusal(answer: dict) -> str:
+    """One line from a refused POST /prompt."""
+    lines = [
+        f"{node['class_type']} #{key}: {error['message']}: {error['details']}"
+        for key, node in (answer.get("node_errors") or {}).items()
+        for error in node["errors"]
+    ]
+    error = answer.get("error") or {}
+    return "; ".join(lines) or (f"{error.get('message')}: {error.get('details')}" if isinstance(error, dict) else str(error))
