@@ -119,7 +119,9 @@ class Decoder:
         side = TILE[dimensions] // vae.spacial_compression_decode()
         frames = latents.shape[2:-2]
         decode = (lambda tile: checkpoint(self._decode, tile, use_reentrant=False)) if way_back else self._decode
-        tiled_scale = inspect.unwrap(comfy.utils.tiled_scale_multidim)  # out of the inference mode that the host puts around it
+        tiled_scale = inspect.unwrap(
+            comfy.utils.tiled_scale_multidim
+        )  # out of the inference mode that the host puts around it
         return tiled_scale(
             latents,
             decode,
@@ -155,4 +157,6 @@ def _blocks(network: nn.Module) -> set[nn.Module]:
     def is_block(module: nn.Module) -> bool:
         return "block" in type(module).__name__.lower()
 
-    return {m for m in network.modules() if is_block(m) and not any(is_block(part) for part in m.modules() if part is not m)}
+    return {
+        m for m in network.modules() if is_block(m) and not any(is_block(part) for part in m.modules() if part is not m)
+    }

@@ -14,7 +14,14 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 @pytest.fixture(scope="module")
 def pack(host_env):
     """The pack's modules as the host loaded them, a pixel CLIP, and encoders by family."""
-    names = ("host.shapes_world", "host.pixel_clip", "host.decoding", "host.gradients", "host.scoring", "methods.features")
+    names = (
+        "host.shapes_world",
+        "host.pixel_clip",
+        "host.decoding",
+        "host.gradients",
+        "host.scoring",
+        "methods.features",
+    )
     modules = {name.split(".")[1]: importlib.import_module(f"{host_env.pack.__name__}.{name}") for name in names}
     with torch.inference_mode():
         clip = modules["shapes_world"].load_pixel_clip()
@@ -111,7 +118,7 @@ def test_a_picture_that_has_no_room_is_decoded_in_tiles(pack, monkeypatch, famil
     encoder = pack.encoder(family)
     network, decode = encoder.vae.first_stage_model, encoder.vae.first_stage_model.decode
     sizes = []
-    monkeypatch.setattr(pack.decoding, "TILE", {dim: 4 * encoder.space.downscale for dim in (2, 3)})
+    monkeypatch.setattr(pack.decoding, "TILE", dict.fromkeys((2, 3), 4 * encoder.space.downscale))
 
     def short(latents):
         if latents.shape[-1] * latents.shape[-2] > 16 or len(latents) > 1:
@@ -187,7 +194,9 @@ def test_vaes_that_make_no_pictures_are_refused(pack):
         pack.pixel_clip.pixel_encoder(pack.clip, nothing)
     sound = tiny_vae("taesd")
     sound.latent_dim, sound.output_channels = 1, 2
-    with pytest.raises(ValueError, match="1-dimensional latents and 2 output channels, expected one for images or video"):
+    with pytest.raises(
+        ValueError, match="1-dimensional latents and 2 output channels, expected one for images or video"
+    ):
         pack.pixel_clip.pixel_encoder(pack.clip, sound)
 
 

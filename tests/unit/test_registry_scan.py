@@ -171,7 +171,10 @@ THERE = {
     "nodes",
 }
 THERE |= {"einops", "open_clip", "safetensors", "latent_clip"}
-OPTIONAL = {"commands/calibrate.py": {"matplotlib"}}  # with --plot only, and a message where it is missing
+OPTIONAL = {  # and a message where it is missing
+    "commands/calibrate.py": {"matplotlib"},  # with --plot only
+    "host/word_pieces.py": {"tokenizers"},  # comes with transformers, which ComfyUI asks for
+}
 
 
 @pytest.mark.parametrize("path", [path for path in SHIPPED if path.suffix == ".py"], ids=str)
