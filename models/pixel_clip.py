@@ -6,6 +6,7 @@ looked up among open_clip's own configs.
 """
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from .config import MAX_LAYERS
 from .pixel_layouts import config_of_transformers, transformers_to_open_clip
 from .torchscript import is_torchscript, read_torchscript
 
+LOGGER = logging.getLogger(__name__)
 OPENAI_MEAN = open_clip.OPENAI_DATASET_MEAN
 OPENAI_STD = open_clip.OPENAI_DATASET_STD
 _TEXT_SHAPES = ("text.token_embedding.weight", "text.positional_embedding")
@@ -161,6 +163,10 @@ def _find_config(
     found = [(name, config) for name, config in _candidates(_fingerprint(shapes)) if _shapes_of(config) == shapes]
     if found and all(_computes(config) == _computes(found[0][1]) for _, config in found):
         name, config = found[0]
+        if not config.get("quick_gelu") and any("gelu" in twin.rpartition("-")[2] for twin, _ in found[1:]):
+            LOGGER.info(
+                "%s: the shapes of %s, whose weights come with two activations; quick_gelu chooses.", path.name, name
+            )
         return name, config, _usual_preparation(name)
     if found:
         raise CheckpointError(

@@ -1,11 +1,15 @@
 """The pixel judge on VAEs of every family that the host decodes pictures with: what it sees, its way back, and memory that is short."""
 
 import importlib
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from latent_clip.tests.checkpoints import words
 from latent_clip.tests.tiny_vaes import FAMILIES, SIDE, raw_latents, tiny_vae
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -183,6 +187,49 @@ def test_a_decoder_without_a_way_back_scores_and_is_refused_where_one_is_needed(
     assert judged(pack, encoder, raw).isfinite().all()
     with pytest.raises(ValueError, match=r"Got a VAE \(TAESD\) whose decoder has no gradient.*use a latent reward"):
         gradient(pack, encoder, raw)
+
+
+SIGLIP = {
+    "embed_dim": 64,
+    "vision_cfg": {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "avg", "timm_proj": "linear"},
+    "text_cfg": {
+        "context_length": 8, "vocab_size": 32000, "hf_tokenizer_name": "timm/ViT-B-16-SigLIP", "width": 16, "heads": 2, "layers": 1,
+        "no_causal_mask": True, "proj_bias": True, "pool_type": "last",
+    },
+}  # fmt: skip
+SQUASHED = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash", "interpolation": "bicubic"}
+
+
+@pytest.fixture(scope="module")
+def siglip(host_env):
+    """A SigLIP as it lies in models/open_clip: weights, config and tokenizer; small, with a tower of timm."""
+    import folder_paths
+    from open_clip.model import CustomTextCLIP
+
+    folder = Path(folder_paths.get_folder_paths("open_clip")[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    model = CustomTextCLIP(**SIGLIP, init_logit_bias=-10.0).train(False).requires_grad_(False)
+    save_file(model.state_dict(), folder / "siglip.safetensors")
+    (folder / "siglip.json").write_text(json.dumps({"model_cfg": SIGLIP, "preprocess_cfg": SQUASHED}))
+    words(folder / "siglip.tokenizer.json")
+    return model
+
+
+def test_a_siglip_gives_the_log_odds_of_its_sigmoid(pack, siglip):
+    with torch.inference_mode():
+        clip = pack.pixel_clip.load_pixel_clip_file("siglip.safetensors", "fp32")
+        vae = tiny_vae("kl")
+        reward = pack.pixel_clip.pixel_reward(clip, vae, "odds", "A red cat!")
+        raw = torch.randn(1, 4, 8, 16, generator=torch.Generator().manual_seed(3))
+        pixels = vae.decode(raw).movedim(-1, 1)
+        squashed = torch.nn.functional.interpolate(pixels, (160, 160), mode="bicubic", antialias=True)
+        image = siglip.encode_image((squashed - 0.5) / 0.5, normalize=True)
+        text = siglip.encode_text(torch.tensor([[3, 4, 5, 1, 1, 1, 1, 1]]), normalize=True)
+        expected = siglip.logit_scale.exp() * (image @ text.T)[:, 0] + siglip.logit_bias
+        found = pack.scoring.evaluate(reward, raw)["odds"]
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)
+    assert clip.text.remarks("a red cat") == [] and clip.text.remarks("a " * 8) == ["cut to 8 tokens"]
 
 
 def test_vaes_that_make_no_pictures_are_refused(pack):

@@ -20,6 +20,7 @@ from latent_clip.models.latent_spaces import LATENT_SPACES
 from latent_clip.models.pixel_clip import read_pixel_clip
 from latent_clip.models.pixel_layouts import transformers_to_open_clip
 from latent_clip.models.torchscript import is_torchscript, read_torchscript
+from latent_clip.tests.checkpoints import words
 from latent_clip.tests.unit.test_pixel_clip import TINY
 
 transformers = pytest.importorskip("transformers")
@@ -157,17 +158,6 @@ def test_published_siglips_of_transformers_are_found_by_their_shapes():
     shapes.pop("logit_bias")
     shapes["logit_scale"] = ()
     assert pixel_clip._find_config(Path("siglip.safetensors"), {}, shapes)[0] == "ViT-B-16-SigLIP"
-
-
-def words(path: Path, end="</s>") -> Path:
-    """A tokenizer.json of whole words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    vocabulary = {"<pad>": 0, end: 1, "<unk>": 2, "a": 3, "red": 4, "cat": 5}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.save(str(path))
-    return path
 
 
 @pytest.mark.parametrize(("vocabulary", "end", "fill"), [(32000, "</s>", 1), (250000, "</s>", 1), (256000, "<eos>", 0)])
