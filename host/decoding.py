@@ -76,8 +76,8 @@ class Decoder:
         way_back = torch.is_grad_enabled() and latents.requires_grad
         if way_back:
             self._check_way_back(latents)
-        blocks = _blocks(self.vae.first_stage_model) if way_back and not self.fits(raw_latents) else set()
-        with checkpointed_blocks(self.vae.first_stage_model, blocks) if blocks else nullcontext():
+        blocks = blocks_of(self.vae.first_stage_model) if way_back and not self.fits(raw_latents) else set()
+        with checkpointedblocks_of(self.vae.first_stage_model, blocks) if blocks else nullcontext():
             pixels = self._whole_or_tiled(latents, way_back, alone=len(raw_latents) == 1)
         if self.vae.latent_dim == 2:
             pixels = rearrange(pixels, "(b f) c h w -> b f c h w", b=len(raw_latents))
@@ -151,7 +151,7 @@ class Decoder:
         self._has_way_back = True
 
 
-def _blocks(network: nn.Module) -> set[nn.Module]:
+def blocks_of(network: nn.Module) -> set[nn.Module]:
     """The innermost modules that are blocks by the name of their class: what holds most activations of a decoder."""
 
     def is_block(module: nn.Module) -> bool:
