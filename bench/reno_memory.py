@@ -44,7 +44,7 @@ def run() -> dict:
             f"{8 * side} px": _unet(side, fused=False) for side in (64, 128)
         },
         "ControlNet of SDXL": {f"{8 * side} px": _controlnet(side) for side in (64, 128)},
-        "VAE decoder of SDXL": {f"{8 * side} px": _vae(side) for side in (64, 128)},
+        **{f"VAE decoder, {name}": {f"{8 * side} px": _vae(name, side) for side in (64, 128)} for name in _vaes()},
         "Latent-CLIP": {name: _tower(config) for name, config in published_configs().items()},
     }
 
@@ -120,19 +120,39 @@ def _network(network: torch.nn.Module, side: int, forward: Callable[[Tensor], Te
     return _row({"sampling": peaks(False), "fast": peaks(True), "low": low}, estimate)
 
 
-def _vae(side: int) -> dict:
+def _vaes() -> dict[str, tuple[Callable[[], torch.nn.Module], tuple[int, ...], int]]:
+    """Family → its network, a latent's shape without height and width, and VAE.memory_used_decode for one latent cell, in numbers."""
     from comfy.ldm.models.autoencoder import AutoencoderKL
+    from comfy.ldm.wan.vae import WanVAE
+    from comfy.taesd.taesd import TAESD
 
+    wan = {"dim": 96, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "temperal_downsample": [False, True, True]}
+    return {
+        "SDXL": (lambda: AutoencoderKL(ddconfig=SDXL_VAE, embed_dim=4), (1, 4), 2178 * 64),
+        "Wan 2.1": (lambda: WanVAE(**wan), (1, 16, 1), 2200 * 64),
+        "TAESD": (lambda: TAESD(latent_channels=4), (1, 4), 2178 * 64),
+    }
+
+
+def _vae(name: str, side: int) -> dict:
+    from ..host.decoding import blocks_of
+    from ..host.gradients import checkpointed_blocks
+
+    make, shape, numbers = _vaes()[name]
     with torch.device("meta"):
-        decoder = AutoencoderKL(ddconfig=SDXL_VAE, embed_dim=4).to(torch.float16).train(False).requires_grad_(False)
-    setattr(decoder.decoder.mid.attn_1, "optimized_attention", _fused_attention_2d)  # noqa: B010 - not a submodule
+        decoder = make().to(torch.float16).train(False).requires_grad_(False)
+    for module in decoder.modules():
+        if hasattr(module, "optimized_attention"):
+            setattr(module, "optimized_attention", _fused_attention_2d)  # noqa: B010 - not a submodule
 
     def peaks(gradient: bool) -> int:
-        latents = torch.empty(1, 4, side, side, dtype=torch.float16, device="meta").requires_grad_(gradient)
+        latents = torch.empty(*shape, side, side, dtype=torch.float16, device="meta").requires_grad_(gradient)
         return peak(lambda: decoder.decode(latents), latents if gradient else None)
 
-    estimate = 2178 * side * side * 64 * 2 / 2**20  # VAE.memory_used_decode, in MiB
-    return _row({"decoding": peaks(False), "decoding and back": peaks(True)}, estimate)
+    with checkpointed_blocks(decoder, blocks_of(decoder)):
+        again = peaks(True)
+    estimate = numbers * side * side * 2 / 2**20
+    return _row({"decoding": peaks(False), "decoding and back": peaks(True), "blocks computed again": again}, estimate)
 
 
 def _tower(config: dict) -> dict:

@@ -119,15 +119,16 @@ def differentiable_attention(_function, *args, **kwargs) -> Tensor:
 
 
 @contextmanager
-def checkpointed_blocks(model: nn.Module) -> Iterator[int]:
-    """Inside, the blocks of a diffusion network keep only their inputs and are computed again on the way back.
+def checkpointed_blocks(model: nn.Module, blocks: Iterable[nn.Module] | None = None) -> Iterator[int]:
+    """Inside, the blocks of a network keep only their inputs and are computed again on the way back.
 
     Gradients are the same, activations cost a fraction. Yields the number of blocks.
+
+    Args:
+        blocks: of `model`, none in another; default: those of a diffusion network.
     """
-    blocks = {m for m in model.modules() if type(m).__name__ in CHECKPOINTED}
-    if not blocks:
-        lists = [m for name, m in model.named_modules() if name.split(".")[-1] in BLOCK_LISTS]
-        blocks = {m for blocks_list in lists if isinstance(blocks_list, nn.ModuleList) for m in blocks_list}
+    if blocks is None:
+        blocks = _blocks_of_diffusion(model)
     blocks = {m for m in blocks if "forward" not in m.__dict__}
     try:
         for block in blocks:
@@ -136,6 +137,14 @@ def checkpointed_blocks(model: nn.Module) -> Iterator[int]:
     finally:
         for block in blocks:
             del block.forward
+
+
+def _blocks_of_diffusion(model: nn.Module) -> set[nn.Module]:
+    blocks = {m for m in model.modules() if type(m).__name__ in CHECKPOINTED}
+    if not blocks:
+        lists = [m for name, m in model.named_modules() if name.split(".")[-1] in BLOCK_LISTS]
+        blocks = {m for blocks_list in lists if isinstance(blocks_list, nn.ModuleList) for m in blocks_list}
+    return blocks
 
 
 class _Checkpointed:

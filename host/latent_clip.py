@@ -19,6 +19,7 @@ from .folders import LATENT_CLIP, find_file
 from .oom import one_by_one_when_out
 from .prompts import words_of
 from .towers import TowerPatcher, device_and_dtype, tower_dtype, tower_patcher
+from .word_pieces import Tokenizer
 
 if TYPE_CHECKING:  # open_clip takes seconds to import
     from ..models.latent_clip import LatentCLIP
@@ -35,12 +36,16 @@ class TextTower:
     Its own ModelPatcher, so it can leave the GPU while the image tower works.
     """
 
-    def __init__(self, module: nn.Module, context_length: int):
+    def __init__(self, module: nn.Module, context_length: int, tokenizer: Tokenizer | None = None):
+        """Args:
+        tokenizer: default: open_clip's own.
+        """
         from open_clip.tokenizer import SimpleTokenizer
 
         device = mm.text_encoder_device()
         self.patcher = tower_patcher(module, device, mm.text_encoder_offload_device())
-        self.tokenizer = SimpleTokenizer(context_length=context_length)
+        self.tokenizer = tokenizer or SimpleTokenizer(context_length=context_length)
+        self.room = context_length - getattr(tokenizer, "ends", 2)  # tokens beside those that mark the ends of a text
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
 
     def encode(self, texts: list[str]) -> Tensor:
@@ -68,11 +73,13 @@ class TextTower:
 
     def remarks(self, text: str) -> list[str]:
         """What of a text is not read, each in a few words, such as "cut to 77 tokens"; for names in reports."""
+        from open_clip.tokenizer import SimpleTokenizer
+
         words, left_out = words_of(text)
         remarks = [f"{kind} not used" for kind in left_out]
-        if END_OF_TEXT in words:
+        if END_OF_TEXT in words and isinstance(self.tokenizer, SimpleTokenizer):
             remarks.append(f"not read after {END_OF_TEXT}")
-        if len(self.tokenizer.encode(words)) > self.tokenizer.context_length - 2:
+        if len(self.tokenizer.encode(words)) > self.room:
             remarks.append(f"cut to {self.tokenizer.context_length} tokens")
         return remarks
 

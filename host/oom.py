@@ -23,18 +23,20 @@ def is_oom(error: BaseException) -> bool:
 Features = TypeVar("Features", Tensor, Look)
 
 
-def one_by_one_when_out(encode: Callable[[Tensor], Features], batch: Tensor) -> Features:
+def one_by_one_when_out(encode: Callable[[Tensor], Features], batch: Tensor, fits: bool = True) -> Features:
     """encode(batch); where memory runs out, item by item, each computed again on the way back.
 
     Args:
         encode: (B, ...) → (B, ...) or a tuple of such, every item for itself.
+        fits: False where it is known that the whole batch has no room.
     """
-    try:
-        return encode(batch)
-    except (mm.OOM_EXCEPTION, RuntimeError) as error:
-        if len(batch) == 1 or not is_oom(error):
-            raise
-    mm.soft_empty_cache()  # outside the handler, whose traceback keeps the activations alive
+    if fits or len(batch) == 1:
+        try:
+            return encode(batch)
+        except (mm.OOM_EXCEPTION, RuntimeError) as error:
+            if len(batch) == 1 or not is_oom(error):
+                raise
+        mm.soft_empty_cache()  # outside the handler, whose traceback keeps the activations alive
     if torch.is_grad_enabled() and batch.requires_grad:
         parts = [checkpoint(encode, item, use_reentrant=False) for item in batch.split(1)]
     else:

@@ -1,7 +1,7 @@
 """From latents to unit-length CLIP features: the shared first half of every reward."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,8 @@ from ..models.fit import Fit, cover, fit_latents, more_windows
 from ..models.resample import resample
 
 Tower = Callable[[Tensor], Tensor]
+Resize = Literal["shortest", "squash"]
+Interpolation = Literal["bicubic", "bilinear"]
 
 
 class Look(NamedTuple):
@@ -63,9 +65,16 @@ def look_everywhere(
 
 
 def encode_pixels(
-    tower: Tower, pixels: Tensor, size: int, mean: Tensor, std: Tensor, dtype: torch.dtype = torch.float32
+    tower: Tower,
+    pixels: Tensor,
+    size: int,
+    mean: Tensor,
+    std: Tensor,
+    dtype: torch.dtype = torch.float32,
+    resize: Resize = "shortest",
+    interpolation: Interpolation = "bicubic",
 ) -> Tensor:
-    """Features of pictures, prepared as open_clip does: shorter side to `size` (bicubic), centre crop, normalise.
+    """Features of pictures, prepared as open_clip does: resized, centre crop, normalised.
 
     Bicubic weights reach a little below 0 and above 1 beside edges. That is kept, as torchvision keeps it: clamping changes a
     cosine by at most 0.001, and takes the gradient of every pixel that it touches (docs/paper-to-code.md).
@@ -74,15 +83,17 @@ def encode_pixels(
         tower: (B, 3, size, size) → (B, D).
         pixels: (B, 3, H, W) in 0..1.
         mean, std: (3,) of the tower's training.
+        resize: `shortest` brings the shorter side to `size`, `squash` both (SigLIP).
+        interpolation: of that.
 
     Returns:
         (B, D) float32 of unit length.
     """
     height, width = pixels.shape[-2:]
     short = min(height, width)
-    new_height, new_width = size * height // short, size * width // short
+    new_height, new_width = (size, size) if resize == "squash" else (size * height // short, size * width // short)
     if (new_height, new_width) != (height, width):
-        pixels = resample(pixels, new_height, new_width, "bicubic")
+        pixels = resample(pixels, new_height, new_width, interpolation)
     top, left = round((new_height - size) / 2), round((new_width - size) / 2)  # torchvision's CenterCrop
     pixels = pixels[..., top : top + size, left : left + size]
     pixels = (pixels - mean.to(pixels).view(3, 1, 1)) / std.to(pixels).view(3, 1, 1)
@@ -90,17 +101,27 @@ def encode_pixels(
 
 
 def look_everywhere_in_pixels(
-    tower: Tower, pixels: Tensor, size: int, mean: Tensor, std: Tensor, dtype: torch.dtype = torch.float32
+    tower: Tower,
+    pixels: Tensor,
+    size: int,
+    mean: Tensor,
+    std: Tensor,
+    dtype: torch.dtype = torch.float32,
+    resize: Resize = "shortest",
+    interpolation: Interpolation = "bicubic",
 ) -> Look:
     """Features of pictures as `encode_pixels` reads them, and of overlapping squares that show all of them.
 
     Args:
-        tower, pixels, size, mean, std, dtype: see `encode_pixels`, whose result is the `average`.
+        tower, pixels, size, mean, std, dtype, resize, interpolation: see `encode_pixels`, whose result is the `average`.
     """
+
+    def encode(part: Tensor) -> Tensor:
+        return encode_pixels(tower, part, size, mean, std, dtype, resize, interpolation)
+
     squares = cover(pixels, min(pixels.shape[-2:])).unbind(dim=1)
-    windows = torch.stack([encode_pixels(tower, square, size, mean, std, dtype) for square in squares], dim=1)
-    average = windows[:, 0] if len(squares) == 1 else encode_pixels(tower, pixels, size, mean, std, dtype)
-    return Look(average, windows)
+    windows = torch.stack([encode(square) for square in squares], dim=1)
+    return Look(windows[:, 0] if len(squares) == 1 else encode(pixels), windows)
 
 
 def average_unit(features: Tensor) -> Tensor:

@@ -30,19 +30,52 @@ _STARTS: list[tuple[tuple[bytes, ...], str]] = [
     ),
 ]
 OPEN_CLIPS = (
-    "open_clip's version: for OpenAI's ViT-B/32 open_clip_model.safetensors of timm/vit_base_patch32_clip_224.openai "
-    "(with quick_gelu on), for LAION's open_clip_pytorch_model.bin of laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
+    "a CLIP with both towers in one file: open_clip_pytorch_model.bin of laion/CLIP-ViT-B-32-laion2B-s34B-b79K, model.safetensors of "
+    "openai/clip-vit-large-patch14, or a preference model, HPS_v2.1_compressed.pt of xswu/HPSv2 or model.safetensors of "
+    "yuvalkirstain/PickScore_v1"
 )
 # the start of a tensor's name → what has such tensors and what to do; the first that fits says it
 _TENSORS: list[tuple[tuple[str, ...], str]] = [
     (
-        ("vision_model.",),
-        "a CLIP that reads pixels, in the layout of transformers, as openai/clip-vit-* and PickScore_v1 come. Get "
-        f"{OPEN_CLIPS}; a preference model in that layout is HPS_v2.1_compressed.pt of xswu/HPSv2.",
+        (
+            "rm_head.",
+            "model.rm_head.",
+            "visual.merger.",
+            "model.visual.merger.",
+            "visual.blocks.",
+            "model.visual.blocks.",
+        ),
+        "HPSv3, or another judge on a language model that sees, which is no CLIP and takes many seconds a picture. Preference models that "
+        "work here: HPS_v2.1_compressed.pt of xswu/HPSv2, model.safetensors of yuvalkirstain/PickScore_v1.",
     ),
     (
         ("blip.",),
-        "ImageReward, which is a BLIP. A preference model that works here is HPS_v2.1_compressed.pt of xswu/HPSv2.",
+        "ImageReward, which is a BLIP. Preference models that work here: HPS_v2.1_compressed.pt of xswu/HPSv2, model.safetensors of "
+        "yuvalkirstain/PickScore_v1.",
+    ),
+    (
+        ("cross_model.", "model.cross_model."),
+        "MPS, whose judge reads text and picture together, which no CLIP does. Preference models that work here: "
+        "HPS_v2.1_compressed.pt of xswu/HPSv2, model.safetensors of yuvalkirstain/PickScore_v1.",
+    ),
+    (
+        ("text_decoder.",),
+        "a CoCa, which also writes. Get its CLIP of the same size, such as open_clip_pytorch_model.bin of "
+        "laion/CLIP-ViT-L-14-laion2B-s32B-b82K.",
+    ),
+    (
+        ("text.transformer.embeddings.", "text.transformer.encoder."),
+        "a CLIP whose text tower is a model of transformers (XLM-RoBERTa, NLLB), which needs files from the network. Get one with "
+        "open_clip's own text tower, such as open_clip_pytorch_model.bin of laion/CLIP-ViT-B-32-laion2B-s34B-b79K.",
+    ),
+    (
+        ("vision_model.",),
+        "a CLIP that reads pixels, in the layout of transformers, as in models/clip_vision. With the text tower in the "
+        "same file (model.safetensors of openai/clip-vit-* or of PickScore_v1) 'Reward: Pixel CLIP' reads it.",
+    ),
+    (
+        ("layers.0.",),
+        "an aesthetic predictor, a head that has no image tower. A preference model that works here is HPS_v2.1_compressed.pt of xswu/HPSv2.",
     ),
     (
         ("model.diffusion_model.", "first_stage_model.", "double_blocks.", "joint_blocks."),
@@ -85,7 +118,7 @@ def of_zip(path: Path) -> str:
     except Exception:  # a damaged archive can fail with nearly any type; whoever reads it says so
         return ""
     if any(name.partition("/")[2].startswith("code/") for name in names):
-        return f"a TorchScript program, as OpenAI published CLIP, expected tensors alone. Get {OPEN_CLIPS}."
+        return "a TorchScript program, as OpenAI published CLIP, expected tensors alone. 'Reward: Pixel CLIP' reads it, from models/open_clip."
     if names and not any(name.endswith("data.pkl") for name in names):
         return f"a zip archive that starts with {names[0][:60]!r}, not a torch checkpoint. Unpack it and take the weights in it."
     return ""

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Method = Literal["area", "bicubic"]
+Method = Literal["area", "bicubic", "bilinear"]
 
 
 def resample(x: Tensor, height: int, width: int, method: Method) -> Tensor:
     """Resize (..., H, W) to (..., height, width), as torch does but for the last digits.
 
     Args:
-        method: `area` is `adaptive_avg_pool2d`; `bicubic` has antialias and may leave the range of `x`.
+        method: `area` is `adaptive_avg_pool2d`; the others have antialias, and `bicubic` may leave the range of `x`.
     """
     # tensors that are no plain ones (fake tensors of a memory estimate) must not meet the cached ones, nor be cached
     matrix = _matrix if type(x) is Tensor else _matrix.__wrapped__
@@ -39,7 +39,7 @@ def _matrix(method: Method, size: int, new_size: int, dtype: torch.dtype, device
     """Weights (new_size, size) of one side."""
     # kept between calls, so never an inference tensor, which autograd would refuse to save
     with torch.inference_mode(False), torch.no_grad():
-        weights = _area(size, new_size) if method == "area" else _bicubic(size, new_size, dtype)
+        weights = _area(size, new_size) if method == "area" else _smooth(method, size, new_size, dtype)
         return weights.to(dtype).to(device)
 
 
@@ -49,7 +49,7 @@ def _area(size: int, new_size: int) -> Tensor:
     return covered / covered.sum(dim=1, keepdim=True, dtype=torch.float64)
 
 
-def _bicubic(size: int, new_size: int, dtype: torch.dtype) -> Tensor:
+def _smooth(method: Method, size: int, new_size: int, dtype: torch.dtype) -> Tensor:
     """What torch's own resampler makes of the unit matrix, rounded as it rounds them for this dtype."""
     unit = torch.eye(size, dtype=torch.promote_types(dtype, torch.float32), device="cpu")[None, None]
-    return F.interpolate(unit, (new_size, size), mode="bicubic", antialias=True)[0, 0]
+    return F.interpolate(unit, (new_size, size), mode=method, antialias=True)[0, 0]

@@ -115,13 +115,11 @@ class LatentCLIPPixelReward(io.ComfyNode):
         from ..host.requirements import check_requirements
 
         check_requirements()
-        from ..host.pixel_clip import load_pixel_clip_file, pixel_encoder
-        from ..methods.rewards import text_reward
+        from ..host.pixel_clip import load_pixel_clip_file, pixel_reward
 
         clip = load_pixel_clip_file(file, dtype, quick_gelu)
-        features = clip.text.encode([text])[0]
-        name = term_name("pixels match", text, clip.text.remarks(text))
-        return io.NodeOutput(text_reward(pixel_encoder(clip, vae), name, features, weight=weight))
+        kind = "pixels match" if clip.logit_bias is None else "pixels match, log-odds"
+        return io.NodeOutput(pixel_reward(clip, vae, term_name(kind, text, clip.text.remarks(text)), text, weight))
 
 
 class LatentCLIPCombineRewards(io.ComfyNode):

@@ -55,3 +55,14 @@ def save_pixel_clip(path: Path, seed: int = 0) -> CustomTextCLIP:
 def tokenize(texts: list[str]) -> torch.Tensor:
     """open_clip's tokens for 77 positions."""
     return open_clip.tokenizer.SimpleTokenizer(context_length=77)(texts)
+
+
+def words(path: Path, end: str = "</s>") -> Path:
+    """Write a tokenizer.json, as SigLIP's, of whole words: a, red, cat."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = {"<pad>": 0, end: 1, "<unk>": 2, "a": 3, "red": 4, "cat": 5}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(path))
+    return path

@@ -2,6 +2,17 @@
 
 from .avoid import avoid_reward
 from .base import Encoder, Reward, Term, Watcher, combine, told
-from .similarity import latent_reward, text_reward
+from .similarity import latent_reward, log_odds_reward, text_reward
 
-__all__ = ["Encoder", "Reward", "Term", "Watcher", "avoid_reward", "combine", "latent_reward", "text_reward", "told"]
+__all__ = [
+    "Encoder",
+    "Reward",
+    "Term",
+    "Watcher",
+    "avoid_reward",
+    "combine",
+    "latent_reward",
+    "log_odds_reward",
+    "text_reward",
+    "told",
+]

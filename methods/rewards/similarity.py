@@ -20,6 +20,20 @@ def text_reward(
     return _dot_product_reward(encoder, name, direction, weight)
 
 
+def log_odds_reward(
+    encoder: Encoder, name: str, text_features: Tensor, scale: float, bias: float, weight: float = 1.0
+) -> Reward:
+    """scale × cos(image, text) + bias: the log-odds that the two belong together, of a model that was trained with a sigmoid (SigLIP).
+
+    0 is an even chance. The probability itself would have no gradient where the model is sure.
+
+    Args:
+        text_features: (D,) of unit length.
+    """
+    cosine = text_reward(encoder, name, text_features).terms[0].head
+    return Reward((Term(name, encoder, lambda features: scale * cosine(features) + bias, weight),))
+
+
 def latent_reward(encoder: Encoder, name: str, reference_features: Tensor, weight: float = 1.0) -> Reward:
     """cos(image, reference).
 

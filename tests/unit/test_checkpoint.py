@@ -260,14 +260,25 @@ OTHER_CONTENT = {
     "numbers among the weights": (lambda path: torch.save({"state_dict": {"a": 1}}, path), "with other content"),
     "a whole module": (lambda path: torch.save(torch.nn.Linear(2, 2), path), "pickles can run code"),
     "a pixel CLIP": (pixel_clip, "reads pixels, expected one that reads latents. Use it with 'Reward: Pixel CLIP'"),
-    "a transformers CLIP": (transformers_clip, "reads pixels, in the layout of transformers"),
+    "a transformers CLIP": (
+        transformers_clip,
+        "a CLIP that reads pixels, in the layout of transformers.*'Reward: Pixel CLIP'",
+    ),
+    "OpenAI's program": (
+        torchscript_clip,
+        "a TorchScript program, as OpenAI published CLIP.*'Reward: Pixel CLIP' reads it",
+    ),
     "an SDXL checkpoint": (sdxl_checkpoint, "a diffusion checkpoint.*'Load Checkpoint'"),
 }
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 6047313952\n"
 # what people put into both folders, and what both loaders say
 KNOWN_FILES = {
-    "OpenAI's program": (torchscript_clip, "a TorchScript program, as OpenAI published CLIP.*timm/vit_base_patch32_clip_224.openai"),
-    "PickScore": (transformers_clip, "the layout of transformers, as .* PickScore_v1 come.*HPS_v2.1_compressed.pt of xswu/HPSv2"),
+    "an image tower": (transformers_clip, "a CLIP that reads pixels, in the layout of transformers, as in models/clip_vision"),
+    "HPSv3": (named("model.visual.blocks.0.attn.qkv.weight"), "HPSv3, or another judge on a language model.*HPS_v2.1_compressed.pt"),
+    "MPS": (named("cross_model.layers.0.0.weight"), "MPS, whose judge reads text and picture together.*HPS_v2.1"),
+    "CoCa": (named("text_decoder.text_projection"), "a CoCa, which also writes.*laion/CLIP-ViT-L-14"),
+    "XLM-RoBERTa": (named("text.transformer.embeddings.word_embeddings.weight"), "a model of transformers.*laion/CLIP-ViT-B-32"),
+    "an aesthetic predictor": (named("layers.0.weight"), "an aesthetic predictor, a head that has no image tower"),
     "an LFS pointer": (text(POINTER), "a Git LFS pointer.*git lfs pull"),
     "a web page": (text("<!DOCTYPE html>\n<html><body>Sign in</body></html>"), "a web page.*/resolve/ in it, not /blob/"),
     "a web page after a byte order mark": (text("\ufeff \n<html>404</html>"), "a web page"),

@@ -18,7 +18,7 @@ from latent_clip.methods.features import encode_pixels, look_everywhere_in_pixel
 from latent_clip.models import pixel_clip
 from latent_clip.models.checkpoint import CheckpointError, original_to_custom_text
 from latent_clip.models.config import MAX_LAYERS
-from latent_clip.models.pixel_clip import read_pixel_clip
+from latent_clip.models.pixel_clip import Preparation, read_pixel_clip
 
 TINY = {
     "embed_dim": 24,
@@ -95,14 +95,17 @@ def test_quick_gelu_is_asked_for_because_tensors_cannot_tell(tiny, tmp_path):
 @pytest.mark.parametrize(
     "size", [(32, 32), (64, 64), (47, 33), (40, 97), (35, 32), (20, 24)], ids="{0[0]}x{0[1]}".format
 )
+@pytest.mark.parametrize("resize", ["shortest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @torch.no_grad()
-def test_pictures_are_prepared_as_open_clip_does(tiny, size):
+def test_pictures_are_prepared_as_open_clip_does(tiny, size, resize, interpolation):
     """Against its transform on PIL pictures, which rounds to 8 bits twice: pixels within half a level on average."""
     generator = torch.Generator().manual_seed(1)
     smooth = F.interpolate(torch.rand(1, 3, 9, 9, generator=generator), size, mode="bicubic").clamp(0, 1)
     pixels = (smooth * 255).round() / 255
     picture = Image.fromarray((pixels[0] * 255).round().permute(1, 2, 0).numpy().astype(numpy.uint8))
-    prepared = image_transform_v2(PreprocessCfg(size=32), is_train=False)(picture)[None]
+    config = PreprocessCfg(size=32, resize_mode=resize, interpolation=interpolation)
+    prepared = image_transform_v2(config, is_train=False)(picture)[None]
     seen = []
 
     def tower(x):
@@ -110,7 +113,7 @@ def test_pictures_are_prepared_as_open_clip_does(tiny, size):
         return tiny.encode_image(x)
 
     mean, std = torch.tensor(pixel_clip.OPENAI_MEAN), torch.tensor(pixel_clip.OPENAI_STD)
-    features = encode_pixels(tower, pixels, 32, mean, std)
+    features = encode_pixels(tower, pixels, 32, mean, std, resize=resize, interpolation=interpolation)
     assert ((seen[0] - prepared).abs().mean(dim=(0, 2, 3)) * std).max() < 0.5 / 255
     assert (features * F.normalize(tiny.encode_image(prepared), dim=-1)).sum() > 1 - 1e-3
 
@@ -161,11 +164,56 @@ def shapes_of(name: str) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in original_to_custom_text(model.state_dict()).items()}
 
 
-@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-H-14"])
+def shapes_of_timm(name: str) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        model = pixel_clip._build(open_clip.get_model_config(name))
+    return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "name", ["ViT-B-32", "ViT-H-14", "RN50", "ViT-B-16-SigLIP", "MobileCLIP-B", "PE-Core-B-16", "EVA02-B-16"]
+)
 def test_published_architectures_are_found_by_their_shapes(name):
-    found, config = pixel_clip._find_config(Path("weights.bin"), {}, shapes_of(name))
+    config = open_clip.get_model_config(name)
+    shapes = shapes_of_timm(name) if config.get("custom_text") else shapes_of(name)
+    found, config_found, _ = pixel_clip._find_config(Path("weights.bin"), {}, shapes)
     assert found == name
-    assert config == open_clip.get_model_config(name)
+    assert config_found == config
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ViT-B-32", Preparation()),
+        ("ViT-B-16-SigLIP", Preparation((0.5,) * 3, (0.5,) * 3, "squash")),
+        ("PE-Core-B-16", Preparation((0.5,) * 3, (0.5,) * 3, "squash", "bilinear")),
+        ("MobileCLIP2-B", Preparation((0.0,) * 3, (1.0,) * 3, interpolation="bilinear")),
+    ],
+)
+def test_pictures_are_prepared_as_most_weights_of_the_architecture_want_them(name, expected):
+    assert pixel_clip._usual_preparation(name) == expected
+
+
+def test_a_file_says_how_its_pictures_are_prepared(tiny, tmp_path):
+    torch.save(tiny.state_dict(), tmp_path / "clip.pt")
+    preparation = {
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.4, 0.5, 0.6],
+        "resize_mode": "squash",
+        "interpolation": "bilinear",
+    }
+    (tmp_path / "clip.json").write_text(json.dumps({"model_cfg": TINY, "preprocess_cfg": preparation}))
+    assert read_pixel_clip(tmp_path / "clip.pt").preparation == Preparation(
+        (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "squash", "bilinear"
+    )
+
+
+def test_twins_that_compute_something_else_are_not_guessed():
+    """A convolutional tower has the same shapes for every size of its pictures."""
+    with pytest.raises(
+        CheckpointError, match=r"those of convnext_base_w and convnext_base_w_320, which differ.*as weights.json"
+    ):
+        pixel_clip._find_config(Path("weights.bin"), {}, shapes_of_timm("convnext_base_w"))
 
 
 def test_near_misses_are_not_found():
@@ -194,9 +242,21 @@ def changed(vision=None, text=None, **top) -> dict:
         ([], "config cannot be read"),
         ("words", "config cannot be read"),
         ({"model_cfg": 3}, "config cannot be read"),
-        ({}, "asks for a timm or Hugging Face tower, expected open_clip's own"),
-        (changed(text={"hf_model_name": "roberta-base"}), "asks for a timm or Hugging Face tower"),
-        (changed({"timm_model_name": "vit"}), "asks for a timm or Hugging Face tower"),
+        ({}, "asks for no tower, or for one from the network, expected open_clip's own"),
+        (changed(text={"hf_model_name": "roberta-base"}), "asks for no tower, or for one from the network"),
+        (changed({"timm_model_name": "hf-hub:someone/vit"}), "asks for no tower, or for one from the network"),
+        (
+            changed({"timm_model_name": "vit", "timm_model_pretrained": True}),
+            "asks for no tower, or for one from the network",
+        ),
+        (changed({"timm_model_name": "no_such_model"}), "no CLIP can be built from its config"),
+        ({**TINY, "model_type": "clip", "vision_config": {"hidden_act": "relu"}}, "config cannot be read.*activations"),
+        (
+            {"model_cfg": TINY, "preprocess_cfg": {"resize_mode": "longest"}},
+            "resized by 'longest'.*expected shortest or squash",
+        ),
+        ({"model_cfg": TINY, "preprocess_cfg": {"std": [1, 0, 1]}}, "not those of three colours"),
+        (changed({"layers": [500, 600]}), "layers, expected a ViT's or a ResNet's number"),
         (changed({"layers": MAX_LAYERS + 1}), f"asks for {MAX_LAYERS + 1} layers"),
         (changed({"layers": 3}), r"12 missing \(first: visual.transformer.resblocks.2"),
         (changed({"nonsense": 1}), "no CLIP can be built from its config"),
@@ -214,8 +274,8 @@ def test_wrong_configs_are_named(tiny, tmp_path, config, message):
     ("tensors", "message"),
     [
         ({"visual.conv1.weight": torch.zeros(64, 4, 8, 8)}, "reads 4 channels, so it is a Latent-CLIP. Use 'Load Latent-CLIP'"),
-        ({"visual.conv1.weight": torch.zeros(64)}, "expected a CLIP in open_clip's layout"),
-        ({"token_embedding.weight": torch.zeros(64)}, "expected a CLIP in open_clip's layout"),
+        ({"visual.conv1.weight": torch.zeros(64)}, "expected a CLIP in open_clip's layout or that of transformers"),
+        ({"token_embedding.weight": torch.zeros(64)}, "expected a CLIP in open_clip's layout or that of transformers"),
         ({"visual.proj": torch.zeros(64, 24) * float("nan")}, "visual.proj holds NaN"),
         ({"visual.proj": torch.zeros(64, 24).int()}, "visual.proj is torch.int32"),
         ({"visual.more": torch.zeros(1)}, r"1 unexpected \(first: visual.more\)"),
@@ -232,7 +292,7 @@ def test_other_layouts_are_told_what_is_expected(tmp_path):
     save_file(
         {"vision_model.embeddings.patch_embedding.weight": torch.zeros(8, 3, 2, 2)}, tmp_path / "clip.safetensors"
     )
-    with pytest.raises(CheckpointError, match=r"expected a CLIP in open_clip's layout.*the layout of transformers"):
+    with pytest.raises(CheckpointError, match=r"expected a CLIP with both towers.*the layout of transformers"):
         read_pixel_clip(tmp_path / "clip.safetensors")
 
 

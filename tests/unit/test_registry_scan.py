@@ -177,6 +177,7 @@ OPTIONAL = {  # a message where it is missing, or no more than a plot that is no
     "training/run.py": {"open_clip_train", "matplotlib"},  # the former comes with open_clip
     "training/sources.py": {"fsspec", "pyarrow"},
     "training/ray_embed.py": {"ray"},
+    "host/word_pieces.py": {"tokenizers"},  # comes with transformers, which ComfyUI asks for
 }
 
 
