@@ -13,7 +13,9 @@ from .latents import raw_latents_of
 from .scoring import encode_windows
 
 
-def log_odds(samples, watcher: HostWatcher, concepts: ConceptDirections, views: int = 0, progress: bool = True) -> Tensor:
+def log_odds(
+    samples, watcher: HostWatcher, concepts: ConceptDirections, views: int = 0, progress: bool = True
+) -> Tensor:
     """Log-odds (B, categories), the largest over windows and views; NaN for an item that is not finite.
 
     Args:

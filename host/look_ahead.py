@@ -96,7 +96,9 @@ class LookAhead:
     def _draft(self, guider, sampling: Sampling) -> tuple[Tensor, bool, list[tuple]]:
         """(raw latents of the drafts, whether they are what the sampler makes, what it told its callback)."""
         noise, sigmas = sampling.noise, sampling.sigmas
-        in_parts = ROWS in guider.model_options.get("transformer_options", {})  # Search drops some and counts the others
+        in_parts = ROWS in guider.model_options.get(
+            "transformer_options", {}
+        )  # Search drops some and counts the others
         picture = len(sigmas) - 1 <= self.steps and float(sigmas[-1]) == 0 and self.drafter is None and not in_parts
         sampler, going_on = sampling.sampler, alive_rows(guider.model_options, len(noise))
         guider = drafting_copy(guider, self.drafter)
@@ -150,6 +152,8 @@ def _leave_safety_out(guider, merged: bool) -> None:
 def _without(every: dict, some: dict) -> dict:
     """Kind → key → functions, without those that `some` has too."""
     return {
-        kind: {key: [f for f in functions if f not in some.get(kind, {}).get(key, [])] for key, functions in keys.items()}
+        kind: {
+            key: [f for f in functions if f not in some.get(kind, {}).get(key, [])] for key, functions in keys.items()
+        }
         for kind, keys in every.items()
     }

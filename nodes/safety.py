@@ -144,9 +144,9 @@ class LatentCLIPSafetyGuidance(io.ComfyNode):
             node_id="LatentCLIPSafetyGuidance",
             display_name="Safety Guidance",
             category=SAFETY,
-            description="One node between loader and sampler: watches an image while it is made. Once it shows a category, the sampler "
-            "follows the prompt in 'instead' from there; all other images stay the same, bit for bit. Without 'instead' it pushes "
-            "by a gradient, which damages more than it removes. It is no guarantee: keep a Safety Gate behind it.",
+            description="One node between loader and sampler: watches an image while it is made, and with look_ahead before it is made. "
+            "Once it shows a category, the sampler follows the prompt in 'instead'; all other images stay the same, bit for bit. Without "
+            "'instead' it pushes by a gradient, which damages more than it removes. It is no guarantee: keep a Safety Gate behind it.",
             search_aliases=["safe", "nsfw", "sld", "censor"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to steer; LoRAs may come before or after."),

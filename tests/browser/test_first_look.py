@@ -72,7 +72,9 @@ def covered(screen) -> list[tuple[str, str]]:
 
 def test_nodes_of_a_template_do_not_cover_each_other(screen):
     if screen.renderer == "nodes2":
-        pytest.skip("Nodes 2.0 makes nodes taller than they are saved; the templates are laid out for the default renderer")
+        pytest.skip(
+            "Nodes 2.0 makes nodes taller than they are saved; the templates are laid out for the default renderer"
+        )
     for path in TEMPLATES:
         screen.reset()
         screen.js(OPEN_TEMPLATE, [path.stem, PACK_FOLDER])

@@ -165,7 +165,10 @@ def test_who_is_caught_is_what_the_gate_would_say_of_the_draft(world):
 
     how, looks = {"steps": 8, "cfg": 3.0, "size": 8}, world.looks.Looks()
     for prompt in ("a red star", "a red circle"):
-        made, plain = world.sample(world.looking(CALIBRATED, looks=looks), prompt, **how), world.sample(world.model, prompt, **how)
+        made, plain = (
+            world.sample(world.looking(CALIBRATED, looks=looks), prompt, **how),
+            world.sample(world.model, prompt, **how),
+        )
         noise = torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(5))
         with torch.inference_mode():
             draft = comfy.sample.sample(
@@ -272,7 +275,10 @@ def test_latents_that_are_no_images_are_refused(world):
     guider = world.guider(model)
     with pytest.raises(ValueError, match="reads images"), torch.inference_mode():
         guider.sample(
-            torch.zeros(1, 4, 1, 8, 8), torch.zeros(1, 4, 1, 8, 8), comfy.samplers.sampler_object("euler"), world.sigmas(5)
+            torch.zeros(1, 4, 1, 8, 8),
+            torch.zeros(1, 4, 1, 8, 8),
+            comfy.samplers.sampler_object("euler"),
+            world.sigmas(5),
         )
 
 
@@ -358,7 +364,9 @@ def test_split_sampling_is_looked_at_in_every_part(world):
         sigmas, euler = world.sigmas(8), comfy.samplers.sampler_object("euler")
         half = world.sample_with(world.guider(model), sigmas=sigmas[:5])
         with torch.inference_mode():
-            return world.guider(model).sample(torch.zeros(2, 4, 8, 8), half, euler, sigmas[4:], seed=5, disable_pbar=True)
+            return world.guider(model).sample(
+                torch.zeros(2, 4, 8, 8), half, euler, sigmas[4:], seed=5, disable_pbar=True
+            )
 
     looks = world.looks.Looks()
     assert torch.equal(sample(world.looking(NEVER)), sample(world.model))

@@ -87,7 +87,13 @@ def test_a_broken_hand_over_blocks(world):
 
 
 def graph(look_ahead: str, draft: str, late: str, prompt="a red star", **more) -> dict:
-    judge = {"latent_clip": ["world", 3], "concepts": "shapes-world-stars", "typed": "", "categories": "", "fit": "tiles"}
+    judge = {
+        "latent_clip": ["world", 3],
+        "concepts": "shapes-world-stars",
+        "typed": "",
+        "categories": "",
+        "fit": "tiles",
+    }
 
     def encode(text: str) -> dict:
         return {"class_type": "CLIPTextEncode", "inputs": {"clip": ["world", 1], "text": text}}
