@@ -216,4 +216,4 @@ def _plain(scores: Tensor | None, size: int, categories: int) -> list[list[float
 
 
 def _plain_looks(verdicts: Sequence[Verdict | None]) -> list[dict | None]:
-    return [verdict and verdict.as_dict() for verdict in verdicts]
+    return [None if verdict is None else verdict.as_dict() for verdict in verdicts]

@@ -110,23 +110,23 @@ class RedirectAhead(Redirect):
             self.seen = Seen(draft, draft.suspects)
             if draft.suspects:
                 LOGGER.info("%s: %d of %d drafts are not to be shown.", self.name, len(draft.suspects), len(noise))
-            samples = sample() if draft.picture is None else self._finished(draft, sample, callback)
+            samples = sample() if draft.picture is None else self._finished(draft, draft.picture, sample, callback)
             self.looks.remember(samples, self.seen.verdicts(going_on))
             return samples
         finally:
             self.seen = before
 
-    def _finished(self, draft: Draft, sample, callback) -> Tensor:
+    def _finished(self, draft: Draft, picture: Tensor, sample, callback) -> Tensor:
         """What leaves a sampling that was its own draft: the innocent as they are, the suspects from the other prompt."""
         if not draft.suspects:
             for step in draft.steps if callback is not None else ():
                 callback(*step)
-            return draft.picture
+            return picture
         suspects = draft.suspects
-        self.seen.follow = [*range(len(draft.picture))]  # the others are made already
+        self.seen.follow = [*range(len(picture))]  # the others are made already
         samples = sample()
         self.seen.follow = suspects
-        made = draft.picture.to(samples, copy=True)
+        made = picture.to(samples, copy=True)
         made[suspects] = samples[suspects]
         return made
 

@@ -122,7 +122,10 @@ class LookAhead:
                 told.append((step, x0.clone(), x.clone(), total))
 
         device = noise.device if noise.is_cuda else guider.model_patcher.load_device
-        with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
+        dice = torch.random.fork_rng(
+            devices=[device] if torch.device(device).type == "cuda" else [], enabled=not picture
+        )
+        with dice:  # the host's own, which some samplers draw their noise from
             samples = guider.sample(
                 noise, sampling.latent, sampler, sigmas, denoise_mask=sampling.mask, callback=callback, disable_pbar=True,
                 seed=sampling.seed,

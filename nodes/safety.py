@@ -1,6 +1,7 @@
 """Keep harmful content out: a reward, a guided model, and a gate, all before any decode."""
 
 import json
+from typing import Literal
 
 from comfy_api.latest import io
 
@@ -22,7 +23,11 @@ from .sockets import (
 )
 
 SAFETY = f"{CATEGORY}/safety"
-LATE = {"draft only": "ignore", "draft, redirect late": "redirect", "draft, report late": "report"}
+LATE: dict[str, Literal["ignore", "redirect", "report"]] = {
+    "draft only": "ignore",
+    "draft, redirect late": "redirect",
+    "draft, report late": "report",
+}
 """How Safety Guidance looks ahead → what becomes of an image that it suspects late."""
 
 
@@ -193,14 +198,15 @@ class LatentCLIPSafetyGuidance(io.ComfyNode):
         def directions(thresholds: str):
             return directions_for(latent_clip, load_concepts(concepts, typed, categories, thresholds), fit)
 
-        watch = ConceptWatch(latent_clip.watcher(fit), directions(thresholds))
+        watcher = latent_clip.watcher(fit)
+        watch = ConceptWatch(watcher, directions(thresholds))
         settings, window = GuidanceSettings(strength, momentum), Window(start, end, every_n)
         looks = Looks()
         if look_ahead != "off":
             from ..host.guidance_ahead import redirect_ahead
             from ..host.look_ahead import LookAhead
 
-            ahead = LookAhead(watch.encoder, directions(draft_thresholds), draft_steps, drafter)
+            ahead = LookAhead(watcher, directions(draft_thresholds), draft_steps, drafter)
             return io.NodeOutput(redirect_ahead(model, watch, instead, window, ahead, LATE[look_ahead], looks), looks)
         if instead is not None:
             return io.NodeOutput(redirect_model(model, watch, instead, window), looks)
