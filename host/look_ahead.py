@@ -6,6 +6,8 @@ been there, bit for bit.
 
 import logging
 import math
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import comfy.model_management as mm
@@ -95,23 +97,14 @@ class LookAhead:
 
     def _draft(self, guider, sampling: Sampling) -> tuple[Tensor, bool, list[tuple]]:
         """(raw latents of the drafts, whether they are what the sampler makes, what it told its callback)."""
-        noise, sigmas = sampling.noise, sampling.sigmas
-        in_parts = ROWS in guider.model_options.get(
-            "transformer_options", {}
-        )  # Search drops some and counts the others
-        picture = len(sigmas) - 1 <= self.steps and float(sigmas[-1]) == 0 and self.drafter is None and not in_parts
-        sampler, going_on = sampling.sampler, alive_rows(guider.model_options, len(noise))
+        noise, going_on = sampling.noise, alive_rows(guider.model_options, len(sampling.noise))
+        picture = self._is_the_picture(guider, sampling)
         guider = drafting_copy(guider, self.drafter)
         _leave_safety_out(guider, merged=self.drafter is None)
+        sampler, sigmas = sampling.sampler, sampling.sigmas
         if not picture:
-            schedule = guider.model_patcher.get_model_object("model_sampling")
-            sigmas = draft_sigmas(schedule, DRAFT_SCHEDULER, self.steps, float(sigmas[0]))
-            sampler = comfy.samplers.sampler_object(DRAFT_SAMPLER)
-            rows = Rows(len(noise))
-            rows.hang_on(guider.model_patcher)
-            rows.tell(guider.model_options)
-            if len(going_on) < len(noise):
-                rows.keep(list(going_on), torch.zeros_like(noise))
+            sampler, sigmas = self._few_steps(guider, float(sigmas[0]))
+            _in_parts(guider, len(noise), going_on)
         told: list[tuple] = []
         bar = comfy.utils.ProgressBar(len(sigmas) - 1)
 
@@ -121,16 +114,35 @@ class LookAhead:
             if picture:
                 told.append((step, x0.clone(), x.clone(), total))
 
-        device = noise.device if noise.is_cuda else guider.model_patcher.load_device
-        dice = torch.random.fork_rng(
-            devices=[device] if torch.device(device).type == "cuda" else [], enabled=not picture
-        )
-        with dice:  # the host's own, which some samplers draw their noise from
+        with _dice_of_its_own(guider.model_patcher.load_device) if not picture else nullcontext():
             samples = guider.sample(
                 noise, sampling.latent, sampler, sigmas, denoise_mask=sampling.mask, callback=callback, disable_pbar=True,
                 seed=sampling.seed,
             )  # fmt: skip
         return samples, picture, told
+
+    def _is_the_picture(self, guider, sampling: Sampling) -> bool:
+        in_search = ROWS in guider.model_options.get("transformer_options", {})  # which must see every evaluation
+        few = len(sampling.sigmas) - 1 <= self.steps and float(sampling.sigmas[-1]) == 0
+        return few and self.drafter is None and not in_search
+
+    def _few_steps(self, guider, first: float) -> tuple[comfy.samplers.Sampler, Tensor]:
+        """Sampler and noise levels from `first` on."""
+        schedule = guider.model_patcher.get_model_object("model_sampling")
+        return comfy.samplers.sampler_object(DRAFT_SAMPLER), draft_sigmas(schedule, DRAFT_SCHEDULER, self.steps, first)
+
+
+def _in_parts(guider, size: int, going_on: Sequence[int]) -> None:
+    """Let a copied guider ask about some items at a time, as many as there is room for, and about those that go on only."""
+    rows = Rows(size)
+    rows.hang_on(guider.model_patcher)
+    rows.tell(guider.model_options)
+    rows.alive = list(going_on)
+
+
+def _dice_of_its_own(device: torch.device):
+    """Some samplers take their noise from the global generators, which must stand afterwards where they stood."""
+    return torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else [])
 
 
 def _leave_safety_out(guider, merged: bool) -> None:

@@ -1,5 +1,7 @@
 """Looking ahead under every guider, ControlNets, prompts for each item, short memory, and samplers that draw noise in their own way."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -161,7 +163,7 @@ def test_noise_of_the_hosts_own_dice_is_not_touched(world):
     import comfy.samplers
 
     def dice(model, x, sigmas, extra_args=None, callback=None, disable=None):
-        for here, there in zip(sigmas[:-1], sigmas[1:]):
+        for here, there in pairwise(sigmas):
             x0 = model(x, here * x.new_ones(len(x)), **extra_args)
             x = x0 + there * torch.randn_like(x)
         return x
