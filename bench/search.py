@@ -82,7 +82,7 @@ def _measure(side: int, look: str, rounds: int) -> dict:
     import comfy.samplers
     from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 
-    from ..host.candidates import draft_sigmas
+    from ..host.drafts import draft_sigmas
     from ..host.search import run_search
     from ..host.search_state import SearchSettings
 

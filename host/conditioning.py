@@ -7,6 +7,9 @@ from collections.abc import Callable
 import comfy.conds
 from torch import Tensor
 
+NOT_FOR_ALL = ("control", "area", "mask", "gligen", "hooks", "timestep_start", "timestep_end")
+"""What a prepared prompt has that holds for a part of the image or of the sampling, or needs its rows in order."""
+
 
 def map_conds(value, function: Callable[[Tensor], Tensor]):
     """The prepared conditioning with `function` applied to every tensor, also those inside the host's cond objects."""
@@ -25,6 +28,47 @@ def map_conds(value, function: Callable[[Tensor], Tensor]):
 def cond_items(conds, items: list[int], size: int) -> dict:
     """Conditioning for some items of the batch: tensors with one entry per item are cut down, shared ones stay."""
     return map_conds(conds, lambda tensor: tensor[items] if tensor.ndim > 0 and len(tensor) == size > 1 else tensor)
+
+
+def with_rows_of_another(conds: dict, other: list[dict], rows: list[int], size: int) -> dict | None:
+    """A guider's prepared conds, of which some rows of the batch have another prompt; the negative ones stay.
+
+    Returns:
+        None where either is more than one plain prompt, or the two cannot stand in one tensor.
+    """
+    changed = {}
+    for name, entries in conds.items():
+        if "negative" not in name:
+            entries = _joined(entries, other, rows, size)
+            if entries is None:
+                return None
+        changed[name] = entries
+    return changed
+
+
+def _joined(entries: list[dict] | None, other: list[dict], rows: list[int], size: int) -> list[dict] | None:
+    if entries is None or len(entries) != 1 or len(other) != 1:
+        return None
+    entry, mine, theirs = entries[0], other[0]["model_conds"], entries[0]["model_conds"]
+    if any(entry.get(key) is not None for key in NOT_FOR_ALL) or mine.keys() != theirs.keys():
+        return None
+    joined = {name: _joined_cond(cond, mine[name], rows, size) for name, cond in theirs.items()}
+    if any(cond is None for cond in joined.values()):
+        return None
+    return [{**entry, "model_conds": joined, "uuid": uuid.uuid5(entry["uuid"], f"another for {rows}")}]
+
+
+def _joined_cond(cond, other, rows: list[int], size: int):
+    if type(cond) is not type(other):
+        return None
+    if isinstance(cond, comfy.conds.CONDConstant):
+        return cond if not isinstance(cond.cond, Tensor) and cond.cond == other.cond else None
+    one, two = cond.cond, other.cond
+    if not isinstance(one, Tensor) or not isinstance(two, Tensor) or one.shape[1:] != two.shape[1:]:
+        return None
+    whole = one[[row % len(one) for row in range(size)]]  # as the host repeats it
+    whole[rows] = two[[row % len(two) for row in rows]].to(whole)
+    return cond._copy_with(whole)
 
 
 class RowsOfConds:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import comfy.model_management as mm
@@ -11,18 +11,21 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
-from ..methods.concepts import largest
-from ..methods.gate import blurred, extra_views, reasons_to_block
+from ..methods.gate import blurred, reasons_to_block
 from ..models.concepts import ConceptSet
 from ..models.fit import Fit
-from ..models.latent_spaces import LatentSpaceError
 from .audit import write_record
 from .concepts import directions_for
 from .latent_clip import LoadedLatentCLIP
 from .latents import MAX_THUMBNAILS, raw_latents_of, select_items, thumbnails
-from .scoring import encode_windows
+from .log_odds import log_odds
+from .looks import Looks, Verdict
 
 LOGGER = logging.getLogger(__name__)
+UNKNOWN = (
+    "the Safety Guidance behind `looks` did not look at this image: its look_ahead is off, another model made the image, or it was "
+    "changed since. Wire looks from the guidance of the model that made it, or not at all"
+)
 
 
 class BlockedError(RuntimeError):
@@ -38,6 +41,7 @@ class GateReport:
         scores: log-odds per item and category, None where there are none.
         reasons: why each item is blocked; "" for those that pass.
         thumbnails: of what leaves the gate, never of what was blocked.
+        looks: what the guidance before it found of each item; empty where it was not asked.
     """
 
     names: tuple[str, ...]
@@ -45,6 +49,7 @@ class GateReport:
     scores: list[list[float | None]]
     reasons: list[str]
     thumbnails: list[str]
+    looks: tuple[Verdict | None, ...] = ()
 
     @property
     def blocked(self) -> list[bool]:
@@ -57,6 +62,7 @@ class GateReport:
             "scores": self.scores,
             "blocked": self.blocked,
             "reasons": self.reasons,
+            **({"looks": _plain_looks(self.looks)} if self.looks else {}),
         }
 
     def as_ui(self) -> dict:
@@ -73,6 +79,7 @@ def run_gate(
     audit: bool = False,
     texts: Callable[[], dict[str, str]] | None = None,
     closer: bool = False,
+    looks: Looks | None = None,
 ) -> tuple[dict | ExecutionBlocker, GateReport]:
     """Judge every item and replace, drop or refuse what must not pass.
 
@@ -83,6 +90,7 @@ def run_gate(
         audit: append scores and verdicts to the log; what cannot be logged does not pass.
         texts: finds the texts of the prompt, which go into the log too; "node id.input" → text.
         closer: see `models.fit.more_windows`.
+        looks: what a Safety Guidance saw of the images before; what it suspected late, or never looked at, does not pass.
 
     Returns:
         (what may go on, report).
@@ -93,6 +101,7 @@ def run_gate(
     names: tuple[str, ...] = ()
     thresholds: tuple[float, ...] = ()
     scores: Tensor | None = None
+    verdicts: list[Verdict | None] = []
     size = _size(latent)
     try:
         concept_set = concepts()
@@ -104,6 +113,8 @@ def run_gate(
         reasons = reasons_to_block(scores, names, thresholds)
         if len(reasons) != size:
             raise ValueError(f"got {len(reasons)} verdicts for {size} images")
+        if looks is not None:
+            reasons, verdicts = _with_looks(latent, looks, reasons)
     except mm.InterruptProcessingException:
         raise
     except Exception as error:  # the one place where any error has an answer: nothing passes
@@ -111,26 +122,25 @@ def run_gate(
         reasons = [f"could not be judged: {error or type(error).__name__}"] * size
     plain_scores = _plain(scores, size, len(names))
     if audit:
-        reasons = _audited(names, thresholds, plain_scores, reasons, texts)
+        reasons = _audited(names, thresholds, plain_scores, reasons, texts, verdicts)
     safe = _safe_latent(latent, reasons, on_block)
     pictures = [] if isinstance(safe, ExecutionBlocker) else _thumbnails(safe, clip, reasons, on_block)
-    report = GateReport(names, thresholds, plain_scores, reasons, pictures)
+    report = GateReport(names, thresholds, plain_scores, reasons, pictures, tuple(verdicts))
     return safe, report
 
 
 def _scores(latent: dict, clip: LoadedLatentCLIP, concepts: ConceptSet, fit: Fit, views: int, closer: bool) -> Tensor:
-    """Log-odds (B, categories), the largest over windows and views; NaN for an item whose latent is not finite."""
-    samples = latent["samples"]
-    if not isinstance(samples, Tensor) or samples.ndim != 4 or not samples.is_floating_point():
-        raise LatentSpaceError("these are no image latents (batch, channels, height, width)")
-    finite = samples.float().isfinite().flatten(1).all(dim=1)
-    raw = torch.where(finite.view(-1, 1, 1, 1), samples.float(), 0.0)  # one broken item must not hide the others
-    raw = raw_latents_of({"samples": raw}, clip.space)
-    concept_directions = directions_for(clip, concepts, fit, views, closer)
-    watcher = clip.watcher(fit, closer)
-    all_views = [raw, *extra_views(raw, views)] if views > 0 else [raw]
-    scores = torch.stack([concept_directions.worst(encode_windows(watcher, view)) for view in all_views])
-    return torch.where(finite.cpu()[:, None], largest(scores, dim=0), math.nan)
+    """Log-odds (B, categories); see `log_odds`."""
+    return log_odds(
+        latent["samples"], clip.watcher(fit, closer), directions_for(clip, concepts, fit, views, closer), views
+    )
+
+
+def _with_looks(latent: dict, looks: Looks, reasons: list[str]) -> tuple[list[str], list[Verdict | None]]:
+    """Reasons to block, with those of the guidance that looked before; and what it found."""
+    verdicts = looks.of(latent["samples"])
+    earlier = [UNKNOWN if verdict is None else verdict.late for verdict in verdicts]
+    return ["; ".join(filter(None, pair)) for pair in zip(reasons, earlier, strict=True)], verdicts
 
 
 def _safe_latent(latent: dict, reasons: list[str], on_block: str) -> dict | ExecutionBlocker:
@@ -172,6 +182,7 @@ def _audited(
     scores: list[list[float | None]],
     reasons: list[str],
     texts: Callable[[], dict[str, str]] | None,
+    verdicts: Sequence[Verdict | None],
 ) -> list[str]:
     """Write the log; the reasons, or one for every item where the log could not be written."""
     context = get_executing_context()
@@ -182,6 +193,7 @@ def _audited(
         "thresholds": list(thresholds),
         "scores": scores,
         "reasons": reasons,
+        **({"looks": _plain_looks(verdicts)} if verdicts else {}),
     }
     try:
         write_record(record if texts is None else {**record, "texts": texts()})
@@ -201,3 +213,7 @@ def _plain(scores: Tensor | None, size: int, categories: int) -> list[list[float
     if scores is None:
         return [[None] * categories for _ in range(size)]
     return [[round(value, 4) if math.isfinite(value) else None for value in row] for row in scores.tolist()]
+
+
+def _plain_looks(verdicts: Sequence[Verdict | None]) -> list[dict | None]:
+    return [None if verdict is None else verdict.as_dict() for verdict in verdicts]

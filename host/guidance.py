@@ -6,6 +6,7 @@ prediction shows what is to be kept out.
 
 import copy
 import uuid
+from dataclasses import replace
 
 import comfy.model_sampling
 import comfy.sampler_helpers
@@ -19,14 +20,13 @@ from .conditioning import cond_items
 from .encoders import host_encoders
 from .gradients import gradients
 from .rows import alive_rows
-from .steering import Prediction, Run, Steering, Window, steered
+from .steering import SAFETY, Prediction, Run, Steering, Window, steered
 
 NOT_IN_A_PROMPT = (
     "control", "area", "mask", "gligen", "hooks", "start_percent", "clip_start_percent", "additional_models"
 )  # fmt: skip
 # other nodes' work on a prediction; some of it keeps the last batch in mind, and would be confused by the suspects alone
 HOOKS_ON_PREDICTIONS = ("sampler_pre_cfg_function", "sampler_post_cfg_function")
-SAFETY = "Safety Guidance"
 
 
 def guide_model(patcher, objective: Objective, settings: GuidanceSettings, window: Window):
@@ -51,6 +51,16 @@ def redirect_model(patcher, watch: ConceptWatch, instead: list, window: Window):
         ValueError: `instead` holds more than one prompt, such as a ControlNet or a mask, or the model needs more than a prompt.
         LatentSpaceError: the model makes latents that the judge cannot read.
     """
+    return steered(patcher, Redirect(watch, check_instead(patcher, instead), window))
+
+
+def check_instead(patcher, instead: list | None) -> list[dict]:
+    """The other prompt as the host's guiders hold it.
+
+    Raises:
+        ValueError: see `redirect_model`.
+    """
+    instead = instead or []
     extras = sorted({key for _, options in instead for key in NOT_IN_A_PROMPT if key in options})
     if any(cond is not None and len(cond) > 1 for cond, _ in instead):
         extras.append("a batch")
@@ -64,7 +74,7 @@ def redirect_model(patcher, watch: ConceptWatch, instead: list, window: Window):
             "Got a model that needs an image beside its prompt (inpainting or editing), for which `instead` has none. "
             "Use a model without one and a latent noise mask, or Safety Gate alone."
         )
-    return steered(patcher, Redirect(watch, comfy.sampler_helpers.convert_cond(instead), window))
+    return comfy.sampler_helpers.convert_cond(instead)
 
 
 class Climb(Steering):
@@ -145,17 +155,23 @@ class Redirect(Steering):
     def _predict(self, prediction: Prediction, suspects: list[int]) -> Tensor:
         """What the same guider makes of the suspects with `instead` as its prompt, and its own negative prompt and cfg."""
         x, size = prediction.x[suspects], len(prediction.x)
-        guider = copy.copy(prediction.guider)
-        guider.conds = {
+        conds = {
             name: cond_items(_without_control(conds), suspects, size)
             if "negative" in name
             else comfy.samplers.encode_model_conds(
                 prediction.model.extra_conds, list(self.instead), x, x.device, "positive"
             )
-            for name, conds in guider.conds.items()
+            for name, conds in prediction.guider.conds.items()
         }
         options = {key: value for key, value in prediction.model_options.items() if key not in HOOKS_ON_PREDICTIONS}
-        return guider.predict_noise(x, prediction.sigma[suspects], options, prediction.seed)
+        asked = replace(prediction, x=x, sigma=prediction.sigma[suspects])
+        return self._with_conds(asked, conds, options)
+
+    def _with_conds(self, prediction: Prediction, conds: dict, options: dict) -> Tensor:
+        """What the same guider predicts with other prompts."""
+        guider = copy.copy(prediction.guider)
+        guider.conds = conds
+        return guider.predict_noise(prediction.x, prediction.sigma, options, prediction.seed)
 
 
 def _without_control(conds: list[dict]) -> list[dict]:

@@ -129,6 +129,8 @@ def _with_reward_models(guider, reward: Reward, reservation: Reservation):
 class _RenoSampler(comfy.samplers.Sampler):
     """Takes the sampler's place: the host has loaded and prepared everything, and this climbs instead of sampling once."""
 
+    draws_again = True  # so that a draft of its first noise says little of what it makes
+
     def __init__(self, reward: Reward, settings: RenoSettings, reservation: Reservation, live: LiveRun):
         self.reward, self.settings, self.reservation, self.live = reward, settings, reservation, live
         self.state: RenoState | None = None

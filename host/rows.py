@@ -119,8 +119,6 @@ class Rows:
             if last or not is_oom(error):
                 raise
         self._chunk = max(1, len(x) // 2)
-        LOGGER.warning(
-            "Search Best Images: out of memory with %d images at once; going on with %d.", len(x), self._chunk
-        )
+        LOGGER.warning("Out of memory with %d images of a batch at once; going on with %d.", len(x), self._chunk)
         mm.soft_empty_cache()  # outside the handler, whose traceback keeps the activations alive
         return None

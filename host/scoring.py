@@ -46,9 +46,13 @@ def encode(encoder: HostEncoder, raw_latents: Tensor) -> Tensor:
     return _over_chunks([encoder], raw_latents, lambda chunk: {"features": encoder(chunk)})["features"]
 
 
-def encode_windows(watcher: HostWatcher, raw_latents: Tensor) -> Tensor:
+def encode_windows(watcher: HostWatcher, raw_latents: Tensor, progress: bool = True) -> Tensor:
     """Features of every window of every latent: (B, T, D) float32 on the CPU."""
-    return _over_chunks([watcher], raw_latents, lambda chunk: {"windows": watcher.look(chunk).windows})["windows"]
+
+    def look(chunk: Tensor) -> dict[str, Tensor]:
+        return {"windows": watcher.look(chunk).windows}
+
+    return _over_chunks([watcher], raw_latents, look, progress=progress)["windows"]
 
 
 def _over_chunks(

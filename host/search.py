@@ -15,7 +15,8 @@ from torch import Tensor
 from ..methods.rewards import Reward
 from ..methods.search import Cut, Plan, plan_search
 from ..methods.variety import choose
-from .candidates import candidates_of, check_drafter, copy_of, draft_sigmas, noise_of
+from .candidates import candidates_of, noise_of
+from .drafts import DRAFT_SAMPLER, check_drafter, copy_of, draft_sigmas, drafting_copy
 from .encoders import host_encoders
 from .evaluations import check_sampler, evaluations_of
 from .guidance import noise_level
@@ -28,7 +29,6 @@ from .search_state import Round, SearchSettings, SearchState
 
 LOGGER = logging.getLogger(__name__)
 PICTURE_SIDE = 256  # pixels of a picture that a person chooses by
-DRAFT_SAMPLER = "euler"  # of the samplers whose end depends on the noise alone, the one whose short runs tell most
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class _Search:
     def _draft(self, drafter) -> None:
         """Every candidate in a few steps from its own noise."""
         steps = self.state.plan.draft_steps
-        guider = copy_of(self.guider, drafter)
+        guider = drafting_copy(self.guider, drafter)
         sampling = guider.model_patcher.get_model_object("model_sampling")
         sigmas = draft_sigmas(sampling, self.state.settings.draft_scheduler, steps, float(self.sigmas[0]))
         rows = self._rows()

@@ -16,12 +16,14 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
 from ..models.latent_spaces import LatentSpaceError, common_space
+from .drafts import is_draft
 from .encoders import Judge, host_encoders
 from .latents import check_model_space
 from .reservation import images_of
 from .towers import TowerPatcher
 
 KEY = "latent_clip_guidance"
+SAFETY = "Safety Guidance"
 LOGGER = logging.getLogger(__name__)
 
 
@@ -179,6 +181,8 @@ class Steering:
         if len(sigmas) < 2:  # nothing is predicted, the image stays what it was
             return []
         steps = window.steps(sigmas, sampling)
+        if not steps and is_draft(guider.model_options):
+            return []
         if not steps and not window.is_ahead(sigmas, sampling):
             raise ValueError(
                 f"Got a sampling of which no step ({len(sigmas) - 1}, noise level {sigmas[0]:.3g} to {sigmas[-1]:.3g}) lies between "

@@ -1,12 +1,14 @@
 """Keep harmful content out: a reward, a guided model, and a gate, all before any decode."""
 
 import json
+from typing import Literal
 
 from comfy_api.latest import io
 
 from .rewards import REWARDS
 from .sockets import (
     CATEGORY,
+    LATENT_LOOKS,
     SHOWS,
     choice,
     latent_clip_input,
@@ -21,6 +23,12 @@ from .sockets import (
 )
 
 SAFETY = f"{CATEGORY}/safety"
+LATE: dict[str, Literal["ignore", "redirect", "report"]] = {
+    "draft only": "ignore",
+    "draft, redirect late": "redirect",
+    "draft, report late": "report",
+}
+"""How Safety Guidance looks ahead → what becomes of an image that it suspects late."""
 
 
 def concepts_fingerprint(concepts: str | None) -> str:
@@ -59,6 +67,24 @@ def window_inputs(strength: float, start: float, push: str = "", look: str = "")
         number("end", 1.0, 0.0, 1.0, 0.01, f'End here; 1 is the clean image.{look}', advanced=True),
         whole("every_n", 1, 1, 100, f'Only at every n-th step from start on, to save time.{look}', advanced=True),
         number("momentum", 0.0, 0.0, 0.99, 0.05, f"How much of the last step's direction lives on. 0 is usual.{push}", advanced=True),
+    ]  # fmt: skip
+
+
+def look_ahead_inputs() -> list[io.Input]:
+    """Whether and how to judge drafts before the first step."""
+    return [
+        choice("look_ahead", ["off", *LATE],
+            "Make a quick draft of every image before the first step, and judge it as the gate does: who would show a category follows 'instead' "
+            "from the start, all others are made as if nothing had been there. draft only: nobody watches afterwards. redirect late: whom only "
+            "the watch suspects, from start to end, follows 'instead' from there. report late: it goes on, and the gate behind 'looks' blocks it.",
+            optional=True),
+        whole("draft_steps", 4, 1, 100,
+            "Steps of a draft; so many more the sampling costs. Below 4 a draft says little. A sampling of no more steps is its own draft.",
+            optional=True, advanced=True),
+        text("draft_thresholds",
+            "As 'thresholds', for drafts, which are finished pictures. Empty: those of the set.", multiline=True, optional=True, advanced=True),
+        io.Model.Input("drafter", optional=True,
+            tooltip="Makes the drafts, at cfg 1: the same model with a turbo or lightning LoRA, say. Without it the model itself does."),
     ]  # fmt: skip
 
 
@@ -123,9 +149,9 @@ class LatentCLIPSafetyGuidance(io.ComfyNode):
             node_id="LatentCLIPSafetyGuidance",
             display_name="Safety Guidance",
             category=SAFETY,
-            description="One node between loader and sampler: watches an image while it is made. Once it shows a category, the sampler "
-            "follows the prompt in 'instead' from there; all other images stay the same, bit for bit. Without 'instead' it pushes "
-            "by a gradient, which damages more than it removes. It is no guarantee: keep a Safety Gate behind it.",
+            description="One node between loader and sampler: watches an image while it is made, and with look_ahead before it is made. "
+            "Once it shows a category, the sampler follows the prompt in 'instead'; all other images stay the same, bit for bit. Without "
+            "'instead' it pushes by a gradient, which damages more than it removes. It is no guarantee: keep a Safety Gate behind it.",
             search_aliases=["safe", "nsfw", "sld", "censor"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to steer; LoRAs may come before or after."),
@@ -144,8 +170,15 @@ class LatentCLIPSafetyGuidance(io.ComfyNode):
                     tooltip="A harmless prompt, encoded, that takes over once an image shows a category. Recommended: without it the image "
                     "is pushed by a gradient.",
                 ),
+                *look_ahead_inputs(),
             ],
-            outputs=[io.Model.Output(display_name="MODEL", tooltip="The same model, steered when it is sampled.")],
+            outputs=[
+                io.Model.Output(display_name="MODEL", tooltip="The same model, steered when it is sampled."),
+                LATENT_LOOKS.Output(
+                    display_name="looks",
+                    tooltip="For a Safety Gate behind the sampler: what was seen of each image. With look_ahead only.",
+                ),
+            ],
         )
 
     @classmethod
@@ -155,18 +188,29 @@ class LatentCLIPSafetyGuidance(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, latent_clip, concepts, typed, categories, thresholds, strength, start, end, every_n, momentum, fit,
-        instead=None,
+        instead=None, look_ahead="off", draft_steps=4, draft_thresholds="", drafter=None,
     ):  # fmt: skip
         from ..host.concepts import directions_for, load_concepts
         from ..host.guidance import Window, guide_model, redirect_model
+        from ..host.looks import Looks
         from ..methods.guidance import AvoidConcepts, ConceptWatch, GuidanceSettings
 
-        concept_set = directions_for(latent_clip, load_concepts(concepts, typed, categories, thresholds), fit)
-        watch = ConceptWatch(latent_clip.watcher(fit), concept_set)
+        def directions(thresholds: str):
+            return directions_for(latent_clip, load_concepts(concepts, typed, categories, thresholds), fit)
+
+        watcher = latent_clip.watcher(fit)
+        watch = ConceptWatch(watcher, directions(thresholds))
         settings, window = GuidanceSettings(strength, momentum), Window(start, end, every_n)
+        looks = Looks()
+        if look_ahead != "off":
+            from ..host.guidance_ahead import redirect_ahead
+            from ..host.look_ahead import LookAhead
+
+            ahead = LookAhead(watcher, directions(draft_thresholds), draft_steps, drafter)
+            return io.NodeOutput(redirect_ahead(model, watch, instead, window, ahead, LATE[look_ahead], looks), looks)
         if instead is not None:
-            return io.NodeOutput(redirect_model(model, watch, instead, window))
-        return io.NodeOutput(guide_model(model, AvoidConcepts(watch), settings, window))
+            return io.NodeOutput(redirect_model(model, watch, instead, window), looks)
+        return io.NodeOutput(guide_model(model, AvoidConcepts(watch), settings, window), looks)
 
 
 class LatentCLIPSafetyGate(io.ComfyNode):
@@ -198,6 +242,9 @@ class LatentCLIPSafetyGate(io.ComfyNode):
                 switch("closer_look",
                     "Also look at windows in which nothing is reduced: small things in latents larger than the tower. Ten looks instead of "
                     "one at 1024 pixels. Blocks far more innocent images at the same threshold: calibrate with it on.", optional=True, advanced=True),
+                LATENT_LOOKS.Input("looks", optional=True,
+                    tooltip="From the Safety Guidance of the model that made the images, with its look_ahead on. Blocks what it suspected late, and "
+                    "what it did not make; the report then names both looks."),
             ],
             outputs=[
                 io.Latent.Output(
@@ -222,7 +269,7 @@ class LatentCLIPSafetyGate(io.ComfyNode):
     @classmethod
     def execute(
         cls, latent, latent_clip, concepts, typed, categories, thresholds, on_block, views, fit, audit_log, log_prompt,
-        closer_look=False,
+        closer_look=False, looks=None,
     ):  # fmt: skip
         from ..host.concepts import load_concepts
         from ..host.gate import run_gate
@@ -235,8 +282,9 @@ class LatentCLIPSafetyGate(io.ComfyNode):
             return texts_behind(cls.hidden.dynprompt, cls.hidden.unique_id, "latent")
 
         safe, report = run_gate(
-            latent, latent_clip, read, on_block, fit, views, audit_log, texts if log_prompt else None, closer_look
-        )
+            latent, latent_clip, read, on_block, fit, views, audit_log, texts if log_prompt else None, closer_look,
+            looks,
+        )  # fmt: skip
         return io.NodeOutput(
             safe,
             report.blocked,

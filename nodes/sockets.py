@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 LATENT_CLIP = io.Custom("LATENT_CLIP")
 LATENT_REWARD = io.Custom("LATENT_REWARD")
+LATENT_LOOKS = io.Custom("LATENT_LOOKS")
 
 CATEGORY = "latent_clip"
 

@@ -8,6 +8,7 @@ import torch
 
 from ..evaluation.statistics import Rate
 from ..methods.calibration import Share
+from .ahead_report import ahead_report
 from .report import table
 from .safety_protocol import (
     GUIDE,
@@ -152,6 +153,7 @@ def report(results: dict) -> str:
         table(["what", "ms / picture"], milliseconds),
         f"### Other shapes and sizes, at the shipped threshold ({stars['threshold']:.2f}) and at one for 3 % false blocks of its own (exact 95 %)",
         _shapes(results),
+        ahead_report(results["ahead"]),
     ])  # fmt: skip
 
 

@@ -192,6 +192,16 @@ def measure(scale: float, threads: int) -> dict:
     }
 
 
+def ahead(results: dict, scale: float) -> dict:
+    """What looking before sampling changes; thresholds are those that the rest of the study has taken from renders."""
+    from . import safety_ahead
+    from .safety_runs import SafetyWorld
+
+    gates = {judge: results["calibration"][judge]["threshold"] for judge in ("Latent-CLIP", "red")}
+    kept = Kept("safety_ahead", (*safety_ahead.PROTOCOL, gates, scale), ROOT / "demo/judge.py")
+    return safety_ahead.measure(SafetyWorld(), gates, scale, kept.get)
+
+
 @torch.no_grad()
 def shapes(scale: float) -> dict:
     """What a gate with the shipped thresholds sees in other shapes and sizes."""
@@ -389,19 +399,23 @@ def main() -> None:
     switches = {
         "--tune": "only measure the settings that were tried",
         "--shapes": "only measure other shapes and sizes again",
+        "--ahead": "only measure looking before sampling again",
     }
     options = begin(__doc__ or "", switches)
     if options.tune:
         print(tune())
         return
-    results = json.loads(RESULTS.read_text()) if options.shapes else measure(options.scale, options.threads)
-    results["shapes"] = shapes(options.scale)
+    parts = {"shapes": lambda: shapes(options.scale), "ahead": lambda: ahead(results, options.scale)}
+    only = [name for name in parts if getattr(options, name)]
+    results = json.loads(RESULTS.read_text()) if only else measure(options.scale, options.threads)
+    for name in only or parts:
+        results[name] = parts[name]()
     text = report(results)
     print(text)
     if options.no_write:
         return
     publish(results, text, RESULTS, DOCUMENT)
-    if options.shapes:
+    if only:
         return
     plot(results)
     draw_pictures(results["protocol"]["guidance begins at"]["Latent-CLIP"])

@@ -1,0 +1,198 @@
+"""Safety Guidance that looks ahead: what `redirect_ahead` hangs on a MODEL."""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Literal
+
+import comfy.patcher_extension
+import comfy.samplers
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ..methods.gate import reasons_to_block
+from ..methods.guidance import ConceptWatch
+from ..methods.rewards import told
+from ..models.latent_spaces import LatentSpaceError
+from .conditioning import with_rows_of_another
+from .drafts import check_drafter
+from .guidance import HOOKS_ON_PREDICTIONS, Redirect, check_instead, noise_level
+from .look_ahead import Draft, LookAhead, Sampling
+from .looks import Looks, Verdict
+from .rows import alive_rows
+from .steering import Prediction, Run, Window, steered
+
+LOGGER = logging.getLogger(__name__)
+Late = Literal["ignore", "redirect", "report"]
+
+
+def redirect_ahead(
+    patcher, watch: ConceptWatch, instead: list | None, window: Window, ahead: LookAhead, late: Late, looks: Looks
+):
+    """A copy of a MODEL whose sampler follows `instead` from the first step on for each item whose draft shows a category.
+
+    Args:
+        instead: see `guidance.redirect_model`.
+        late: what becomes of an item that only the watch suspects while it is made: nothing at all, and nobody watches;
+            the other prompt takes over; or it goes on as it was, and `looks` says so.
+        looks: is told what was seen of each image.
+
+    Raises:
+        ValueError, LatentSpaceError: as `guidance.redirect_model`.
+    """
+    prompt = check_instead(patcher, instead)
+    if ahead.drafter is not None:
+        check_drafter(ahead.drafter, patcher)
+    return steered(patcher, RedirectAhead(watch, prompt, window, ahead, late, looks))
+
+
+@dataclass
+class Seen:
+    """What is known in one sampling.
+
+    Attributes:
+        draft: what the drafts said.
+        follow: items that follow the other prompt from here on, in order.
+        late: item → what the watch saw in it.
+        encoded: `instead` as the model takes it.
+    """
+
+    draft: Draft
+    follow: list[int]
+    late: dict[int, str] = field(default_factory=dict)
+    encoded: list[dict] | None = None
+
+    def verdicts(self, going_on) -> list[Verdict | None]:
+        """One per item; None for those of which nothing is known."""
+        scores = [[round(s, 4) if s == s else None for s in row] for row in self.draft.scores.tolist()]
+        return [
+            Verdict(reason, scores[item], self.late.get(item, ""), item in self.follow) if item in going_on else None
+            for item, reason in enumerate(self.draft.reasons)
+        ]
+
+
+class RedirectAhead(Redirect):
+    """What `redirect_ahead` does.
+
+    Attributes:
+        seen: in the sampling that goes on now; None where that draws its images more than once, as Optimize Noise does: then
+            a draft says nothing, and it is watched as without.
+    """
+
+    def __init__(
+        self, watch: ConceptWatch, instead: list[dict], window: Window, ahead: LookAhead, late: Late, looks: Looks
+    ):
+        super().__init__(watch, instead, window)
+        self.ahead, self.late, self.looks = ahead, late, looks
+        self.seen: Seen | None = None
+
+    def sampling(
+        self, executor, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, disable_pbar=False, seed=None, **more
+    ):  # fmt: skip
+        """Wrapper of a whole sampling (the host's OUTER_SAMPLE): look, then sample."""
+
+        def sample() -> Tensor:
+            return super(RedirectAhead, self).sampling(
+                executor, noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **more
+            )
+
+        if len(sigmas) < 2 or getattr(sampler, "draws_again", False):
+            return sample()
+        if noise.ndim != 4:
+            raise LatentSpaceError(
+                f"Got latents of shape {tuple(noise.shape)}, but a Latent-CLIP reads images (batch, channels, height, width)."
+            )
+        guider, before = executor.class_obj, self.seen
+        self.check(guider)
+        going_on = alive_rows(guider.model_options, len(noise))
+        try:
+            draft = self.ahead(guider, Sampling(noise, latent_image, sampler, sigmas, denoise_mask, seed))
+            self.seen = Seen(draft, draft.suspects)
+            if draft.suspects:
+                LOGGER.info("%s: %d of %d drafts are not to be shown.", self.name, len(draft.suspects), len(noise))
+            samples = sample() if draft.picture is None else self._finished(draft, draft.picture, sample, callback)
+            self.looks.remember(samples, self.seen.verdicts(going_on))
+            return samples
+        finally:
+            self.seen = before
+
+    def _finished(self, draft: Draft, picture: Tensor, sample, callback) -> Tensor:
+        """What leaves a sampling that was its own draft: the innocent as they are, the suspects from the other prompt."""
+        if not draft.suspects:
+            for step in draft.steps if callback is not None else ():
+                callback(*step)
+            return picture
+        suspects = draft.suspects
+        self.seen.follow = [*range(len(picture))]  # the others are made already
+        samples = sample()
+        self.seen.follow = suspects
+        made = picture.to(samples, copy=True)
+        made[suspects] = samples[suspects]
+        return made
+
+    def _steps(self, guider, sigmas: list[float]) -> list[int]:
+        watches = self.seen is None or (self.late != "ignore" and self.seen.draft.picture is None)
+        return super()._steps(guider, sigmas) if watches else []
+
+    def prediction(self, executor, x: Tensor, timestep: Tensor, model_options: dict, seed=None) -> Tensor:
+        """Wrapper of one prediction (the host's PREDICT_NOISE)."""
+        if self.seen is None:
+            return super().prediction(executor, x, timestep, model_options, seed)
+        run = self._running()
+        run.asked = True
+        asked = Prediction(executor.class_obj, x, timestep, x, model_options, seed)
+        going_on = alive_rows(model_options, len(x))
+        follow = [row for row in self.seen.follow if row in going_on]
+        denoised = self._at_once(asked, follow)
+        if denoised is None:
+            denoised = self._replaced(asked, executor(x, timestep, model_options, seed), follow)
+        if run.step(timestep.flatten()[0].item()) not in run.steps:
+            return denoised
+        run.judged = True
+        new = [row for row in self._watch(asked, denoised, run) if row in going_on]
+        return self._replaced(asked, denoised, new)
+
+    def _watch(self, asked: Prediction, denoised: Tensor, run: Run) -> list[int]:
+        """Look at a prediction; the items that follow the other prompt from here on."""
+        level = noise_level(asked.model, asked.sigma.flatten()[0].item())
+        raw = asked.model.process_latent_out(denoised.detach())
+        with torch.no_grad():
+            over, _ = told(self.watch, self.watch.look, level)(raw)
+        names, thresholds = self.watch.concepts.names, self.watch.concepts.thresholds
+        scores = over.float().cpu() + torch.tensor(thresholds)
+        step = run.step(asked.sigma.flatten()[0].item()) + 1
+        new = []
+        for row, reason in enumerate(reasons_to_block(scores, names, thresholds)):
+            if reason and row not in self.seen.follow and row not in self.seen.late:
+                self.seen.late[row] = f"seen at step {step} of {len(run.sigmas) - 1}, and not in its draft: {reason}"
+                new.append(row)
+        if self.late != "redirect":
+            return []
+        self.seen.follow = sorted([*self.seen.follow, *new])
+        return new
+
+    def _replaced(self, asked: Prediction, denoised: Tensor, rows: list[int]) -> Tensor:
+        """The prediction with that of the other prompt for some rows; itself, bit for bit, where there are none."""
+        if not rows:
+            return denoised
+        denoised = denoised.clone()
+        denoised[rows] = self._predict(asked, rows).to(denoised)
+        return denoised
+
+    def _at_once(self, asked: Prediction, rows: list[int]) -> Tensor | None:
+        """The whole batch in one evaluation, `rows` with the other prompt; None where that is not what the guider would do.
+
+        Other nodes' work on predictions is not for those who follow the other prompt, and some samplers' must see every prediction.
+        """
+        options = asked.model_options
+        wrappers = comfy.patcher_extension.get_all_wrappers(WrappersMP.PREDICT_NOISE, options, True)
+        if not rows or wrappers != [self.prediction] or any(options.get(key) for key in HOOKS_ON_PREDICTIONS):
+            return None
+        if len(rows) == len(asked.x):
+            return self._predict(asked, rows)
+        if self.seen.encoded is None:
+            self.seen.encoded = comfy.samplers.encode_model_conds(
+                asked.model.extra_conds, list(self.instead), asked.x, asked.x.device, "positive"
+            )
+        conds = with_rows_of_another(asked.guider.conds, self.seen.encoded, rows, len(asked.x))
+        return None if conds is None else self._with_conds(asked, conds, options)
