@@ -37,6 +37,12 @@ class Judge(Protocol):
     def encoders(self) -> list[Encoder]: ...
 
 
+def networks_of(*judges: Judge | None) -> list[comfy.model_patcher.ModelPatcher]:
+    """The distinct networks of some judges, of whom some may be missing."""
+    every = [p for judge in judges if judge is not None for e in host_encoders(judge) for p in e.patchers]
+    return list({id(patcher): patcher for patcher in every}.values())
+
+
 def host_encoders(judge: Judge) -> list[HostEncoder]:
     """The distinct encoders of what was made by this pack's nodes, where every encoder is one of these."""
     return cast(list[HostEncoder], judge.encoders)

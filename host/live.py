@@ -70,9 +70,9 @@ def how_it_ended(kind: type[BaseException] | None) -> str:
 class LiveRun(Live):
     """A ReNO run as the page sees it; a context manager around the run, whose `step` is called after every iteration."""
 
-    def __init__(self, reward: Reward, settings: RenoSettings):
+    def __init__(self, reward: Reward, settings: RenoSettings, watch: Reward | None = None):
         super().__init__()
-        self.reward, self.settings = reward, settings
+        self.reward, self.settings, self.watch = reward, settings, watch
         self.state: RenoState | None = None
         self.stopped = False
         self.sent = 0  # iterations
@@ -115,6 +115,7 @@ class LiveRun(Live):
             **self.address(),
             "settings": asdict(self.settings),
             "terms": reward_terms(self.reward),
+            "watch": reward_terms(self.watch),
             "start": start,
             "iterations": [iteration_as_dict(iteration) for iteration in state.iterations[start:]],
             "best": numbers(_best(state)),

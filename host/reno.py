@@ -30,7 +30,7 @@ from .climbable import (
     watched,
 )
 from .conditioning import cond_items, map_conds
-from .encoders import host_encoders
+from .encoders import networks_of
 from .gradients import checkpointed_blocks, differentiable_attention, gradients, ordinary
 from .latents import check_model_space
 from .live import LiveRun
@@ -44,7 +44,14 @@ PACK = __name__.rpartition(".host.")[0]
 
 
 def run_reno(
-    noise, guider, sigmas: Tensor, latent: dict, reward: Reward, settings: RenoSettings, memory: Memory
+    noise,
+    guider,
+    sigmas: Tensor,
+    latent: dict,
+    reward: Reward,
+    settings: RenoSettings,
+    memory: Memory,
+    watch: Reward | None = None,
 ) -> tuple[RenoState, MemoryUse]:
     """Optimise the noise that `guider` starts from.
 
@@ -52,6 +59,7 @@ def run_reno(
         noise, guider, sigmas, latent: as SamplerCustomAdvanced takes them; 1 to 4 steps.
         memory: `fast` keeps all activations, `low` recomputes the blocks on the way back, `auto` takes low where
             fast cannot fit, else tries fast and starts again in low after an out-of-memory error.
+        watch: see `methods.reno.optimize_noise`.
 
     Returns:
         (state with raw latents, how the run that succeeded met the memory).
@@ -64,7 +72,8 @@ def run_reno(
     steps = check_sigmas(sigmas)
     check_model(guider.model_patcher)
     check_hooks(getattr(guider, "original_conds", {}), skips_negative(guider), steps)
-    check_model_space(guider.model_patcher, reward.space)
+    for judge in (reward, *([] if watch is None else [watch])):
+        check_model_space(guider.model_patcher, judge.space)
     samples = comfy.sample.fix_empty_latent_channels(guider.model_patcher, latent["samples"])
     if samples.ndim != 4:
         raise LatentSpaceError(
@@ -80,12 +89,12 @@ def run_reno(
         )
     check_noise(start)
     attempts: tuple[Memory, ...] = ("auto", "low") if memory == "auto" else (memory,)
-    with LiveRun(reward, settings) as live:
+    with LiveRun(reward, settings, watch) as live:
         for attempt in attempts:
-            reservation = Reservation(attempt, reward, steps, len(samples), guider)
-            run = _RenoSampler(reward, settings, reservation, live)
+            reservation = Reservation(attempt, reward, steps, len(samples), guider, watch)
+            run = _RenoSampler(reward, settings, reservation, live, watch)
             try:
-                guider_with_models = _with_reward_models(guider, reward, reservation)
+                guider_with_models = _with_reward_models(guider, networks_of(reward, watch), reservation)
                 guider_with_models.sample(
                     start, samples, run, sigmas, denoise_mask=latent.get("noise_mask"), seed=noise.seed
                 )
@@ -109,10 +118,9 @@ def sampled_latent(latent: dict, samples: Tensor) -> dict:
     return result
 
 
-def _with_reward_models(guider, reward: Reward, reservation: Reservation):
-    """A copy of the guider whose model brings the reward's networks along, with attention that has a backward pass."""
+def _with_reward_models(guider, networks: list, reservation: Reservation):
+    """A copy of the guider whose model brings the judges' networks along, with attention that has a backward pass."""
     patcher = guider.model_patcher.clone()
-    networks = [network for encoder in host_encoders(reward) for network in encoder.patchers]
     patcher.set_additional_models("latent_clip_reward", networks)
     patcher.add_wrapper_with_key(
         comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, "latent_clip_reservation", reservation
@@ -131,8 +139,11 @@ class _RenoSampler(comfy.samplers.Sampler):
 
     draws_again = True  # so that a draft of its first noise says little of what it makes
 
-    def __init__(self, reward: Reward, settings: RenoSettings, reservation: Reservation, live: LiveRun):
+    def __init__(
+        self, reward: Reward, settings: RenoSettings, reservation: Reservation, live: LiveRun, watch: Reward | None
+    ):
         self.reward, self.settings, self.reservation, self.live = reward, settings, reservation, live
+        self.watch = watch
         self.state: RenoState | None = None
         self.memory = MemoryUse()
 
@@ -140,7 +151,7 @@ class _RenoSampler(comfy.samplers.Sampler):
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ):
         model = model_wrap.inner_model
-        judges = [network.model for encoder in host_encoders(self.reward) for network in encoder.patchers]
+        judges = [network.model for network in networks_of(self.reward, self.watch)]
         loaded = [patcher.model for patcher in model_wrap.loaded_models]
         with ExitStack() as contexts:
             contexts.enter_context(gradients([model, *judges, *loaded]))
@@ -158,7 +169,7 @@ class _RenoSampler(comfy.samplers.Sampler):
                 on_step = _progress(model_wrap.model_patcher, self.settings.iterations, self.live)
                 generate = _first_watched(generate, model.diffusion_model)
                 with named_failures(patches):
-                    self.state = optimize_noise(generate, self.reward, noise, self.settings, on_step)
+                    self.state = optimize_noise(generate, self.reward, noise, self.settings, on_step, self.watch)
             finally:
                 model_wrap.conds = conds
         return model.process_latent_in(self.state.latents)
@@ -235,7 +246,7 @@ def _progress(patcher, iterations: int, live: LiveRun):
     def on_step(state: RenoState) -> bool:
         mm.throw_exception_if_processing_interrupted()
         with torch.no_grad():
-            best = patcher.model.process_latent_in(state.latents[state.rewards.argmax()].unsqueeze(0))
+            best = patcher.model.process_latent_in(state.latents[state.values.argmax()].unsqueeze(0))
             callback(state.iterations[-1].index, best, best, iterations)
             return live.step(state)
 

@@ -139,12 +139,15 @@ def numbers(values: list[float]) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in values]
 
 
-def reno_trace(state: RenoState, reward: Reward, settings: RenoSettings, memory: MemoryUse) -> dict:
+def reno_trace(
+    state: RenoState, reward: Reward, settings: RenoSettings, memory: MemoryUse, watch: Reward | None = None
+) -> dict:
     """A ReNO run as data: settings, every iteration, and how each item ended."""
     return {
         "kind": "reno",
         "settings": asdict(settings),
         "terms": reward_terms(reward),
+        "watch": reward_terms(watch),
         "checkpointed_blocks": memory.checkpointed_blocks,
         "offloaded_bytes": memory.offloaded_bytes,
         "iterations": [iteration_as_dict(iteration) for iteration in state.iterations],
@@ -154,9 +157,9 @@ def reno_trace(state: RenoState, reward: Reward, settings: RenoSettings, memory:
     }
 
 
-def reward_terms(reward: Reward) -> list[dict]:
-    """Name and weight of every term."""
-    return [{"name": term.name, "weight": term.weight} for term in reward.terms]
+def reward_terms(reward: Reward | None) -> list[dict]:
+    """Name and weight of every term; none without a reward."""
+    return [] if reward is None else [{"name": term.name, "weight": term.weight} for term in reward.terms]
 
 
 def iteration_as_dict(iteration: Iteration) -> dict:
@@ -168,6 +171,7 @@ def iteration_as_dict(iteration: Iteration) -> dict:
         "terms": {name: numbers(values) for name, values in iteration.terms.items()},
         "norms": numbers(iteration.norms),
         "gradient_norms": numbers(iteration.gradient_norms),
+        "watch": numbers(iteration.watch),
         "seconds": round(iteration.seconds, 4),
     }
 

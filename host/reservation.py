@@ -52,8 +52,11 @@ class Reservation:
         resident: whether weights that the host would cast for every use are cast once, for the whole run.
     """
 
-    def __init__(self, memory: Memory, reward: Reward, steps: int, batch: int, guider):
+    def __init__(
+        self, memory: Memory, reward: Reward, steps: int, batch: int, guider, watch: Reward | None = None
+    ):
         self.memory, self.reward, self.steps, self.batch, self.guider = memory, reward, steps, batch, guider
+        self.watch = watch
         self.low, self.resident = memory == "low", memory != "low"
 
     def __call__(self, executor, model: comfy.model_patcher.ModelPatcher, noise_shape, conds: dict, *args, **kwargs):
@@ -79,7 +82,9 @@ class Reservation:
     def _bytes(self, network_per_image: float, shape: tuple[int, ...]) -> float:
         encoders = host_encoders(self.reward)
         rewards_per_image = sum(encoder.memory_per_item(torch.Size(shape)) * encoder.way_back for encoder in encoders)
-        return shape[0] * (network_per_image + rewards_per_image)
+        watching = [] if self.watch is None else host_encoders(self.watch)
+        watch_per_image = sum(encoder.memory_per_item(torch.Size(shape)) for encoder in watching)  # no way back
+        return shape[0] * (network_per_image + rewards_per_image + watch_per_image)
 
 
 def images_of(memory: float, model, shape: tuple[int, ...]) -> int:

@@ -2,6 +2,9 @@
 
 For one image this is the original algorithm, step by step. For a batch every item has its own norm prior, gradient
 clip, momentum, best and end, so that four images at once are four single runs.
+
+Two things are ours, and off by default: the climb may see a random view of the latents at every evaluation, and a second
+reward may watch, which is never climbed.
 """
 
 import math
@@ -14,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .rewards import Reward
+from .views import Views
 
 Generate = Callable[[Tensor, list[int]], Tensor]
 Optimizer = Literal["nesterov", "sgd", "adam"]
@@ -32,8 +36,11 @@ class RenoSettings:
         optimizer: `nesterov` and `sgd` have momentum 0.9, `adam` has eps 1e-2.
         gradient_clip: longest gradient of one item, L2.
         prior_weight: of the norm prior that keeps the noise Gaussian.
-        patience: an item ends after this many iterations without a new best; 0 never.
+        patience: an item ends after this many iterations without a new best, of the watch where there is one; 0 never.
         target: an item ends at this reward; None never.
+        views: what the climb sees instead of the latents; None: the latents, as in the original. All that is reported and kept
+            is judged on the latents themselves.
+        watch_keeps: the best is what the watch likes best, among all that the reward likes no less than the first.
     """
 
     iterations: int = 50
@@ -43,6 +50,8 @@ class RenoSettings:
     prior_weight: float = 0.01
     patience: int = 0
     target: float | None = None
+    views: Views | None = None
+    watch_keeps: bool = False
 
     def __post_init__(self):
         for name in ("iterations", "patience"):
@@ -70,6 +79,7 @@ class Iteration:
         rewards: weighted sums. terms: unweighted values by name. norms: L2 of each item's noise.
         gradient_norms: before the clip; empty in the last iteration, which takes no step.
         seconds: since the start.
+        watch: weighted sums of the reward that watches; empty without one.
     """
 
     index: int
@@ -79,16 +89,22 @@ class Iteration:
     norms: list[float]
     gradient_norms: list[float]
     seconds: float
+    watch: list[float] = field(default_factory=list)
 
 
 @dataclass
 class RenoState:
-    """The best so far. Tensors are (B, C, H, W), lists have one entry per item."""
+    """The best so far. Tensors are (B, C, H, W), lists have one entry per item.
+
+    Attributes:
+        rewards: of the best latents (B,). values: what they are the best by (B,): the reward, or the watch that keeps.
+    """
 
     noise: Tensor
     latents: Tensor
     first_latents: Tensor
     rewards: Tensor
+    values: Tensor
     best_iteration: list[int]
     stop_reasons: list[str]
     iterations: list[Iteration] = field(default_factory=list)
@@ -98,7 +114,12 @@ OnStep = Callable[[RenoState], bool | None]
 
 
 def optimize_noise(
-    generate: Generate, reward: Reward, noise: Tensor, settings: RenoSettings, on_step: OnStep | None = None
+    generate: Generate,
+    reward: Reward,
+    noise: Tensor,
+    settings: RenoSettings,
+    on_step: OnStep | None = None,
+    watch: Reward | None = None,
 ) -> RenoState:
     """Optimise starting noise so that what `generate` makes of it scores higher, also in a caller's no_grad or inference mode.
 
@@ -109,23 +130,33 @@ def optimize_noise(
         noise: (B, C, H, W) of unit variance. It is optimised in float32, whatever the networks compute in.
         on_step: called after every evaluation with the state so far; true ends the run and keeps the best. What it
             raises goes through.
+        watch: a reward that is only looked at: it is evaluated without a gradient, and nothing climbs it.
 
     Returns:
         The state: never worse in reward than the first noise, item by item.
 
     Raises:
-        ValueError: the reward of every item is NaN or infinite on the first noise; or what `generate` or the reward
-            returns has another shape, or no gradient to the noise.
+        ValueError: the reward, or the watch that keeps, is NaN or infinite for every item; or what `generate` or the reward
+            returns has another shape, or no gradient to the noise; or nothing watches, and it is to keep the best.
     """
+    if settings.watch_keeps and watch is None:
+        raise ValueError(
+            "Got watch_keeps without a watch, expected a reward that watches. Connect one, or switch watch_keeps off."
+        )
     with torch.inference_mode(False), torch.enable_grad():
-        return _optimize(generate, reward, noise, settings, on_step)
+        return _optimize(generate, reward, noise, settings, on_step, watch)
 
 
 def _optimize(
-    generate: Generate, reward: Reward, noise: Tensor, settings: RenoSettings, on_step: OnStep | None
+    generate: Generate,
+    reward: Reward,
+    noise: Tensor,
+    settings: RenoSettings,
+    on_step: OnStep | None,
+    watch: Reward | None,
 ) -> RenoState:
     noise = noise.detach().float().clone().requires_grad_()
-    climber = _Climber(noise, settings)
+    climber = _Climber(noise, settings, watch)
     state, active, started = _untouched(noise.detach()), list(range(len(noise))), time.perf_counter()
     for index in range(settings.iterations):
         last = index == settings.iterations - 1
@@ -140,8 +171,10 @@ def _optimize(
     else:
         _end(state, active, "iterations")
     if not state.rewards.isfinite().any():
+        broken = any(math.isfinite(value) for value in state.iterations[0].rewards)
+        who = "watch" if settings.watch_keeps and broken else "reward"
         raise ValueError(
-            "The reward is NaN or infinite for every item of the batch on its first noise. Try fp32 or bf16 weights."
+            f"The {who} is NaN or infinite for every item of the batch on its first noise. Try fp32 or bf16 weights."
         )
     return state
 
@@ -149,10 +182,12 @@ def _optimize(
 class _Climber:
     """One run: the noise, its optimiser, and what each item needs to decide its end."""
 
-    def __init__(self, noise: Tensor, settings: RenoSettings):
-        self.noise, self.settings = noise, settings
+    def __init__(self, noise: Tensor, settings: RenoSettings, watch: Reward | None):
+        self.noise, self.settings, self.watch = noise, settings, watch
         self.optimizer = _optimizer(noise, settings)
-        self.best = [-math.inf] * len(noise)  # the floats that the state's reward tensor holds, read back once
+        self.first: Tensor | None = None  # rewards (B,) of the untouched noise
+        self.best = [-math.inf] * len(noise)  # the floats that the state's values hold, read back once
+        self.highest = [-math.inf] * len(noise)  # of the watch where there is one, for patience
         self.stale = [0] * len(noise)
         self.overflows = [0] * len(noise)
 
@@ -164,18 +199,49 @@ class _Climber:
             latents = generate(self.noise[active], active)
             _check_step("generator", latents, (len(active), *self.noise.shape[1:]), not last)
             leaf = latents.detach().requires_grad_(not last)
-            terms = reward.values(leaf)
-            rewards = reward.weigh(terms)
-            _check_step("reward", rewards, (len(active),), not last)
+            terms, rewards, climbed = self._judge(reward, leaf, index)
+            _check_step("reward", climbed, (len(active),), not last)
+        watched = self._watched(latents)
         if index == 0:
+            self.first = rewards.detach().float()
             for kept in (state.first_latents, state.latents):
                 kept.copy_(latents.detach())
-        _keep_best(state, self.noise.detach(), latents.detach().float(), rewards.detach().float(), active)
+        self._keep_best(state, latents.detach().float(), rewards.detach().float(), watched, active)
         norms = _norms(self.noise.detach()[active])
         gradient_norms = None
         if not last:
-            gradient_norms = self._step(latents, leaf, rewards, active)
-        return _read_back(index, active, rewards, terms, norms, gradient_norms)
+            gradient_norms = self._step(latents, leaf, climbed, active)
+        return _read_back(index, active, rewards, terms, norms, gradient_norms, watched)
+
+    def _judge(self, reward: Reward, leaf: Tensor, index: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Terms and reward of the latents, and what is climbed: the reward itself, or that of a view of them."""
+        views = self.settings.views
+        if views is None or not leaf.requires_grad:
+            terms = reward.values(leaf)
+            rewards = reward.weigh(terms)
+            return terms, rewards, rewards
+        climbed = reward.weigh(reward.values(views.look(leaf, index)))
+        with torch.no_grad():
+            terms = reward.values(leaf.detach())
+        return terms, reward.weigh(terms), climbed
+
+    @torch.no_grad()
+    def _watched(self, latents: Tensor) -> Tensor | None:
+        return None if self.watch is None else self.watch.weigh(self.watch.values(latents.detach().float())).float()
+
+    def _keep_best(
+        self, state: RenoState, latents: Tensor, rewards: Tensor, watched: Tensor | None, active: list[int]
+    ) -> None:
+        """Keep an item's noise and latents where they are better than before. No synchronisation."""
+        values, better = rewards, rewards.isfinite()
+        if self.settings.watch_keeps and watched is not None and self.first is not None:
+            values, better = watched, better & watched.isfinite() & (rewards >= self.first[active])
+        better = better & (values > state.values[active])
+        mask = _like(better, latents)
+        state.noise[active] = torch.where(mask, self.noise.detach()[active], state.noise[active])
+        state.latents[active] = torch.where(mask, latents, state.latents[active])
+        state.rewards[active] = torch.where(better, rewards, state.rewards[active])
+        state.values[active] = torch.where(better, values, state.values[active])
 
     def _step(self, latents: Tensor, leaf: Tensor, rewards: Tensor, active: list[int]) -> Tensor:
         """Backward through reward, then generator; clip per item; step. Returns the gradient norms (b,)."""
@@ -199,13 +265,18 @@ class _Climber:
 
     def still_active(self, state: RenoState, active: list[int], index: int) -> list[int]:
         """The items that go on; the others get their stop reason."""
-        iteration = state.iterations[-1]
+        iteration, first = state.iterations[-1], state.iterations[0].rewards
         going_on = []
         for k, item in enumerate(active):
-            if math.isfinite(iteration.rewards[k]) and iteration.rewards[k] > self.best[item]:
-                self.best[item], state.best_iteration[item], self.stale[item] = iteration.rewards[k], index, 0
-            else:
-                self.stale[item] += 1
+            reward = iteration.rewards[k]
+            value = iteration.watch[k] if self.settings.watch_keeps else reward
+            allowed = math.isfinite(reward) and (not self.settings.watch_keeps or reward >= first[item])
+            if allowed and math.isfinite(value) and value > self.best[item]:
+                self.best[item], state.best_iteration[item] = value, index
+            value = iteration.watch[k] if iteration.watch else reward
+            rises = math.isfinite(value) and value > self.highest[item]
+            self.highest[item] = value if rises else self.highest[item]
+            self.stale[item] = 0 if rises else self.stale[item] + 1
             finite_gradient = not iteration.gradient_norms or math.isfinite(iteration.gradient_norms[k])
             self.overflows[item] = 0 if finite_gradient else self.overflows[item] + 1
             reason = self._stop_reason(iteration.rewards[k], item)
@@ -223,7 +294,7 @@ class _Climber:
         if self.settings.target is not None and reward >= self.settings.target:
             return "target reached"
         if self.settings.patience and self.stale[item] >= self.settings.patience:
-            return "patience"
+            return "patience" if self.watch is None else "watch turned down"
         return ""
 
 
@@ -248,16 +319,9 @@ def _untouched(noise: Tensor) -> RenoState:
     """The state before the first evaluation: no latents yet, and rewards that any finite one beats."""
     latents = torch.full_like(noise, torch.nan)
     rewards = noise.new_full((len(noise),), -torch.inf)
-    return RenoState(noise.clone(), latents, latents.clone(), rewards, [0] * len(noise), [""] * len(noise))
-
-
-def _keep_best(state: RenoState, noise: Tensor, latents: Tensor, rewards: Tensor, active: list[int]) -> None:
-    """Keep an item's noise and latents where its reward is finite and better than before. No synchronisation."""
-    better = rewards.isfinite() & (rewards > state.rewards[active])
-    mask = _like(better, noise)
-    state.noise[active] = torch.where(mask, noise[active], state.noise[active])
-    state.latents[active] = torch.where(mask, latents, state.latents[active])
-    state.rewards[active] = torch.where(better, rewards, state.rewards[active])
+    return RenoState(
+        noise.clone(), latents, latents.clone(), rewards, rewards.clone(), [0] * len(noise), [""] * len(noise)
+    )
 
 
 def _read_back(
@@ -267,9 +331,11 @@ def _read_back(
     terms: dict[str, Tensor],
     norms: Tensor,
     gradient_norms: Tensor | None,
+    watched: Tensor | None,
 ) -> Iteration:
     """The one synchronisation of an iteration: every number that the trace wants, in one transfer."""
-    rows = [rewards, *terms.values(), norms, *([] if gradient_norms is None else [gradient_norms])]
+    extra = [row for row in (gradient_norms, watched) if row is not None]
+    rows = [rewards, *terms.values(), norms, *extra]
     values = torch.stack([row.detach().float().to(rewards.device) for row in rows]).tolist()
     names = list(terms)
     after_terms = 1 + len(names)
@@ -281,6 +347,7 @@ def _read_back(
         norms=values[after_terms],
         gradient_norms=values[after_terms + 1] if gradient_norms is not None else [],
         seconds=0.0,
+        watch=values[-1] if watched is not None else [],
     )
 
 

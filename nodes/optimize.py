@@ -4,7 +4,7 @@ import json
 
 from comfy_api.latest import io
 
-from .sockets import CATEGORY, SHOWS, choice, number, reward_input, switch, whole
+from .sockets import CATEGORY, LATENT_REWARD, SHOWS, choice, number, reward_input, switch, whole
 
 
 class LatentCLIPOptimizeNoise(io.ComfyNode):
@@ -43,6 +43,14 @@ class LatentCLIPOptimizeNoise(io.ComfyNode):
                 switch("use_target", "End an image as soon as its reward reaches target.", optional=True, advanced=True),
                 number("target", 0.3, -1000.0, 1000.0, 0.001,
                     "The reward that is enough, if use_target is on. Look at the curve of an earlier run for its range.", optional=True, advanced=True),
+                LATENT_REWARD.Input("watch", optional=True,
+                    tooltip="A reward that is only watched, never climbed: its curve shows where the climbed one begins to fool itself. Best one of another "
+                    "kind, such as Pixel CLIP. With patience, an image is done when the watch has turned down."),
+                switch("watch_keeps",
+                    "Keep what the watch likes best, among all that the reward likes no less than the first.", optional=True, advanced=True),
+                switch("views",
+                    "Climb the reward of a slightly shifted and noisy view of the latent, another one each time. The reward is much harder to "
+                    "fool, and more iterations do no harm. The best is still judged on the latent itself.", optional=True),
             ],
             outputs=[
                 io.Latent.Output(display_name="best", tooltip="The best latent of every image."),
@@ -68,15 +76,24 @@ class LatentCLIPOptimizeNoise(io.ComfyNode):
         return STOPS[cls.hidden.unique_id]
 
     @classmethod
-    def execute(cls, noise, guider, sigmas, latent_image, reward, memory, use_target=False, target=0.3, **climbing):
+    def execute(
+        cls, noise, guider, sigmas, latent_image, reward, memory,
+        use_target=False, target=0.3, watch=None, watch_keeps=False, views=False, **climbing,
+    ):  # fmt: skip
         from ..host.noise import OptimizedNoise
         from ..host.reno import run_reno, sampled_latent
         from ..host.reports import reno_pictures, reno_trace
         from ..methods.reno import RenoSettings
+        from ..methods.views import Views
 
-        settings = RenoSettings(**climbing, target=target if use_target else None)
-        state, used = run_reno(noise, guider, sigmas, latent_image, reward, settings, memory)
-        trace = reno_trace(state, reward, settings, used)
+        settings = RenoSettings(
+            **climbing,
+            target=target if use_target else None,
+            views=Views() if views else None,
+            watch_keeps=watch_keeps and watch is not None,
+        )
+        state, used = run_reno(noise, guider, sigmas, latent_image, reward, settings, memory, watch)
+        trace = reno_trace(state, reward, settings, used, watch)
         return io.NodeOutput(
             sampled_latent(latent_image, state.latents),
             OptimizedNoise(state.noise.cpu(), noise.seed, latent_image.get("batch_index")),

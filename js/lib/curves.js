@@ -27,6 +27,7 @@ const ENDINGS = {
     iterations: "endIterations",
     stopped: "endStopped",
     patience: "endPatience",
+    "watch turned down": "endWatch",
     "target reached": "endTarget",
     "non-finite reward": "endNoNumber",
     "non-finite gradient": "endNoNumber",
@@ -195,9 +196,9 @@ export function createCurves({ text, stop, getTitle }) {
     }
 
     function lineNames() {
-        const terms = series.filter(({ name }) => name);
-        const names = shortNames(terms.map(({ name }) => name));
-        return terms.length < series.length ? [text("sum"), ...names] : names;
+        const names = shortNames(series.filter(({ name, watched }) => name && !watched).map(({ name }) => name));
+        const watched = series.filter((line) => line.watched).map(({ name }) => text("watched", { name }));
+        return [...(series[0].name ? [] : [text("sum")]), ...names, ...watched];
     }
 
     function drawItems() {

@@ -3,7 +3,8 @@
  * Pure functions: no page, no canvas.
  *
  * @typedef {object} Series one line of the chart
- * @property {string} name of a reward's term; empty for the weighted sum
+ * @property {string} name of a reward's term; empty for the weighted sum; of a watch, all its terms
+ * @property {boolean} [watched] the line of a reward that is only watched
  * @property {number|null} weight null for the sum
  * @property {(number|null)[][]} values per item, per iteration; null where the item took no part or gave no number
  *
@@ -14,6 +15,7 @@
  * @property {object} settings as the node has them
  * @property {object[]} iterations as the node sends them
  * @property {{name: string, weight: number}[]} terms
+ * @property {{name: string, weight: number}[]} watch terms of the reward that is only watched; empty without one
  * @property {(number|null)[]} best per item
  * @property {number[]} bestIteration per item
  * @property {string[]} stopReasons per item; empty while it goes on
@@ -45,7 +47,8 @@ function readOne(message) {
         listIndex: message.list_index ?? 0,
         settings: message.settings ?? {},
         iterations: message.iterations,
-        terms: list(message.terms).map(({ name, weight }) => ({ name: String(name), weight: finite(weight) })),
+        terms: list(message.terms).map(readTerm),
+        watch: list(message.watch).map(readTerm),
         best: list(message.best).map(finite),
         bestIteration: list(message.best_iteration),
         stopReasons: list(message.stop_reasons).map(String),
@@ -54,6 +57,8 @@ function readOne(message) {
         ended: message.ended ?? "done",
     };
 }
+
+const readTerm = ({ name, weight }) => ({ name: String(name), weight: finite(weight) });
 
 /** Runs that came one after the other as if side by side; the seconds of an iteration are those of all of them. */
 function joined(traces) {
@@ -88,6 +93,7 @@ function joinedIteration(traces, offsets, column, names) {
         terms: Object.fromEntries(names.map((name) => [name, flat((iteration) => iteration.terms?.[name])])),
         norms: flat((iteration) => iteration.norms),
         gradient_norms: flat((iteration) => iteration.gradient_norms),
+        watch: flat((iteration) => iteration.watch),
         seconds: sum(traces.map((trace) => trace.iterations[Math.min(column, trace.iterations.length - 1)]?.seconds ?? 0)),
         itemSeconds: parts.flatMap(({ iteration }) => list(iteration.items).map(() => iteration.seconds)),
     };
@@ -135,7 +141,7 @@ export function columnsOf(trace) {
 const SHORT = 64; // iterations
 
 /**
- * The lines that there are to draw: the weighted sum, and its terms where there are several.
+ * The lines that there are to draw: the weighted sum, its terms where there are several, and what is watched.
  *
  * @param {Trace} trace
  * @returns {Series[]} the sum first; with a single term the sum alone, under the term's name
@@ -143,10 +149,14 @@ const SHORT = 64; // iterations
 export function seriesOf(trace) {
     const line = (name, weight, read) => ({ name, weight, values: table(trace, read) });
     const total = (iteration) => iteration.rewards;
-    if (trace.terms.length === 1) return [line(trace.terms[0].name, null, total)];
+    const watched = trace.watch.length === 0 ? [] : [
+        { ...line(trace.watch.map(({ name }) => name).join(" + "), null, (iteration) => iteration.watch), watched: true },
+    ];
+    if (trace.terms.length === 1) return [line(trace.terms[0].name, null, total), ...watched];
     return [
         line("", null, total),
         ...trace.terms.map(({ name, weight }) => line(name, weight, (iteration) => iteration.terms?.[name])),
+        ...watched,
     ];
 }
 
@@ -262,13 +272,15 @@ export function gain(first, second) {
  */
 export function toCsv(trace) {
     const names = trace.terms.map(({ name }) => name);
-    const lines = [["iteration", "item", "seconds", "reward", ...names, "norm", "gradient_norm"]];
+    const watched = trace.watch.length > 0;
+    const lines = [["iteration", "item", "seconds", "reward", ...names, "norm", "gradient_norm", ...(watched ? ["watch"] : [])]];
     for (const iteration of trace.iterations) {
         list(iteration.items).forEach((item, place) => {
             const at = (values) => list(values)[place] ?? "";
             lines.push([
                 iteration.index, item, iteration.itemSeconds?.[place] ?? iteration.seconds, at(iteration.rewards),
                 ...names.map((name) => at(iteration.terms?.[name])), at(iteration.norms), at(iteration.gradient_norms),
+                ...(watched ? [at(iteration.watch)] : []),
             ]);
         });
     }

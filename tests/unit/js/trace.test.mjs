@@ -44,6 +44,31 @@ const message = (start, end, more = {}) => ({
     ...more,
 });
 
+const watching = (end, terms) => {
+    const watched = message(0, end, { watch: terms });
+    watched.iterations = watched.iterations.map((one) => ({ ...one, watch: one.items.map((item) => 100 * item + one.index) }));
+    return watched;
+};
+
+test("a reward that is only watched has a line and a column of its own", () => {
+    const trace = readTrace(watching(3, [{ name: "pixels match: a", weight: 1 }, { name: "more", weight: 2 }]));
+    const last = seriesOf(trace).at(-1);
+    assert.deepEqual([last.name, last.watched, last.weight], ["pixels match: a + more", true, null]);
+    assert.deepEqual(last.values, [[0, 1, 2], [100, 101, null]]);
+    assert.equal(seriesOf(trace).length, 4);
+    const lines = toCsv(trace).trim().split("\r\n").map((line) => line.split(","));
+    assert.equal(lines[0].at(-1), "watch");
+    assert.deepEqual(lines.slice(1).map((cells) => cells.at(-1)), ["0", "100", "1", "101", "2"]);
+    const single = readTrace({ ...watching(2, [{ name: "more", weight: 1 }]), terms: [{ name: "plain", weight: 1 }] });
+    assert.deepEqual(seriesOf(single).map(({ name }) => name), ["plain", "more"]);
+});
+
+test("without a watch nothing says so", () => {
+    const trace = readTrace(message(0, 3));
+    assert.ok(!seriesOf(trace).some(({ watched }) => watched));
+    assert.ok(!toCsv(trace).includes("watch"));
+});
+
 test("what is no trace is left alone", () => {
     for (const other of [undefined, null, {}, { kind: "scores" }, { kind: "reno" }]) assert.equal(readTrace(other), null);
 });

@@ -1,0 +1,57 @@
+"""Random views of latents: a judge that is asked about another view each time is harder to fool than one that always sees the same.
+
+What fools a judge is a pattern that fits its patches to the cell; moved a little, and under a little noise, it fits no more,
+while what the picture shows is still there.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Views:
+    """How far a view may be from the latent itself.
+
+    Attributes:
+        shift: of the whole picture, at most, down or up and to either side, as a share of its height and width; the edge is repeated.
+        noise: standard deviation, as a share of the latent's own.
+        seed: of the views; the same seed gives the same views in the same order.
+    """
+
+    shift: float = 0.125
+    noise: float = 0.13
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, end in (("shift", 0.5), ("noise", math.inf)):
+            value = getattr(self, name)
+            if not (0 <= value <= end and math.isfinite(value)):
+                expected = "0 to 0.5" if name == "shift" else "0 or more"
+                raise ValueError(f"Got the views' {name} = {value}, expected {expected}.")
+
+    def look(self, raw_latents: Tensor, index: int) -> Tensor:
+        """View number `index` of raw latents (B, C, H, W), of the same shape and differentiable.
+
+        All items are shifted alike and get the same noise, each in proportion to its own spread: an item is seen as it would be
+        alone.
+        """
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        view = self._shifted(raw_latents, generator)
+        if not self.noise:
+            return view
+        noise = torch.randn(raw_latents.shape[1:], generator=generator).to(raw_latents)
+        spread = raw_latents.detach().flatten(1).std(dim=1).view(-1, 1, 1, 1)
+        return view + self.noise * spread * noise
+
+    def _shifted(self, raw_latents: Tensor, generator: torch.Generator) -> Tensor:
+        height, width = raw_latents.shape[-2:]
+        down, right = (round(self.shift * side) for side in (height, width))
+        top, left = (
+            int(torch.randint(0, 2 * reach + 1, (1,), generator=generator)) for reach in (down, right)
+        )
+        padded = F.pad(raw_latents, (right, right, down, down), mode="replicate")
+        return padded[..., top : top + height, left : left + width]
