@@ -77,7 +77,7 @@ class Decoder:
         if way_back:
             self._check_way_back(latents)
         blocks = blocks_of(self.vae.first_stage_model) if way_back and not self.fits(raw_latents) else set()
-        with checkpointedblocks_of(self.vae.first_stage_model, blocks) if blocks else nullcontext():
+        with checkpointed_blocks(self.vae.first_stage_model, blocks) if blocks else nullcontext():
             pixels = self._whole_or_tiled(latents, way_back, alone=len(raw_latents) == 1)
         if self.vae.latent_dim == 2:
             pixels = rearrange(pixels, "(b f) c h w -> b f c h w", b=len(raw_latents))
