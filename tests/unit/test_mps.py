@@ -131,7 +131,7 @@ def test_rewards_concepts_and_classes_stay_in_what_the_device_has(mps):
 
 def test_a_reno_step_stays_in_what_the_device_has(mps):
     noise = latents((104, 64), 2)
-    climber = _Climber(noise, RenoSettings())
+    climber = _Climber(noise, RenoSettings(), None)
     generated = noise * 2
     leaf = generated.detach().requires_grad_()
     reward = Reward((Term("mean", lambda x: x.flatten(1), lambda f: f.mean(dim=1)),))
