@@ -28,7 +28,7 @@ from ..training.shards import Dataset, Sample, finished, write_shard
 from .measures import CHUNK, World, noise_for
 from .second_vae import FOLDER_OF
 
-SCENES, LEVELS, STEPS, BANDS = 4000, 4, 700, 16
+SCENES, LEVELS, STEPS, BANDS = 4000, 4, 600, 16
 SAMPLING = 8  # steps; "a quarter of the steps" is after the second
 CFG = 3.0
 

@@ -146,7 +146,7 @@ def half_finished(kept: Kept, world) -> dict:
     return {
         "made": made,
         "early": kept.get("half finished: early", lambda: study.measure(world, aware, "training study early", EARLY_PROMPTS, EARLY_OF)),
-        "clean": {
+        "tasks": {
             "shipped": kept.get("half finished: clean, shipped", lambda: tasks(world.latent_clip.image.model)),
             "aware": kept.get("half finished: clean, aware", lambda: tasks(aware.visual)),
         },
@@ -155,7 +155,7 @@ def half_finished(kept: Kept, world) -> dict:
 
 def half_finished_report(results: dict) -> str:
     """The section as markdown."""
-    early, clean = results["early"], results["clean"]
+    early, clean = results["early"], results["tasks"]
     rows = [
         [step + 1, f"{level:.2f}", *(f"{np.nanmean(early['rows'][name][step]):.2f}" for name in early["rows"]),
          difference(*(np.nan_to_num(early["rows"][name][step]).tolist() for name in ("aware", "unaware")))]
@@ -178,20 +178,29 @@ def half_finished_report(results: dict) -> str:
 
 def main() -> None:
     """Measure what is not measured yet, and write the page."""
-    options = begin(__doc__ or "")
+    options = begin(__doc__ or "", {f"--only-{name}": f"only {about}" for name, about, *_ in SECTIONS})
     from . import measures
 
-    kept = Kept("training_study", (SCENES, PROMPTS, OF, EARLY_PROMPTS, EARLY_OF, "v1"))
     world = measures.World()
-    sections = (("second vae", second_vae, second_vae_report), ("half finished", half_finished, half_finished_report))
-    results, texts = {}, []
-    for name, measure, report in sections:
+    only = [name for name, *_ in SECTIONS if getattr(options, f"only_{name.replace('-', '_')}")]
+    texts, tasks = [], {}
+    for name, _, measure, report in SECTIONS:
+        if only and name not in only:
+            continue
+        kept = Kept(f"training_study_{name}", (SCENES, PROMPTS, OF, EARLY_PROMPTS, EARLY_OF))
         with torch.no_grad():
-            results[name] = measure(kept, world)
-        texts.append(report(results[name]))
+            results = measure(kept, world)
+        tasks[name] = _rates(results["tasks"])
+        texts.append(report(results))
         print(texts[-1], flush=True)
-    if not options.no_write:
-        publish({"second vae": _rates(results["second vae"]["tasks"])}, "\n\n".join(texts), RESULTS, DOCUMENT)
+    if not (options.no_write or only):
+        publish(tasks, "\n\n".join(texts), RESULTS, DOCUMENT)
+
+
+SECTIONS = (
+    ("second-vae", "the tower for another VAE", second_vae, second_vae_report),
+    ("half-finished", "the tower that reads half-finished images", half_finished, half_finished_report),
+)
 
 
 def _rates(tasks: dict) -> dict:

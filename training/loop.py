@@ -176,7 +176,7 @@ def _step(
 def _save(
     path: Path, params: dict, average: dict, optimizer: Optimizer, scaler: torch.amp.GradScaler | None, step: int
 ) -> None:
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, p in params.items():
         # a parameter that no loss reaches has no moments
         moments = optimizer.state[p] or {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}

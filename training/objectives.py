@@ -27,7 +27,13 @@ class Batch:
     noise_level: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(*(None if t is None else t.to(device, non_blocking=True) for t in vars(self).values()))
+        """A copy on another device."""
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        latents = self.latents.to(device, non_blocking=True)
+        return Batch(latents, moved(self.tokens), moved(self.teacher), moved(self.noise_level))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..models.config import check_config, published_configs
-from .run import PRECISIONS, Options, train
+from .run import PRECISIONS, Options, leave, train
 
 ERRORS = (ValueError, OSError)
 
@@ -116,4 +116,6 @@ def main(argv: list[str] | None = None) -> int:
     except ERRORS as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
+    finally:
+        leave()
     return 0

@@ -27,7 +27,7 @@ from .objectives import Objectives, Task, start_temperature
 from .probe import probe
 from .reader import Reader, Reading, first_rows
 from .release import write_latent_clip
-from .shards import Dataset, Sample, ShardError, finished, read_dataset
+from .shards import Dataset, Done, Sample, ShardError, finished, read_dataset
 from .starts import channel_statistics, config_for_latents, from_clip, from_nothing, layered_groups, only_patches
 
 PRECISIONS = {"fp32": None, "amp_bf16": torch.bfloat16, "amp": torch.float16}
@@ -112,6 +112,12 @@ def join() -> Here:
     return Here(dist.get_rank(), dist.get_world_size())
 
 
+def leave() -> None:
+    """Part from the others."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def train(options: Options, say: Callable[[str], None] = print) -> Path:
     """Run every stage that is not finished and write the file.
 
@@ -119,10 +125,10 @@ def train(options: Options, say: Callable[[str], None] = print) -> Path:
         ValueError: the options do not fit the data or each other; says which and what to do.
     """
     here, device = join(), _device(options.device)
-    dataset, tars = read_dataset(options.train_data), finished_tars(options.train_data, here.rank == 0)
-    samples = first_rows(tars, STATISTICS)
+    dataset, done = read_dataset(options.train_data), finished_shards(options.train_data, here.rank == 0)
+    tars, samples = done.tars, first_rows(done.tars, STATISTICS)
     statistics = channel_statistics(torch.cat([_latents_of(sample) for sample in samples]))
-    model, config = start_model(options, dataset, samples, statistics)
+    model, config = start_model(options, dataset, first_rows(done.patched, STATISTICS), statistics)
     model.to(device)
     held_out = first_rows(finished(options.val_data).tars, STATISTICS) if options.val_data else []
     began, stages = time.monotonic(), stages_of(options, model, here.world_size)
@@ -142,16 +148,16 @@ def train(options: Options, say: Callable[[str], None] = print) -> Path:
     return options.output
 
 
-def finished_tars(folder: Path, cleans: bool) -> list[Path]:
+def finished_shards(folder: Path, cleans: bool) -> Done:
     """The finished shards; one process clears away what a stopped run left."""
     if not cleans:
         dist.barrier()
-    tars = finished(folder).tars
+    done = finished(folder)
     if cleans and dist.is_initialized():
         dist.barrier()
-    if not tars:
+    if not done.tars:
         raise ShardError(f"{folder}: no finished shards. Make some with: latent-clip embed")
-    return tars
+    return done
 
 
 def _latents_of(sample: Sample) -> Tensor:
@@ -164,9 +170,13 @@ def objectives_of(options: Options) -> Objectives:
 
 
 def start_model(
-    options: Options, dataset: Dataset, samples: list[Sample], statistics: tuple[Tensor, Tensor]
+    options: Options, dataset: Dataset, patched: list[Sample], statistics: tuple[Tensor, Tensor]
 ) -> tuple[LatentCLIP, dict]:
-    """The model of step 0 and its config."""
+    """The model of step 0 and its config.
+
+    Args:
+        patched: samples of the shards that have the teacher's patches.
+    """
     space = space_of_dict(dataset.space)
     grid = dataset.views["side"] // space.downscale
     if not options.start:
@@ -187,7 +197,7 @@ def start_model(
     config = config_for_latents(
         source_config, space.channels, grid, options.patch_size, space.downscale, options.noise_bands
     )
-    known = [sample for sample in samples if "patches" in sample.teacher]
+    known = [sample for sample in patched if "patches" in sample.teacher]
     pairs = None
     if known:
         latents = torch.stack([_latents_of(sample)[0] for sample in known])

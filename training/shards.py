@@ -146,7 +146,8 @@ def write_shard(folder: Path, samples: Iterable[Sample], skipped: Iterable[tuple
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
     half.replace(path)
-    index = {"tar": path.name, "bytes": path.stat().st_size, "ids": ids, "skipped": skipped}
+    patches = sum("patches" in sample.teacher for sample in samples)
+    index = {"tar": path.name, "bytes": path.stat().st_size, "ids": ids, "skipped": skipped, "patches": patches}
     _write(folder / f"{name}{INDEX}", json.dumps(index).encode())
     return path
 
@@ -159,11 +160,12 @@ def _write(path: Path, content: bytes) -> None:
 
 @dataclass(frozen=True)
 class Done:
-    """What a folder of shards holds by its indexes."""
+    """What a folder of shards holds by its indexes; `patched`: the tars in which the teacher's patches are."""
 
     tars: list[Path]
     ids: set[str]
     skipped: dict[str, str]
+    patched: list[Path]
 
 
 def finished(folder: Path) -> Done:
@@ -172,7 +174,7 @@ def finished(folder: Path) -> Done:
     Raises:
         ShardError: an index names a tar that is gone or of another size.
     """
-    tars, ids, skipped = [], set(), {}
+    tars, patched, ids, skipped = [], [], set(), {}
     for index in sorted(folder.glob(f"*{INDEX}")):
         content = json.loads(index.read_text(encoding="utf-8"))
         tar = folder / content["tar"]
@@ -181,11 +183,12 @@ def finished(folder: Path) -> Done:
                 f"{tar}: missing or cut off, expected {content['bytes']} bytes. Remove {index.name} to have its rows made again."
             )
         tars.append(tar)
+        patched += [tar] * bool(content["patches"])
         ids.update(content["ids"])
         skipped.update(dict(content["skipped"]))
     for torn in [*folder.glob("*.part"), *(tar for tar in folder.glob("*.tar") if tar not in set(tars))]:
         torn.unlink()
-    return Done(tars, ids, skipped)
+    return Done(tars, ids, skipped, patched)
 
 
 def drop_repeats(folder: Path) -> int:
@@ -236,7 +239,8 @@ def decode_sample(members: dict[str, bytes]) -> Sample:
 def raw_tar_samples(path: Path) -> Iterator[dict[str, bytes]]:
     """Members by extension of every sample of a tar, in its order; a sample's members stand together."""
     with tarfile.open(path) as tar:
-        key, current = None, {}
+        key: str | None = None
+        current: dict[str, bytes] = {}
         for info in tar:
             if not info.isfile():
                 continue

@@ -161,7 +161,7 @@ def _parquet(path: str) -> list[dict]:
 
 def _named(record: dict) -> tuple[str, list[str]]:
     name = next((record[key] for key in NAMES if record.get(key)), None)
-    text = next((record[key] for key in TEXTS if record.get(key)), [])
+    text: str | list = next((record[key] for key in TEXTS if record.get(key)), [])
     if name is None:
         raise KeyError(f"no picture is named in a row with {', '.join(record)}")
     return str(name), [str(line) for line in ([text] if isinstance(text, str) else text)]

@@ -6,6 +6,8 @@ import math
 import multiprocessing
 import os
 import signal
+import socket
+import sys
 from dataclasses import replace
 
 import pytest
@@ -28,6 +30,7 @@ from latent_clip.models.own_spaces import space_as_dict
 from latent_clip.training import loop
 from latent_clip.training.loop import Draw, Recipe, fit
 from latent_clip.training.objectives import Batch, Objectives, Task
+from latent_clip.training.options import main as training_main
 from latent_clip.training.reader import MOST_FAULTS, Reader, Reading
 from latent_clip.training.release import model_card
 from latent_clip.training.run import Options, read_log, train
@@ -419,6 +422,38 @@ def test_killed_and_resumed_it_is_the_same_run_to_the_bit(shards, tmp_path, prec
     assert [line["loss"] for line in logs[0]] == [line["loss"] for line in logs[1]]
 
 
+def one_of_torchrun(rank, port, arguments):
+    """What torchrun tells each of two processes."""
+    torch.set_num_threads(1)
+    os.environ |= {
+        "TORCHELASTIC_RUN_ID": "test", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }  # fmt: skip
+    sys.exit(training_main(arguments))
+
+
+def test_two_processes_of_torchrun_train_one_file_and_go_on(teacher, shards, held_out, tmp_path):
+    out, found = tmp_path / "out.safetensors", []
+    for samples in (16 * 2 * 4, 16 * 2 * 8):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        arguments = [
+            "--train-data", str(shards), "--val-data", str(held_out), "--output", str(out), "--start", str(teacher[1]), "--patch-size", "1",
+            "--distil", "1", "--contrastive", "1", "--train-num-samples", str(samples), "--batch-size", "16", "--workers", "0",
+            "--precision", "fp32", "--device", "cpu", "--lr", "1e-3", "--warmup", "2", "--save-every", "4",
+        ]  # fmt: skip
+        pair = [forked(one_of_torchrun, rank, port, arguments) for rank in range(2)]
+        for process in pair:
+            process.join(180)
+        assert [process.exitcode for process in pair] == [0, 0]
+        told = json.loads(read_checkpoint(out).metadata["training"])
+        assert told["batch"] == 32
+        found.append(told["figures"]["teacher"])
+    assert found[1] > found[0]
+    assert [line["step"] for line in read_log(tmp_path / "out.logs" / "all.jsonl")] == [1, 4, 8]
+
+
 def test_a_checkpoint_of_another_model_is_refused(shards, tmp_path):
     train(options(shards, tmp_path, train_num_samples=32), lambda text: None)
     with pytest.raises(ValueError, match=r"another model.*--logs"):
@@ -506,3 +541,19 @@ def test_a_file_whose_space_record_is_wrong_is_refused(shards, tmp_path):
     )
     with pytest.raises(CheckpointError, match="two latent spaces"):
         read_checkpoint(out)
+
+
+def test_ten_thousand_shards_with_slow_missing_and_broken_ones(shards, tmp_path):
+    """The names of 10,000 shards: of each hundred two are missing, one is cut off, one answers late; none stops the reader."""
+    good = finished(shards).tars
+    (tmp_path / "cut.tar").write_bytes(good[0].read_bytes()[:5000])
+    kinds = {
+        0: tmp_path / "gone.tar",
+        1: tmp_path / "gone.tar",
+        2: tmp_path / "cut.tar",
+        3: f"pipe:sleep 0.05; cat {good[1]}",
+    }
+    tars = [kinds.get(number % 100, good[number % len(good)]) for number in range(10_000)]
+    reader = Reader(tars, Reading(64, 4, interval=1000, context=8, teacher=True, shuffle=256))
+    seen = [reader.batch(step) for step in range(120)]
+    assert all(batch.latents.shape == (64, 5, 4, 4) and batch.tokens.shape == (64, 8) for batch in seen)
