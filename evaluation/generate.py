@@ -11,7 +11,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from . import EvaluationError
@@ -221,7 +221,7 @@ class _Maker:
                 f"{task.arm}: the workflow gave {len(made.pictures)} pictures, expected {task.count}. "
                 + ("Let it save one picture, or give the batch size a slot." if task.count == 1 else "Does its batch slot set how many it saves?")
             )
-        return Made([_as_png(content) for content in made.pictures], made.seconds)
+        return replace(made, pictures=[_as_png(content) for content in made.pictures])
 
 
 def _as_png(content: bytes) -> bytes:
@@ -250,7 +250,7 @@ def _keep(plan: Plan, folder: Path, outcome: Outcome[Task]) -> None:
     prompt = next(prompt for prompt in plan.prompts if prompt.index == task.prompt)
     arm = next(arm for arm in plan.arms if arm.name == task.arm)
     records = []
-    for number, content in zip(task.numbers, made.pictures):
+    for number, content, reward in zip(task.numbers, made.pictures, made.rewards or [None] * task.count):
         file = Path(task.arm) / plan.benchmark.picture(prompt, number, plan.images)
         write_file(folder / file, content)
         records.append(
@@ -258,6 +258,7 @@ def _keep(plan: Plan, folder: Path, outcome: Outcome[Task]) -> None:
                 "arm": task.arm, "prompt": task.prompt, "number": number, "seed": task.seed, "row": number - task.first,
                 "file": file.as_posix(), "sha256": hashlib.sha256(content).hexdigest(), "seconds": _finite(made.seconds / task.count),
                 "server": outcome.server, "workflow": arm.workflow.hash,
+                "reward": reward,
             }
         )  # fmt: skip
     append_records(folder / PICTURES, records)

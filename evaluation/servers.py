@@ -12,6 +12,7 @@ import urllib.request
 import uuid
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -34,10 +35,12 @@ class TaskFailedError(EvaluationError):
 
 @dataclass(frozen=True)
 class Made:
-    """What a prompt gave: the files of its pictures in order, and the seconds that the server worked on it."""
+    """What a prompt gave: the files of its pictures in order, the seconds that the server worked on it, and the reward of each picture
+    where a node of this pack in the workflow tells it."""
 
     pictures: list[bytes]
     seconds: float
+    rewards: list[float] | None = None
 
 
 class Server:
@@ -79,7 +82,7 @@ class Server:
         prompt_id = self._queue(graph)
         history = self._wait(prompt_id)
         images = _images(history, output)
-        return Made([self._picture(image) for image in images], _seconds(history))
+        return Made([self._picture(image) for image in images], _seconds(history), _rewards(history, len(images)))
 
     def upload(self, name: str, content: bytes) -> str:
         """Put a picture into the server's input folder; the name that Load Image knows it by."""
@@ -121,11 +124,9 @@ class Server:
 
     def _forget(self, prompt_id: str) -> None:
         """Take a prompt off the server's queue, and stop it if it runs."""
-        for path, body in (("/queue", {"delete": [prompt_id]}), ("/interrupt", {"prompt_id": prompt_id})):
-            try:
-                self._ask(path, json.dumps(body).encode())
-            except EvaluationError:
-                return  # it is gone, and the prompt with it
+        with suppress(EvaluationError):  # where the server is gone, so is the prompt
+            self._ask("/queue", json.dumps({"delete": [prompt_id]}).encode())
+            self._ask("/interrupt", json.dumps({"prompt_id": prompt_id}).encode())
 
     def _picture(self, image: dict) -> bytes:
         keys = ("filename", "subfolder", "type")
@@ -213,17 +214,19 @@ class _Shop(Generic[Task]):
     def serve(self, server: Server, work: Callable[[Server, Task], Made]) -> None:
         """Thread body: take and do tasks until there are none, or until the server is out."""
         while (task := self._take(server)) is not None:
-            try:
-                made = work(server, task)
-            except ServerGoneError as error:
-                self._give_back(server, task, str(error))
-            except TaskFailedError as error:
-                self._fail(server, task, str(error))
-            except BaseException as error:  # a mistake of ours or a full disk: whoever reads the outcomes shall see it
-                self.outcomes.put(error)
-                return
-            else:
-                self._finish(Outcome(task, str(server), made), server)
+            self._do(server, task, work)
+
+    def _do(self, server: Server, task: Task, work: Callable[[Server, Task], Made]) -> None:
+        try:
+            made = work(server, task)
+        except ServerGoneError as error:
+            self._give_back(server, task, str(error))
+        except TaskFailedError as error:
+            self._fail(server, task, str(error))
+        except BaseException as error:  # a mistake of ours: whoever reads the outcomes shall see it
+            self.outcomes.put(error)
+        else:
+            self._finish(Outcome(task, str(server), made), server)
 
     def _take(self, server: Server) -> Task | None:
         with self.change:
@@ -310,6 +313,19 @@ def _images(history: dict, output: str | None) -> list[dict]:
             "Use one Save Image, or give it the title output."
         )
     return next(iter(found.values()))
+
+
+def _rewards(history: dict, count: int) -> list[float] | None:
+    """What Score, Select, Search or Optimize Noise report of the pictures; None where not exactly one report fits them."""
+    reports = [report for out in history.get("outputs", {}).values() for report in out.get("latent_clip", [])]
+    found = []
+    for report in reports:
+        values = report.get("best") if report.get("kind") == "reno" else report.get("scores")
+        if values and report.get("kept"):
+            values = [values[at] for at in report["kept"]]
+        if values and len(values) == count and all(isinstance(value, (int, float)) for value in values):
+            found.append([float(value) for value in values])
+    return found[0] if len(found) == 1 else None
 
 
 def _seconds(history: dict) -> float:

@@ -39,7 +39,8 @@ def _sampled(steps: int, cfg: float, model: list | None = None) -> dict:
 
 def plain(steps: int = 1, cfg: float = 1.0) -> dict:
     """One image from one noise, scored but not chosen. Slots: prompt, seed, batch, negative, cfg where there is more than one step."""
-    graph = {**_world(), **_sampled(steps, cfg), **_shown(["sample", 0])}
+    graph = {**_world(), **_sampled(steps, cfg), **_shown(["score", 0])}
+    graph["score"] = node("LatentCLIPScore", latent=["sample", 0], reward=["reward", 0])
     graph["empty"]["_meta"]["title"] = "batch"
     return graph
 

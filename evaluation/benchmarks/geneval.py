@@ -18,19 +18,20 @@ from . import Benchmark, Prompt, Score, Summary, complete, lines_of, means_by_ta
 
 def read(path: Path) -> list[Prompt]:
     """The list; each line an object with tag, include and prompt."""
-    prompts = []
-    for index, line in enumerate(lines_of(path)):
-        try:
-            data = json.loads(line)
-            prompts.append(Prompt(index, data["prompt"], data["tag"], about=data))
-            if not isinstance(data["prompt"], str) or not isinstance(data["include"], list):
-                raise TypeError("prompt must be a text and include a list")
-        except (ValueError, KeyError, TypeError) as error:
-            raise EvaluationError(
-                f"{path.name}: line {index + 1} is {line[:60]!r} ({error!r}), expected GenEval's metadata with tag, include and "
-                "prompt. Take evaluation_metadata.jsonl of its repository."
-            ) from error
-    return prompts
+    return [_prompt(index, line, path.name) for index, line in enumerate(lines_of(path))]
+
+
+def _prompt(index: int, line: str, name: str) -> Prompt:
+    try:
+        data = json.loads(line)
+        if not isinstance(data["prompt"], str) or not isinstance(data["include"], list):
+            raise TypeError("prompt must be a text and include a list")
+        return Prompt(index, data["prompt"], data["tag"], about=data)
+    except (ValueError, KeyError, TypeError) as error:
+        raise EvaluationError(
+            f"{name}: line {index + 1} is {line[:60]!r} ({error!r}), expected GenEval's metadata with tag, include and "
+            "prompt. Take evaluation_metadata.jsonl of its repository."
+        ) from error
 
 
 def picture(prompt: Prompt, number: int, images: int) -> Path:

@@ -110,6 +110,6 @@ def test_a_server_that_refuses_or_fails_says_why(comfy, prompts, tmp_path):
     assert "gave 2 pictures, expected 1" in str(generate(many, tmp_path / "b", [Server(comfy.url)]))
     graph = shapes_arms.plain()
     del graph["save"]
-    graph["other"] = shapes_arms.node("LatentCLIPScore", latent=["sample", 0], reward=["reward", 0])
+    del graph["decode"]
     blind = Plan(geneval.BENCHMARK, prompts[:1], [Arm("blind", workflow_of(graph))], 1)
     assert "pictures from 0 nodes" in str(generate(blind, tmp_path / "c", [Server(comfy.url)]))

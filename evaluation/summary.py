@@ -1,0 +1,169 @@
+"""A run as people read it: a table for each scorer, the controls that any claim needs, and a plot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from . import EvaluationError
+from .benchmarks import Benchmark, Prompt, geneval, i2p, prompts, t2i_compbench
+from .benchmarks import bias as bias_
+from .compare import compare, overall
+from .controls import EqualCost, GuidanceMatched, equal_cost, guidance_matched, seconds_of
+from .generate import pictures_of, prompts_of, read_run
+from .scorers import CONTRAST
+from .scoring import Scored, read_scores
+from .statistics import Estimate
+from .tables import table
+
+BENCHMARKS: Mapping[str, Benchmark] = {
+    module.BENCHMARK.name: module.BENCHMARK for module in (geneval, t2i_compbench, i2p, bias_, prompts)
+}
+
+
+def benchmark_of(name: str) -> Benchmark:
+    """By its name.
+
+    Raises:
+        EvaluationError: there is none.
+    """
+    if name not in BENCHMARKS:
+        raise EvaluationError(f"Got the benchmark {name!r}, expected one of {', '.join(BENCHMARKS)}.")
+    return BENCHMARKS[name]
+
+
+def summarise_run(folder: Path, plain: str = "", chooser: str = "", judge: str = "") -> str:
+    """Everything that is known of a run, as markdown.
+
+    Args:
+        plain: the arm that others are compared with; default: the first.
+        chooser: scorer whose reward the arms climb or choose by; judge: one that nothing optimised. Default: no controls, and why.
+    """
+    run = read_run(folder)
+    benchmark, prompts_, scored = benchmark_of(run["benchmark"]), prompts_of(run), read_scores(folder)
+    plain = plain or next(iter(run["arms"]))
+    if plain not in run["arms"]:
+        raise EvaluationError(f"{folder}: no arm {plain!r}, there are {', '.join(run['arms'])}.")
+    names = list(dict.fromkeys(s.scorer for s in scored))
+    if not names:
+        return f"{folder}: nothing is scored in full yet. {_how_to_score(benchmark)}"
+    parts = [f"# {benchmark.name}, {len(prompts_)} prompts × {run['images']} pictures, {run['source']}"]
+    parts += [
+        scorer_table(benchmark, prompts_, [s for s in scored if s.scorer == name], plain, optimised=name == chooser) for name in names
+    ]
+    parts.append(controls_text(run, benchmark, prompts_, scored, pictures_of(folder), plain, chooser, judge))
+    return "\n\n".join(parts)
+
+
+def scorer_table(benchmark: Benchmark, prompts_: Sequence[Prompt], scored: Sequence[Scored], plain: str, optimised: bool = False) -> str:
+    """One row per arm: its figure with the interval, tasks, and the paired difference to the plain arm."""
+    first = scored[0]
+    sums = {s.arm: benchmark.summarise(prompts_, s.scores) for s in scored}
+    some = next(iter(sums.values()))
+    base = next((s for s in scored if s.arm == plain), None)
+    show = (lambda value: f"{100 * value:.2f} %") if some.percent and first.verdicts else (lambda value: f"{value:.4f}")
+    more = some.more if first.verdicts and benchmark.verdicts else {}
+    rows = []
+    for s in scored:
+        estimate = overall(benchmark, prompts_, s.scores)
+        against = "–" if base is None or s is base else _difference(compare(prompts_, base, s).difference)
+        values = [show(sums[s.arm].overall), f"{show(estimate.low)} to {show(estimate.high)}", against]
+        rows.append([s.arm, *values, *(show(v) for v in sums[s.arm].tasks.values()), *(show(sums[s.arm].more[name]) for name in more)])
+    notes = [first.note] if first.note else []
+    notes += ["LOWER is better" if first.lower_is_better else "", "the arms may have optimised this one: not a judgement" if optimised else ""]
+    head = f"## {first.scorer}" + "".join(f"; {note}" for note in notes if note)
+    return f"{head}\n\n" + table(["arm", "overall", "95 % over prompts", f"minus {plain} (p)", *some.tasks, *more], rows)
+
+
+def controls_text(
+    run: dict, benchmark: Benchmark, prompts_: Sequence[Prompt], scored: Sequence[Scored], pictures: Sequence[dict],
+    plain: str, chooser: str, judge: str,
+) -> str:  # fmt: skip
+    """The controls, or for each what is missing for it."""
+    if not chooser or not judge:
+        known = ", ".join(dict.fromkeys(s.scorer for s in scored))
+        return (
+            "## Controls\n\nNot computed. Say with --reward which scorer the arms chose by or climbed, and with --judge which one nothing "
+            f"optimised; scored are: {known}. A gain by the reward alone shows nothing."
+        )
+    if chooser == judge:
+        raise EvaluationError(f"Got {judge} as reward and as judge, expected a judge that nothing optimised.")
+    by = {(s.scorer, s.arm): s.scores for s in scored}
+    for name in (chooser, judge):
+        if (name, plain) not in by:
+            raise EvaluationError(f"{plain} is not scored by {name}; scored are {', '.join(sorted({s.scorer for s in scored}))}.")
+    seconds, settings = seconds_of(pictures), {name: arm["settings"] for name, arm in run["arms"].items()}
+    sweep_arms = {float(s["cfg"]): name for name, s in settings.items() if "cfg" in s and (judge, name) in by and (CONTRAST.name, name) in by}
+    sweep = {cfg: (by[CONTRAST.name, name], by[judge, name]) for cfg, name in sweep_arms.items()}
+    arms = [name for name in run["arms"] if name != plain and name not in sweep_arms.values() and (judge, name) in by]
+    rows = []
+    for arm in arms:
+        cost = equal_cost(seconds[arm] / seconds[plain], by[chooser, plain], by[judge, plain], by[judge, arm]) if _known(seconds, arm, plain) else None
+        matched = None
+        if len(sweep) > 1 and (CONTRAST.name, arm) in by:
+            matched = guidance_matched(sweep, by[CONTRAST.name, arm], by[judge, arm])
+        rows.append([arm, *_cost_cells(cost), *_matched_cells(matched)])
+    columns = ["arm", "cost of a picture", "plain best-of-M", "arm minus that (p)", "plain at equal contrast", "arm minus that (p)"]
+    text = f"## Controls, judged by {judge}; best-of-M chosen by {chooser}\n\n" + table(columns, rows)
+    missing = []
+    if len(sweep) < 2:
+        missing.append("No guidance-matched baseline: add arms with --sweep cfg=…, and score with contrast and the judge.")
+    if not arms:
+        missing.append("No arm beside the plain one is scored by the judge.")
+    return "\n\n".join([text, *missing])
+
+
+def plot(folder: Path, target: Path, scorer: str) -> None:
+    """Overall figures with their intervals against the cost of a picture, as PNG.
+
+    Raises:
+        EvaluationError: nothing is scored by this scorer, or matplotlib is missing.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise EvaluationError("--plot needs matplotlib. Install the extra: latent-clip[evaluate], or leave --plot out.") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    run = read_run(folder)
+    scored = [s for s in read_scores(folder) if s.scorer == scorer]
+    if not scored:
+        raise EvaluationError(f"{folder}: nothing is scored by {scorer!r}.")
+    seconds, benchmark = seconds_of(pictures_of(folder)), benchmark_of(run["benchmark"])
+    figure, axis = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    for s in scored:
+        estimate = overall(benchmark, prompts_of(run), s.scores)
+        error = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
+        axis.errorbar([seconds[s.arm]], [estimate.value], yerr=error, fmt="o", capsize=3, label=s.arm)
+    axis.set(xlabel="seconds of a picture", ylabel=scorer, title=f"{benchmark.name}: 95 % over {len(run['prompts'])} prompts")
+    axis.legend()
+    figure.savefig(target, dpi=100)
+    pyplot.close(figure)
+
+
+def _known(seconds: Mapping[str, float], *arms: str) -> bool:
+    return all(math.isfinite(seconds.get(arm, math.nan)) and seconds[arm] > 0 for arm in arms)
+
+
+def _difference(estimate: Estimate) -> str:
+    return f"{estimate.value:+.4f} ({estimate.low:+.4f} to {estimate.high:+.4f}; p = {estimate.p:.2g})"
+
+
+def _cost_cells(found: EqualCost | None) -> list[str]:
+    if found is None:
+        return ["unknown", "–", "–"]
+    short = f", NOT equal: {found.short} plain pictures per prompt are missing" if found.short else ""
+    return [f"{found.cost:.2f} plain ones", f"{found.plain:.4f} (M = {found.m}{short})", _difference(found.difference)]
+
+
+def _matched_cells(found: GuidanceMatched | None) -> list[str]:
+    if found is None:
+        return ["–", "–"]
+    return [f"cfg {found.cfg:.2f}" + ("" if found.inside else ", the end of the sweep, which does not reach it"), _difference(found.difference)]
+
+
+def _how_to_score(benchmark: Benchmark) -> str:
+    commands = "".join(f"\n  {command}" for command in benchmark.scorers)
+    return f"Its own scorer:{commands}\nthen: latent-clip evaluate score FOLDER --scorer official" if commands else "Run: latent-clip evaluate score"

@@ -1,0 +1,104 @@
+"""`latent-clip evaluate` end to end on Shapes World: GenEval-style prompts, several arms, the analytic judge, and the controls.
+
+    ./dev evaluate [--prompts 4] [--images 6] [--server ADDRESS]
+
+It writes a run into output/evaluate, as one would with a real model, and prints its tables. Figures of Shapes World show that the
+machinery works, not how good a real model will look.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from ..demo.geneval import metadata, results
+from ..evaluation import EvaluationError
+from ..evaluation.benchmarks import geneval
+from ..evaluation.generate import Arm, Plan, generate
+from ..evaluation.records import append_records
+from ..evaluation.scorers import CONTRAST, Scorer, clip, read_picture
+from ..evaluation.scoring import REWARD, keep_results, keep_rewards, score_run
+from ..evaluation.servers import Server
+from ..evaluation.summary import summarise_run
+from ..evaluation.workflow import workflow_of
+from .comfy_server import PACK_ROOT, ComfyError, ComfyServer, make_base
+from .shapes_arms import ARMS, plain
+
+OUTPUT = PACK_ROOT / "output" / "evaluate"
+SWEEP = (1.5, 2.0, 3.0)
+JUDGE = "shapes-world judge"
+
+
+def _by_files(picture: torch.Tensor, prompt: object) -> float:
+    raise EvaluationError(f"{JUDGE} reads whole runs, see judge_run.")
+
+
+JUDGED = Scorer(JUDGE, "the analytic judge of Shapes World by GenEval's rule, which nothing optimises", _by_files, verdicts=True)
+
+
+def make_plan(prompts: int, images: int) -> Plan:
+    """Write the list, read it as GenEval's, and put the arms and a sweep of guidance beside each other."""
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    source = OUTPUT / f"shapes-world-{prompts}.jsonl"
+    source.write_text("".join(json.dumps(line) + "\n" for line in metadata(prompts)), encoding="utf-8")
+    arms = [Arm(name, workflow_of(make())) for name, make in ARMS.items()]
+    slots = ["cfg=sample.cfg"]
+    sweep = [Arm(f"plain_cfg={v:g}", workflow_of(plain(cfg=v), slots), (("cfg", v),)) for v in (1.0, *SWEEP)]
+    return Plan(geneval.BENCHMARK, geneval.read(source), [*arms, *sweep], images, source=source.name)
+
+
+def judge_run(folder: Path, plan: Plan) -> None:
+    """Have the analytic judge write results.jsonl for every arm, in GenEval's form, and read them back."""
+    for arm in plan.arms:
+        places = [(prompt, geneval.picture(prompt, k, plan.images)) for prompt in plan.prompts for k in range(plan.images)]
+        pictures = torch.stack([read_picture(folder / arm.name / place) for _, place in places])
+        file = folder / arm.name / "results.jsonl"
+        file.unlink(missing_ok=True)
+        append_records(file, results(pictures, [str(place) for _, place in places], [prompt.about for prompt, _ in places]))
+        keep_results(folder, arm.name, geneval.results(file, plan.prompts, plan.images), JUDGED)
+
+
+def evaluate(plan: Plan, folder: Path, servers: list[Server]) -> str:
+    """Generate, score and sum up."""
+    print(generate(plan, folder, servers, lambda line: print(f"  {line}", flush=True) if line.split()[0].endswith("0") else None))
+    score_run(folder, CONTRAST)
+    score_run(folder, clip.load("shapes-world"))
+    keep_rewards(folder)
+    judge_run(folder, plan)
+    return summarise_run(folder, "plain", REWARD, JUDGE)
+
+
+def main() -> None:
+    """Read the command line, start the server, run, stop the server."""
+    parser = argparse.ArgumentParser(prog="./dev evaluate", description=__doc__.split("\n")[0] if __doc__ else "")
+    parser.add_argument("--tree", type=Path, required=True, help=argparse.SUPPRESS)
+    parser.add_argument("--prompts", type=int, default=4, help="for each of the five tasks; default 4")
+    parser.add_argument("--images", type=int, default=6, help="pictures per prompt and arm; default 6")
+    parser.add_argument("--server", action="append", help="ComfyUIs that run the pack; default: one is started")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    torch.set_num_threads(1)
+    began, folder = time.perf_counter(), OUTPUT / f"geneval-{options.prompts}x{options.images}"
+    try:
+        plan = make_plan(options.prompts, options.images)
+        if options.server:
+            text = evaluate(plan, folder, [Server(address) for address in options.server])
+        else:
+            with ComfyServer(options.tree, make_base(PACK_ROOT / ".cache" / "evaluate")) as server:
+                text = evaluate(plan, folder, [Server(server.url)])
+    except (EvaluationError, ComfyError) as error:
+        sys.exit(f"evaluate: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    (folder / "summary.md").write_text(text + "\n", encoding="utf-8")
+    print(f"\n{text}\n\n{folder.relative_to(PACK_ROOT)}/summary.md, after {time.perf_counter() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
