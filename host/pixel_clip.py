@@ -16,12 +16,13 @@ from .towers import device_and_dtype, tower_dtype, tower_patcher
 
 
 class LoadedPixelCLIP:
-    """A pixel CLIP in the host's care; `image`, `text` as in `LoadedLatentCLIP`."""
+    """A pixel CLIP in the host's care; `image`, `text`, `logit_scale` as in `LoadedLatentCLIP`."""
 
     def __init__(self, clip, dtype: str = "auto"):
         device = mm.get_torch_device()
         self.name = clip.name
         self.image_size = clip.image_size
+        self.logit_scale = clip.model.logit_scale.float().exp().item()
         with torch.inference_mode(False):  # constants of a computation that gradients go through
             self.mean, self.std = torch.tensor(clip.mean), torch.tensor(clip.std)
         self.image = tower_patcher(clip.model.visual.to(tower_dtype(dtype, device)), device, mm.unet_offload_device())
