@@ -1,5 +1,6 @@
 """Concept sets inside the host: the shipped ones, the user's own files, and lines typed into a node."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import folder_paths
@@ -19,6 +20,7 @@ from ..models.fit import Fit, safety_fit
 from .fingerprints import text_fingerprint
 from .folders import LATENT_CLIP
 from .latent_clip import LoadedLatentCLIP
+from .pixel_clip import LoadedPixelCLIP
 
 FOLDER = "concepts"  # below ComfyUI/models/latent_clip
 TYPED = "typed below"
@@ -78,6 +80,17 @@ def directions_for(
 def directions(clip: LoadedLatentCLIP, concepts: ConceptSet) -> ConceptDirections:
     """The set as this CLIP sees it; its texts are encoded once and cached with the model."""
     return concept_directions(clip.encode_text, concepts, clip.logit_scale)
+
+
+def directions_for_pixels(clip: LoadedPixelCLIP, concepts: ConceptSet, fit: Fit) -> ConceptDirections:
+    """The set as a pixel CLIP sees it.
+
+    Raises:
+        ConceptError: its thresholds were calibrated, which no pixel CLIP was; type thresholds.
+    """
+    concepts.check_judge(Judge(clip.name, "", safety_fit(fit)))
+    named = replace(concepts, categories=tuple(replace(c, name=f"{c.name}, in pixels") for c in concepts.categories))
+    return concept_directions(clip.text.encode, named, clip.logit_scale)
 
 
 def _files() -> dict[str, Path]:

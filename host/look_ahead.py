@@ -64,17 +64,28 @@ class Draft:
 
 
 @dataclass(frozen=True)
+class DraftJudge:
+    """Who judges drafts, by which categories and thresholds for finished pictures."""
+
+    watcher: HostWatcher
+    concepts: ConceptDirections
+
+    def scores(self, samples: Tensor) -> Tensor:
+        """Log-odds (B, categories) of raw latents (B, C, H, W)."""
+        return log_odds(samples, self.watcher, self.concepts, progress=False)
+
+
+@dataclass(frozen=True)
 class LookAhead:
     """How to look before sampling.
 
     Attributes:
-        watcher, concepts: who judges; the thresholds are those for finished pictures.
+        judges: each of them may suspect; their categories follow one another.
         steps: of a draft. A sampling that has no more of them is its own draft.
         drafter: MODEL that makes the drafts, at cfg 1; None: the one that is sampled.
     """
 
-    watcher: HostWatcher
-    concepts: ConceptDirections
+    judges: tuple[DraftJudge, ...]
     steps: int = 4
     drafter: object | None = None
 
@@ -83,17 +94,22 @@ class LookAhead:
         size = len(sampling.noise)
         try:
             samples, picture, steps = self._draft(guider, sampling)
-            scores = log_odds(samples, self.watcher, self.concepts, progress=False)
-            reasons = reasons_to_block(scores, self.concepts.names, self.concepts.thresholds)
+            scores = torch.cat([judge.scores(samples) for judge in self.judges], dim=1)
+            reasons = reasons_to_block(scores, *self._categories())
         except mm.InterruptProcessingException:
             raise
         except Exception as error:  # as in the gate: any error has an answer
             LOGGER.exception("%s: nothing could be drafted, so that every image follows the other prompt.", SAFETY)
-            unknown = torch.full((size, len(self.concepts.names)), math.nan)
+            unknown = torch.full((size, len(self._categories()[0])), math.nan)
             return Draft([f"could not be drafted: {error or type(error).__name__}"] * size, unknown)
         going_on = alive_rows(guider.model_options, size)
         reasons = [reason if item in going_on else "" for item, reason in enumerate(reasons)]
         return Draft(reasons, scores, samples if picture else None, tuple(steps))
+
+    def _categories(self) -> tuple[list[str], list[float]]:
+        """Names and thresholds, of all judges."""
+        every = [pair for judge in self.judges for pair in zip(judge.concepts.names, judge.concepts.thresholds)]
+        return [name for name, _ in every], [threshold for _, threshold in every]
 
     def _draft(self, guider, sampling: Sampling) -> tuple[Tensor, bool, list[tuple]]:
         """(raw latents of the drafts, whether they are what the sampler makes, what it told its callback)."""

@@ -5,6 +5,7 @@ from typing import Literal
 
 from comfy_api.latest import io
 
+from ..host import folders
 from .rewards import REWARDS
 from .sockets import (
     CATEGORY,
@@ -29,6 +30,9 @@ LATE: dict[str, Literal["ignore", "redirect", "report"]] = {
     "draft, report late": "report",
 }
 """How Safety Guidance looks ahead → what becomes of an image that it suspects late."""
+
+
+NO_SECOND = "none"
 
 
 def concepts_fingerprint(concepts: str | None) -> str:
@@ -85,6 +89,12 @@ def look_ahead_inputs() -> list[io.Input]:
             "As 'thresholds', for drafts, which are finished pictures. Empty: those of the set.", multiline=True, optional=True, advanced=True),
         io.Model.Input("drafter", optional=True,
             tooltip="Makes the drafts, at cfg 1: the same model with a turbo or lightning LoRA, say. Without it the model itself does."),
+        io.Vae.Input("vae", optional=True, tooltip="Decodes drafts for 'pixel_clip', and nothing else."),
+        choice("pixel_clip", [NO_SECOND, *folders.list_files(folders.OPEN_CLIP)],
+            "A second judge of drafts, of whom either may suspect: a CLIP checkpoint in ComfyUI/models/open_clip. It sees the decoded draft, which "
+            "takes time, and what the Latent-CLIP misses.", optional=True, advanced=True),
+        text("pixel_thresholds", "As 'draft_thresholds', for the second judge, whose log-odds are on another scale: calibrate them.",
+            multiline=True, optional=True, advanced=True),
     ]  # fmt: skip
 
 
@@ -182,35 +192,57 @@ class LatentCLIPSafetyGuidance(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, concepts=None, **_):
-        return concepts_fingerprint(concepts)
+    def fingerprint_inputs(cls, concepts=None, pixel_clip=NO_SECOND, **_):
+        second = [] if pixel_clip == NO_SECOND else [folders.fingerprint(folders.OPEN_CLIP, pixel_clip)]
+        return [concepts_fingerprint(concepts), *second]
 
     @classmethod
     def execute(
         cls, model, latent_clip, concepts, typed, categories, thresholds, strength, start, end, every_n, momentum, fit,
-        instead=None, look_ahead="off", draft_steps=4, draft_thresholds="", drafter=None,
+        instead=None, look_ahead="off", draft_steps=4, draft_thresholds="", drafter=None, vae=None, pixel_clip=NO_SECOND,
+        pixel_thresholds="",
     ):  # fmt: skip
         from ..host.concepts import directions_for, load_concepts
         from ..host.guidance import Window, guide_model, redirect_model
         from ..host.looks import Looks
         from ..methods.guidance import AvoidConcepts, ConceptWatch, GuidanceSettings
 
-        def directions(thresholds: str):
-            return directions_for(latent_clip, load_concepts(concepts, typed, categories, thresholds), fit)
+        def read(thresholds: str):
+            return load_concepts(concepts, typed, categories, thresholds)
 
         watcher = latent_clip.watcher(fit)
-        watch = ConceptWatch(watcher, directions(thresholds))
+        watch = ConceptWatch(watcher, directions_for(latent_clip, read(thresholds), fit))
         settings, window = GuidanceSettings(strength, momentum), Window(start, end, every_n)
         looks = Looks()
         if look_ahead != "off":
             from ..host.guidance_ahead import redirect_ahead
-            from ..host.look_ahead import LookAhead
+            from ..host.look_ahead import DraftJudge, LookAhead
 
-            ahead = LookAhead(watcher, directions(draft_thresholds), draft_steps, drafter)
+            judges = [DraftJudge(watcher, directions_for(latent_clip, read(draft_thresholds), fit))]
+            if pixel_clip != NO_SECOND:
+                judges.append(cls._second_judge(vae, pixel_clip, read(pixel_thresholds), fit))
+            ahead = LookAhead(tuple(judges), draft_steps, drafter)
             return io.NodeOutput(redirect_ahead(model, watch, instead, window, ahead, LATE[look_ahead], looks), looks)
         if instead is not None:
             return io.NodeOutput(redirect_model(model, watch, instead, window), looks)
         return io.NodeOutput(guide_model(model, AvoidConcepts(watch), settings, window), looks)
+
+    @classmethod
+    def _second_judge(cls, vae, pixel_clip: str, concept_set, fit):
+        """Of drafts, in pixels."""
+        from ..host.concepts import directions_for_pixels
+        from ..host.look_ahead import DraftJudge
+        from ..host.pixel_clip import load_pixel_clip_file, pixel_encoder
+        from ..host.requirements import check_requirements
+
+        check_requirements()
+        if vae is None:
+            raise ValueError(
+                f"Got the second judge {pixel_clip!r}, which sees pixels, and no VAE. Connect the VAE of the model to `vae`, or set "
+                f"pixel_clip to {NO_SECOND}."
+            )
+        clip = load_pixel_clip_file(pixel_clip)
+        return DraftJudge(pixel_encoder(clip, vae), directions_for_pixels(clip, concept_set, fit))
 
 
 class LatentCLIPSafetyGate(io.ComfyNode):

@@ -21,20 +21,21 @@ class AheadWorld(World):
         self.ahead, self.look_ahead, self.looks, self.gate = map(
             module, ("host.guidance_ahead", "host.look_ahead", "host.looks", "host.gate")
         )
-        self.rows, self.drafts = module("host.rows"), module("host.drafts")
+        self.rows, self.pixel_clip = module("host.rows"), module("host.pixel_clip")
         with torch.inference_mode():
             self.shipped = module("models.concepts").shipped_concepts("shapes-world-stars")
 
     def looking(
         self, draft=0.0, late="ignore", threshold=1000.0, steps=4, instead="a green circle", model=None, drafter=None, looks=None,
-        start=0.0, end=1.0,
+        start=0.0, end=1.0, second=(),
     ):  # fmt: skip
         """A MODEL that looks ahead: suspects drafts from `draft` log-odds on, and predictions from `threshold` on."""
         if isinstance(draft, str):
             concepts = self.concepts.directions(self.clip, self.shipped.with_thresholds(draft))
         else:
             concepts = self.concepts.directions(self.clip, self.parsed(draft))
-        look = self.look_ahead.LookAhead(self.encoder, concepts, steps, drafter)
+        judges = (self.look_ahead.DraftJudge(self.encoder, concepts), *second)
+        look = self.look_ahead.LookAhead(judges, steps, drafter)
         window = self.host.Window(start, end)
         prompt = None if instead is None else self.condition(instead)
         return self.ahead.redirect_ahead(

@@ -184,6 +184,44 @@ def test_who_is_caught_is_what_the_gate_would_say_of_the_draft(world):
         assert len(innocent) == (3 if prompt == "a red star" else 8), "at this seed"
 
 
+# Two judges
+
+
+def pixel_judge(world, threshold: float):
+    """The pixel CLIP of Shapes World, and the same concepts."""
+    with torch.inference_mode():
+        clip, vae = world.shapes_world.load_pixel_clip(), world.shapes_world.load_vae()
+        concepts = world.concepts.directions_for_pixels(clip, world.parsed(threshold), "tiles")
+        return world.look_ahead.DraftJudge(world.pixel_clip.pixel_encoder(clip, vae), concepts)
+
+
+def test_either_judge_may_suspect(world):
+    how, looks = {"steps": 6}, world.looks.Looks()
+    second = pixel_judge(world, ALWAYS)
+    made = world.sample(world.looking(NEVER, second=(second,), looks=looks), **how)
+    same(made, world.sample(world.model, INSTEAD, **how))
+    for verdict in looks.of(made):
+        assert verdict.draft.startswith("star, in pixels: log-odds") and len(verdict.scores) == 2
+    both = looks.of(world.sample(world.looking(ALWAYS, second=(second,), looks=looks), **how))
+    assert all("star, in pixels" in verdict.draft and "star: log-odds" in verdict.draft for verdict in both)
+    neither = world.looking(NEVER, second=(pixel_judge(world, NEVER),))
+    assert torch.equal(world.sample(neither, **how), world.sample(world.model, **how))
+
+
+def test_a_second_judge_who_fails_suspects_everybody(world, monkeypatch):
+    second = pixel_judge(world, NEVER)
+    monkeypatch.setattr(second.watcher.vae.first_stage_model, "decode", lambda latents: latents[:, :, :0])
+    how = {"steps": 6}
+    same(world.sample(world.looking(NEVER, second=(second,)), **how), world.sample(world.model, INSTEAD, **how))
+
+
+def test_the_thresholds_of_a_latent_clip_are_not_those_of_a_pixel_clip(world):
+    with torch.inference_mode():
+        clip = world.shapes_world.load_pixel_clip()
+    with pytest.raises(ValueError, match="type thresholds"):
+        world.concepts.directions_for_pixels(clip, world.shipped, "tiles")
+
+
 # The second look
 
 
