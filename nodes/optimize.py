@@ -48,9 +48,10 @@ class LatentCLIPOptimizeNoise(io.ComfyNode):
                     "kind, such as Pixel CLIP. With patience, an image is done when the watch has turned down."),
                 switch("watch_keeps",
                     "Keep what the watch likes best, among all that the reward likes no less than the first.", optional=True, advanced=True),
-                switch("views",
-                    "Climb the reward of a slightly shifted and noisy view of the latent, another one each time. The reward is much harder to "
-                    "fool, and more iterations do no harm. The best is still judged on the latent itself.", optional=True),
+                # on for new nodes only: a prompt without it, as version 0.1 saved it, runs as it did (js/trace.js for its workflows)
+                io.Boolean.Input("views", default=True, optional=True,
+                    tooltip="Climb the reward of a slightly shifted and noisy view of the latent, another one each time. The reward is much harder to "
+                    "fool, so more iterations do less harm. The best is still judged on the latent itself. Off: as in the paper."),
             ],
             outputs=[
                 io.Latent.Output(display_name="best", tooltip="The best latent of every image."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from scipy.stats import binomtest
 
 
@@ -39,6 +40,16 @@ class Rate:
             "high": round(self.interval[1], 4),
             "n": self.n,
         }
+
+
+def bootstrap_by_prompt(
+    first: Sequence[Sequence[int]], second: Sequence[Sequence[int]], draws: int = 4000
+) -> tuple[float, float]:
+    """95 % interval of the mean of `second` less that of `first`, both noises × prompts: prompts are drawn with replacement."""
+    differences = torch.tensor(second, dtype=torch.float64).mean(0) - torch.tensor(first, dtype=torch.float64).mean(0)
+    rows = torch.randint(len(differences), (draws, len(differences)), generator=torch.Generator().manual_seed(0))
+    low, high = differences[rows].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
