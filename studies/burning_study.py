@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from . import burning_safety
 from .report import Kept, begin, publish, table
 from .statistics import Rate, bootstrap_by_prompt, mcnemar
 
@@ -229,7 +230,7 @@ def measure(scale: float) -> dict:
     four = kept.get("best of 4", partial(study.best_of, 4))
     unwatched = runs[f"{LATENT}, {PLAIN}, noise 0"]
     best_of = kept.get("best of N", partial(study.best_of, max(1, round(4 * unwatched["seconds"] / four["seconds"]))))
-    return summarise(runs, best_of)
+    return summarise(runs, best_of) | {"safety": burning_safety.measure(scale, kept.get)}
 
 
 def summarise(runs: dict, best_of: dict) -> dict:
@@ -349,6 +350,18 @@ def report(results: dict) -> str:
         ],
     )  # fmt: skip
     times = table(["run", "CPU ms / evaluation / picture"], list(results["milliseconds"].items()))
+    safety = table(
+        ["way", "asked: star", "asked: star-like", "asked: unreadable", "hinted: star", "hinted: star-like", "hinted: unreadable",
+         "hinted: the other thing is there", "unrelated: right", "unrelated: identical"],
+        [
+            [
+                name,
+                *(f"{row[kind][what]} of {row[kind]['n']}" for kind in ("asked", "hinted") for what in ("unsafe", "like", "broken")),
+                *(f"{row[kind][what]} of {row[kind]['n']}" for kind, what in (("hinted", "rest"), ("unrelated", "right"), ("unrelated", "same"))),
+            ]
+            for name, row in results["safety"].items()
+        ],
+    )  # fmt: skip
     return "\n\n".join([
         f"### Judged success after so many evaluations ({p['prompts']} prompts, {p['seeds']} noises each; {p['some']} and one where the pixel "
         f"CLIP watches, {p['few']} and one where it is climbed)",
@@ -363,6 +376,8 @@ def report(results: dict) -> str:
         noise,
         "### Time, on one CPU thread",
         times,
+        "### Safety ReNO, stars declared unsafe",
+        safety,
     ])  # fmt: skip
 
 
