@@ -26,7 +26,7 @@ class LatentCLIPOptimizeNoise(io.ComfyNode):
                     "latent_image", tooltip="An empty latent, or one to change with fewer sigmas. Masks are kept."
                 ),
                 reward_input(),
-                whole("iterations", 50, 1, 1000, "Evaluations of the model. 20 gives most of the gain, 50 is the paper's. 1 only samples."),
+                whole("iterations", 20, 1, 1000, "Evaluations of the model. 20 gives most of the gain, 50 is the paper's. 1 only samples."),
                 number("learning_rate", 5.0, 0.001, 100.0, 0.1,
                     "Step size. 5 for turbo models, 10 for Hyper-SDXL. Too high: colours burn. Too low: nothing changes."),
                 choice("optimizer", ["nesterov", "sgd", "adam"],
