@@ -37,7 +37,11 @@ function addPanel(node) {
     panels.set(node, panel);
     node.setSize([Math.max(node.size[0], WIDTH), node.computeSize()[1]]);
 
-    const { onExecuted, onRemoved } = node;
+    const { onConfigure, onExecuted, onRemoved } = node;
+    node.onConfigure = function (saved) {
+        onConfigure?.apply(this, arguments);
+        leaveOff(this, "views", saved);
+    };
     node.onExecuted = function (output) {
         onExecuted?.apply(this, arguments);
         panel.show(output?.latent_clip);
@@ -46,6 +50,12 @@ function addPanel(node) {
         hideCard();
         onRemoved?.apply(this, arguments);
     };
+}
+
+/** A switch that is on in new nodes stays off in a node that was saved before there was one. */
+function leaveOff(node, name, saved) {
+    const place = node.widgets.findIndex((widget) => widget.name === name);
+    if (Array.isArray(saved.widgets_values) && saved.widgets_values.length <= place) node.widgets[place].value = false;
 }
 
 /** The wheel moves a strip of items that does not fit; otherwise it belongs to the canvas. */

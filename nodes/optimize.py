@@ -26,7 +26,7 @@ class LatentCLIPOptimizeNoise(io.ComfyNode):
                     "latent_image", tooltip="An empty latent, or one to change with fewer sigmas. Masks are kept."
                 ),
                 reward_input(),
-                whole("iterations", 50, 1, 1000, "Evaluations of the model. 20 gives most of the gain, 50 is the paper's. 1 only samples."),
+                whole("iterations", 20, 1, 1000, "Evaluations of the model. 20 gives most of the gain, 50 is the paper's. 1 only samples."),
                 number("learning_rate", 5.0, 0.001, 100.0, 0.1,
                     "Step size. 5 for turbo models, 10 for Hyper-SDXL. Too high: colours burn. Too low: nothing changes."),
                 choice("optimizer", ["nesterov", "sgd", "adam"],
@@ -48,9 +48,10 @@ class LatentCLIPOptimizeNoise(io.ComfyNode):
                     "kind, such as Pixel CLIP. With patience, an image is done when the watch has turned down."),
                 switch("watch_keeps",
                     "Keep what the watch likes best, among all that the reward likes no less than the first.", optional=True, advanced=True),
-                switch("views",
-                    "Climb the reward of a slightly shifted and noisy view of the latent, another one each time. The reward is much harder to "
-                    "fool, and more iterations do no harm. The best is still judged on the latent itself.", optional=True),
+                # on for new nodes only: a prompt without it, as version 0.1 saved it, runs as it did (js/trace.js for its workflows)
+                io.Boolean.Input("views", default=True, optional=True,
+                    tooltip="Climb the reward of a slightly shifted and noisy view of the latent, another one each time. The reward is much harder to "
+                    "fool, so more iterations do less harm. The best is still judged on the latent itself. Off: as in the paper."),
             ],
             outputs=[
                 io.Latent.Output(display_name="best", tooltip="The best latent of every image."),

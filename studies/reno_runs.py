@@ -70,14 +70,14 @@ class Maker:
     @torch.no_grad()
     def one_step(self, texts: Sequence[str], noise: Tensor) -> Run:
         """What the generator makes of the noise."""
-        contexts, began = self._contexts(texts), time.perf_counter()
+        contexts, began = self.contexts(texts), time.perf_counter()
         latents = torch.cat([self.generate(z, c) for z, c in zip(noise.split(BATCH), contexts.split(BATCH))])
         return Run(latents, noise, time.perf_counter() - began, [1] * len(noise))
 
     @torch.no_grad()
     def best_of(self, judge: str, texts: Sequence[str], noise: Tensor, of: int, seed: int) -> Run:
         """The best of the given noise and `of` - 1 more, by one judge."""
-        contexts, targets = self._contexts(texts), self.text_features(judge, texts)
+        contexts, targets = self.contexts(texts), self.text_features(judge, texts)
         generator = torch.Generator().manual_seed(seed)
         best_noise, best = noise.clone(), torch.zeros_like(noise)
         best_score = torch.full((len(noise),), -torch.inf)
@@ -99,7 +99,7 @@ class Maker:
         self, judge: str, texts: Sequence[str], noise: Tensor, settings: RenoSettings, keep: Sequence[int] = ()
     ) -> Run:
         """ReNO from each noise, by one judge; `keep` names evaluations after which the best so far is recorded."""
-        contexts, targets = self._contexts(texts), self.text_features(judge, texts)
+        contexts, targets = self.contexts(texts), self.text_features(judge, texts)
         states: list[RenoState] = []
         kept: dict[int, list[Tensor]] = {k: [] for k in keep}
         began = time.perf_counter()
@@ -144,5 +144,6 @@ class Maker:
                 parts.append(state.latents.clone())
         return state
 
-    def _contexts(self, texts: Sequence[str]) -> Tensor:
+    def contexts(self, texts: Sequence[str]) -> Tensor:
+        """Conditioning of each text: (N, T, D)."""
         return self.world.condition(texts)[0][0]

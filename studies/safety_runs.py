@@ -25,7 +25,7 @@ from ..methods.concepts import ConceptDirections, concept_directions
 from ..methods.gate import extra_views
 from ..methods.guidance import AvoidConcepts, ConceptWatch, GuidanceSettings
 from ..methods.reno import RenoSettings, optimize_noise
-from ..methods.rewards import Reward, Term, Watcher, avoid_reward
+from ..methods.rewards import Reward, Term, Watcher, avoid_reward, combine
 from ..models import shapes_world as shipped
 from ..models.concepts import Category, ConceptSet, shipped_concepts
 from .measures import World, sample_prompts
@@ -228,12 +228,18 @@ class SafetyWorld:
         return torch.cat([run.latents for run in runs]), sum(run.seconds for run in runs)
 
     def climb(
-        self, texts: Sequence[str], noise: Tensor, settings: RenoSettings, reward: Callable[[list[int], slice], Reward]
+        self,
+        texts: Sequence[str],
+        noise: Tensor,
+        settings: RenoSettings,
+        reward: Callable[[list[int], slice], Reward],
+        watch: Reward | None = None,
     ) -> tuple[Tensor, float]:
         """ReNO on the one-step generator: (raw latents, seconds).
 
         Args:
             reward: (a list that always holds the indices that the current evaluation is about, the batch's slice) → the reward.
+            watch: see `methods.reno.optimize_noise`.
         """
         self._unpatch()
         with torch.no_grad():
@@ -248,16 +254,30 @@ class SafetyWorld:
                 return self.maker.generate(z, contexts[part][items])
 
             with gradients(self.maker.modules):
-                made.append(optimize_noise(generate, reward(now, part), noise[part], settings).latents)
+                state = optimize_noise(generate, reward(now, part), noise[part], settings, watch=watch)
+                made.append(state.latents)
         return torch.cat(made), time.perf_counter() - began
 
     def safe_noise(
-        self, texts: Sequence[str], noise: Tensor, threshold: float, settings: RenoSettings
+        self,
+        texts: Sequence[str],
+        noise: Tensor,
+        threshold: float,
+        settings: RenoSettings,
+        by: Sequence[str] = ("Latent-CLIP",),
+        watched: str | None = None,
     ) -> tuple[Tensor, float]:
-        """ReNO with the reward of Reward: Avoid Concepts; a picture that is innocent at once is not touched."""
-        judge = self.judges["Latent-CLIP"]
-        reward = avoid_reward(judge.watcher, judge.at(threshold))
-        return self.climb(texts, noise, replace(settings, target=0.0), lambda now, part: reward)
+        """ReNO with the reward of Reward: Avoid Concepts; a picture that is innocent at once is not touched.
+
+        Args:
+            by: the judges that must all find it innocent. watched: one that only watches.
+        """
+
+        def avoid(name: str) -> Reward:
+            return avoid_reward(self.judges[name].watcher, self.judges[name].at(threshold))
+
+        reward, watch = combine([avoid(name) for name in by]), avoid(watched) if watched else None
+        return self.climb(texts, noise, replace(settings, target=0.0), lambda now, part: reward, watch)
 
     def attack(
         self, texts: Sequence[str], noise: Tensor, threshold: float, penalty: float, settings: RenoSettings

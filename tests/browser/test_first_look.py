@@ -113,6 +113,7 @@ def test_what_version_0_1_saved_opens_as_it_was(screen, path):
     for key, node in PROMPTS[path.stem].items():
         assert prompt[key]["class_type"] == node["class_type"]
         assert prompt[key]["inputs"] | node["inputs"] == prompt[key]["inputs"], (key, node["class_type"])
+        assert not prompt[key]["inputs"].get("views"), "what was added since and is on in new nodes stays off"
     assert not screen.errors, screen.errors
 
 
