@@ -6,7 +6,6 @@ Nothing is computed, so every SDXL size costs nothing. It shows that no refused 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from latent_clip.methods.classify import classify
 from latent_clip.methods.concepts import concept_directions
@@ -19,12 +18,10 @@ from latent_clip.models.concepts import shipped_concepts
 from latent_clip.models.fit import FITS, fit_latents
 from latent_clip.models.latent_spaces import LATENT_SPACES
 from latent_clip.models.shapes_world import load_latent_clip, load_pixel_clip
+from latent_clip.tests.emulated_gpu import MOVES, refuse_as_mps, tensors
 from latent_clip.tests.sizes import SDXL_SIZES
 
 MPS = torch.device("meta")
-MISSING = {"aten::_upsample_bicubic2d_aa_backward", "aten::upsample_trilinear3d_backward", "aten::linalg_eigh"}
-POOLS = {"aten::_adaptive_avg_pool2d", "aten::_adaptive_avg_pool2d_backward", "aten::adaptive_avg_pool2d"}
-MOVES = {"aten::_to_copy", "aten::copy_"}
 by_size = pytest.mark.parametrize("size", SDXL_SIZES, ids="{0[0]}x{0[1]}".format)
 
 
@@ -38,28 +35,10 @@ class RefuseAsMps(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         before, after = tensors((args, kwargs)), tensors(result)
         if any(tensor.device == MPS for tensor in (*before, *after)):
-            if name in MISSING:
-                raise NotImplementedError(f"The operator '{name}' is not currently implemented for the MPS device.")
-            if name in POOLS:
-                refuse_uneven(before, after)
-            if any(tensor.device == MPS and tensor.dtype in (torch.float64, torch.complex128) for tensor in after):
-                raise TypeError(
-                    "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
-                )
+            refuse_as_mps(name, before, [tensor for tensor in after if tensor.device == MPS])
             if name not in MOVES and any(tensor.device != MPS and tensor.ndim for tensor in before):
                 raise RuntimeError(f"{name}: expected all tensors on the same device, but found mps and cpu.")
         return result
-
-
-def tensors(tree) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
-
-
-def refuse_uneven(before: list[torch.Tensor], after: list[torch.Tensor]) -> None:
-    sides = [tensor.shape[-2:] for tensor in (*before, *after)]
-    for larger, smaller in zip(map(max, zip(*sides)), map(min, zip(*sides))):
-        if larger % smaller:
-            raise RuntimeError("Adaptive pool MPS: input sizes must be divisible by output sizes.")
 
 
 @pytest.fixture
