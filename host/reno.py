@@ -232,7 +232,7 @@ def _generator(
         denoiser = comfy.samplers.KSamplerX0Inpaint(model_wrap, sigmas)
         denoiser.latent_image, denoiser.noise = image, noise
         x = model.model_sampling.noise_scaling(sigmas[0], noise, image, max_denoise)
-        x = euler(lambda x, sigma: denoiser(x, sigma, denoise_mask=mask, **extra_args), x, sigmas)
+        x = euler(lambda x, sigma: denoiser(x, sigma, denoise_mask=mask, **extra_args), x, sigmas, clean=True)
         x = model.model_sampling.inverse_noise_scaling(sigmas[-1], x)
         return model.process_latent_out(x.float())
 

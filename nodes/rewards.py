@@ -91,17 +91,20 @@ class LatentCLIPPixelReward(io.ComfyNode):
             node_id="LatentCLIPPixelReward",
             display_name="Reward: Pixel CLIP",
             category=REWARDS,
-            description="The usual way, for comparison and for preference models: decode the latent with the VAE, then judge the "
-            "pixels with a CLIP in open_clip's layout (OpenCLIP, HPSv2.1). Far slower than a latent reward.",
+            description="The usual way, for models without a Latent-CLIP and for preference models: decode the latent with the VAE, any "
+            "that ComfyUI decodes with, then judge the pixels with a CLIP (OpenCLIP, OpenAI, SigLIP, HPSv2.1, PickScore). Far slower than a "
+            "latent reward.",
             search_aliases=["clip score", "hps", "pickscore", "aesthetic"],
             inputs=[
-                io.Vae.Input("vae", tooltip="The VAE that decodes these latents."),
+                io.Vae.Input("vae", tooltip="The VAE that decodes these latents: of SD, SDXL, Flux, Qwen-Image, Wan, a TAESD, any."),
                 choice("file", folders.list_files(folders.OPEN_CLIP),
-                    "A CLIP checkpoint in ComfyUI/models/open_clip, with both towers, in open_clip's layout."),
-                text("text", "What the image should show. Up to 77 tokens are read; weights and other prompt syntax are not used.", multiline=True),
+                    "A CLIP or SigLIP with both towers in ComfyUI/models/open_clip: open_clip's layout, that of transformers, or OpenAI's own file."),
+                text("text", "What the image should show. As many tokens are read as the file allows, 77 for a CLIP, 64 for most SigLIPs; weights and other "
+                    "prompt syntax are not used.", multiline=True),
                 weight_input(),
                 dtype_input(),
-                switch("quick_gelu", "Switch on for OpenAI's original weights, which use another activation. The file cannot tell.", advanced=True),
+                switch("quick_gelu", "Switch on for OpenAI's original weights in open_clip's layout, which use another activation and cannot tell. OpenAI's own file "
+                    "and a config.json beside the file can.", advanced=True),
             ],
             outputs=[reward_output()],
         )  # fmt: skip
