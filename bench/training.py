@@ -107,7 +107,7 @@ def _ray(folder: Path) -> dict | str:
     rows, settings = rows_of(str(_pictures(folder / "many", 400, (640, 480)))), Settings(side=256, batch=20, shard=100)
     found: dict[str, float] = {}
     began = time.perf_counter()
-    embed(rows, folder / "plain", DATASET, settings, make("", 0.5)[0])
+    embed(rows, folder / "plain", DATASET, settings, make("", 0.5))
     found["plain loop, seconds"] = round(time.perf_counter() - began, 1)
     began = time.perf_counter()
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)

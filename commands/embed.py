@@ -46,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="store mean and std of the VAE's posterior instead of what a LATENT wire carries",
     )
+    add(
+        "--predictions",
+        help="checkpoint of a diffusion model, whose predictions at noise levels are stored for a noise-aware tower",
+    )
+    add("--levels", type=int, default=8, help="with --predictions: how many of each picture; default 8")
+    add("--cfg", type=float, default=1.0, help="with --predictions: guidance of every second one; default 1")
     add("--batch", type=int, default=8, help="pictures encoded at once; default 8")
     add("--shard", type=int, default=1000, help="samples of a shard; default 1000")
     add("--ray", nargs="?", const="local", help="run on Ray: alone on this machine, or at this ADDRESS of a cluster")
@@ -78,13 +84,11 @@ def run(options: argparse.Namespace) -> str:
     if options.ray:
         from ..training.ray_embed import embed_on_ray
 
-        parts = (options.vae, options.moments, options.teacher, options.comfyui, options.cpu)
         counts = embed_on_ray(
-            rows, options.target, dataset, settings, (_encoder_and_teacher, parts), options.ray, options.ray_encoders
+            rows, options.target, dataset, settings, (_tools, (options,)), options.ray, options.ray_encoders, _say
         )
     else:
-        teacher = _teacher(options.teacher) if options.teacher else None
-        counts = embed(rows, options.target, dataset, settings, encoder, teacher, _say)
+        counts = embed(rows, options.target, dataset, settings, _tools(options, encoder), _say)
     left_out = {reason: n for reason, n in counts.items() if reason not in ("written", "there")}
     return "\n".join([
         f"{options.target}: {counts['written']} pictures embedded, {counts['there']} were there before",
@@ -93,12 +97,18 @@ def run(options: argparse.Namespace) -> str:
     ])  # fmt: skip
 
 
-def _encoder_and_teacher(vae: str, moments: bool, teacher: str | None, comfyui: Path | None, cpu: bool):
-    """Both, in a worker of Ray."""
-    find_host(comfyui, cpu)
+def _tools(options: argparse.Namespace, encoder=None):
+    """What pictures are shown to; in a worker of Ray its own."""
+    find_host(options.comfyui, options.cpu)
     from ..host.embedding import HostEncoder
+    from ..host.predictions import Predictor
+    from ..training.embed import Tools
 
-    return HostEncoder(vae, moments), _teacher(teacher) if teacher else None
+    return Tools(
+        encoder or HostEncoder(options.vae, options.moments),
+        _teacher(options.teacher) if options.teacher else None,
+        Predictor(options.predictions, options.levels, options.cfg) if options.predictions else None,
+    )
 
 
 def _teacher(name: str):
@@ -127,9 +137,15 @@ def _dataset(encoder, settings, options: argparse.Namespace):
     return Dataset(
         space=space_as_dict(space_of(options.space, encoder)), vae=encoder.told,
         views={"names": list(settings.views), "side": settings.side}, teacher=teacher, source=options.source,
-        licence=options.licence, moments=encoder.moments,
+        licence=options.licence, moments=encoder.moments, predictions=_predictions(options),
     )  # fmt: skip
 
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def _predictions(options: argparse.Namespace) -> dict | None:
+    if not options.predictions:
+        return None
+    return {"checkpoint": Path(options.predictions).name, "levels": options.levels, "cfg": options.cfg}

@@ -25,7 +25,7 @@ from ..models.latent_clip import load_latent_clip
 from ..models.latent_spaces import LatentSpace
 from ..models.own_spaces import space_as_dict
 from ..models.pixel_clip import PixelCLIP
-from ..training.embed import Prepared, Settings, begin, embed_batch
+from ..training.embed import Prepared, Settings, Tools, begin, embed_batch
 from ..training.run import SHAPES_WORLD, Options, train
 from ..training.shards import Dataset, write_shard
 from ..training.sources import Row
@@ -35,7 +35,7 @@ CHANNELS, NOISE = 16, 0.2
 CROWDS = Recipe("vae16_crowds", steps=600, lr=2e-3, seed=21)
 SCENES = Recipe("vae16_scenes", steps=300, lr=1.2e-3, seed=22)
 FOLDER_OF = CACHE / "training_study"
-PICTURES, HELD_OUT, STEPS = 10_000, 500, 900
+PICTURES, HELD_OUT, STEPS = 10_000, 500, 450
 SPACE = LatentSpace("shapes-world-16", CHANNELS, 8, 1.0, 0.0, "the second VAE of the study")
 
 
@@ -86,7 +86,7 @@ def make_shards(vae: nn.Module, name: str, count: int, teacher: PixelCLIP) -> Pa
         part = left[start : start + settings.batch]
         pixels = render([scenes[int(row.id)] for row in part]).movedim(1, -1)
         batch = [Prepared(row, picture[None], {}) for row, picture in zip(part, pixels)]
-        samples += embed_batch(batch, encoder, tutor, settings, patches=start < settings.shard)
+        samples += embed_batch(batch, Tools(encoder, tutor), settings, patches=start < settings.shard)
         if len(samples) >= settings.shard or start + settings.batch >= len(left):
             write_shard(folder, samples)
             samples = []
@@ -95,14 +95,14 @@ def make_shards(vae: nn.Module, name: str, count: int, teacher: PixelCLIP) -> Pa
 
 @torch.enable_grad()
 def distil(train_data: Path, held_out: Path) -> tuple[Path, float]:
-    """Train the tower; the file and the seconds that it took."""
+    """Train the tower; the file and the processor seconds that it took."""
     options = Options(
         train_data, FOLDER_OF / "distilled.safetensors", FOLDER_OF / "distilled", val_data=held_out, start=SHAPES_WORLD, patch_size=1,
         distil=1.0, batch_size=96, train_num_samples=96 * STEPS, patch_samples=96 * 100, lr=1e-3, wd=0.05, warmup=50, ema=0.995,
         precision="fp32", workers=0, shuffle=2000, save_every=250, probe_every=250,
     )  # fmt: skip
-    began = time.perf_counter()
-    return train(options), time.perf_counter() - began
+    began = time.process_time()
+    return train(options), time.process_time() - began
 
 
 # --------------------------------------------------------------------------------------------------------- measured

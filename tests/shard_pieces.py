@@ -9,7 +9,7 @@ import torch
 
 from latent_clip.models.latent_spaces import LatentSpace
 from latent_clip.models.own_spaces import space_as_dict
-from latent_clip.training.embed import Settings
+from latent_clip.training.embed import Settings, Tools
 from latent_clip.training.ray_embed import embed_on_ray
 from latent_clip.training.shards import Dataset
 
@@ -36,7 +36,7 @@ def make(dies: str = "", slow: float = 0.0):
             os.kill(os.getpid(), signal.SIGKILL)
         return pooled(pixels)
 
-    return encoder, None
+    return Tools(encoder)
 
 
 def drive(rows, out):

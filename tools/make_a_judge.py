@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
-
-from ..commands import main as latent_clip
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "output" / "judge"
@@ -40,8 +40,8 @@ def run(title: str, arguments: list[str]) -> None:
     """One command, as it is typed."""
     print(f"\n== {title}\nlatent-clip {' '.join(arguments)}", flush=True)
     began = time.perf_counter()
-    if latent_clip(arguments):
-        raise SystemExit(1)
+    if code := subprocess.call([sys.executable, str(ROOT), *arguments]):
+        sys.exit(code)
     print(f"   {time.perf_counter() - began:.0f} s", flush=True)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .pictures import Skipped, cut, read_upright, views_of
-from .shards import HEADER, Dataset, Sample, ShardError, drop_repeats, finished, read_dataset, write_shard
+from .shards import HEADER, Dataset, Sample, ShardError, drop_repeats, finished, key_of, read_dataset, write_shard
 from .sources import Row
 
 
@@ -37,6 +37,21 @@ class Teacher(Protocol):
     def features(self, pixels: Tensor) -> Tensor: ...
 
     def patches(self, pixels: Tensor, grid: int) -> Tensor: ...
+
+
+class Predictor(Protocol):
+    """A diffusion model: raw latents (N, C, h, w), a caption each and a seed → `x0` (N, L, C, h, w) and `levels` (N, L)."""
+
+    def __call__(self, raw_latents: Tensor, captions: list[str], seed: int) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What pictures are shown to."""
+
+    encoder: Encoder
+    teacher: Teacher | None = None
+    predictor: Predictor | None = None
 
 
 @dataclass(frozen=True)
@@ -81,30 +96,37 @@ def prepare(row: Row, settings: Settings) -> Prepared | str:
 
 
 @torch.no_grad()
-def embed_batch(
-    batch: Sequence[Prepared], encoder: Encoder, teacher: Teacher | None, settings: Settings, patches: bool = False
-) -> list[Sample]:
+def embed_batch(batch: Sequence[Prepared], tools: Tools, settings: Settings, patches: bool = False) -> list[Sample]:
     """Encode the views of several pictures at once.
 
     Args:
         patches: whether the teacher's patches are stored too.
     """
+    encoder, teacher = tools.encoder, tools.teacher
     count, pixels = len(settings.views), torch.cat([item.pixels for item in batch])
     latents = {name: tensor.float().cpu() for name, tensor in encoder(pixels).items()}
     features = teacher.features(pixels).float().cpu() if teacher else None
     grids = teacher.patches(pixels[::count], settings.patch_grid).float().cpu() if teacher and patches else None
+    predicted = _predict(batch, latents, tools.predictor, count) if tools.predictor else {}
     samples = []
     for number, item in enumerate(batch):
         own = slice(number * count, (number + 1) * count)
         told = {} if features is None else {"features": features[own]}
         if grids is not None:
             told["patches"] = grids[number]
-        samples.append(
-            Sample(
-                item.row.id, {name: t[own] for name, t in latents.items()}, list(item.row.captions), item.about, told
-            )
-        )
+        seen = {name: t[own] for name, t in latents.items()}
+        guessed = {name: t[number] for name, t in predicted.items()}
+        samples.append(Sample(item.row.id, seen, list(item.row.captions), item.about, told, guessed))
     return samples
+
+
+def _predict(
+    batch: Sequence[Prepared], latents: dict[str, Tensor], predictor: Predictor, count: int
+) -> dict[str, Tensor]:
+    """Predictions of the first view of each picture; the noise depends on which pictures they are."""
+    first = next(iter(latents.values()))[::count]
+    captions = [item.row.captions[0] if item.row.captions else "" for item in batch]
+    return predictor(first, captions, int(key_of(batch[0].row.id)[:8], 16))
 
 
 class Progress:
@@ -131,8 +153,8 @@ def _span(seconds: float) -> str:
 
 
 def embed(
-    rows: Sequence[Row], target: Path, dataset: Dataset, settings: Settings, encoder: Encoder,
-    teacher: Teacher | None = None, say: Callable[[str], None] = lambda text: None,
+    rows: Sequence[Row], target: Path, dataset: Dataset, settings: Settings, tools: Tools,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Counter[str]:  # fmt: skip
     """Embed the rows that no finished shard has, in this process.
 
@@ -147,7 +169,7 @@ def embed(
     for batch, reasons in _batches(left, settings):
         skipped += reasons
         wanted = bool(settings.patch_grid) and stored < settings.patch_samples
-        samples += embed_batch(batch, encoder, teacher, settings, wanted) if batch else []
+        samples += embed_batch(batch, tools, settings, wanted) if batch else []
         stored += len(batch)
         counts.update(["written"] * len(batch) + [reason for _, reason in reasons])
         progress.add(len(batch) + len(reasons))

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
-from .embed import Encoder, Prepared, Progress, Settings, Teacher, begin, embed_batch, prepare
+from .embed import Prepared, Progress, Settings, Tools, begin, embed_batch, prepare
 from .shards import Dataset, Sample, ShardError, drop_repeats, finished, write_shard
 from .sources import Row
 
-Make = tuple[Callable[..., tuple[Encoder, "Teacher | None"]], tuple]
+Make = tuple[Callable[..., Tools], tuple]
 Columns = dict[str, np.ndarray]
+PARTS = ("latent", "teacher", "predictions")  # of a sample, which travel as safetensors
 
 
 def embed_on_ray(
@@ -31,7 +32,7 @@ def embed_on_ray(
     """Embed the rows that no finished shard has.
 
     Args:
-        make: a function that workers can import and its arguments; it returns an encoder and a teacher or None.
+        make: a function that workers can import and its arguments; it returns the `embed.Tools` of a worker.
         address: of a cluster, on which `target` and the pictures must be at the same places; "local": this machine.
         encoders: actors that hold the VAE and the teacher. cpus: of this machine that Ray may use; default: all.
 
@@ -117,7 +118,7 @@ class _Encode:
 
     def __init__(self, make: Make, settings: Settings) -> None:
         function, arguments = make
-        self.encoder, self.teacher = function(*arguments)
+        self.tools = function(*arguments)
         self.settings = settings
 
     def __call__(self, batch: Columns) -> Columns:
@@ -132,13 +133,15 @@ class _Encode:
                 )
             )
         patches = bool(self.settings.patch_grid) and bool((batch["number"] < self.settings.patch_samples).any())
-        samples = embed_batch(items, self.encoder, self.teacher, self.settings, patches) if items else []
-        latents, teachers = [b""] * len(batch["row"]), [b""] * len(batch["row"])
-        for n, sample in zip(kept, samples):
-            latents[n] = save({name: tensor.contiguous() for name, tensor in sample.latent.items()})
-            teachers[n] = save({name: tensor.contiguous() for name, tensor in sample.teacher.items()})
+        samples = embed_batch(items, self.tools, self.settings, patches) if items else []
         columns = {name: batch[name] for name in ("row", "about", "reason")}
-        return {**columns, "latent": _bytes_column(latents), "teacher": _bytes_column(teachers)}
+        for part in PARTS:
+            contents = [b""] * len(batch["row"])
+            for n, sample in zip(kept, samples):
+                if tensors := getattr(sample, part):
+                    contents[n] = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+            columns[part] = _bytes_column(contents)
+        return columns
 
 
 def _write(batch: Columns, target: Path) -> Columns:

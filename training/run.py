@@ -194,6 +194,7 @@ def start_model(
         start_temperature(model, options.siglip)
         return model, config
     source, source_config = load_start(options.start)
+    _check_teacher(options, patched, source_config["embed_dim"])
     config = config_for_latents(
         source_config, space.channels, grid, options.patch_size, space.downscale, options.noise_bands
     )
@@ -203,6 +204,16 @@ def start_model(
         latents = torch.stack([_latents_of(sample)[0] for sample in known])
         pairs = latents, torch.stack([sample.teacher["patches"].float() for sample in known])
     return from_clip(source, config, *statistics, options.seed, pairs), config
+
+
+def _check_teacher(options: Options, samples: list[Sample], size: int) -> None:
+    """Features are only compared with texts of the same space."""
+    told = next((s.teacher["features"].shape[-1] for s in samples if "features" in s.teacher), size)
+    if options.distil and told != size:
+        raise ValueError(
+            f"Got features of a teacher with {told} numbers, but {Path(options.start).name} has {size}. Start from the teacher's own file, "
+            "whose text tower is kept, or embed again with that one as the --teacher."
+        )
 
 
 def load_start(name: str) -> tuple[nn.Module, dict]:

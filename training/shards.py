@@ -69,6 +69,7 @@ class Dataset:
         vae: the VAE's file name and sha256. teacher: file name, sha256 and open_clip config of the teacher, or None.
         views: names such as "centre", "random", "flip", and the side in pixels.
         licence: of the pictures, as whoever made the data set says it.
+        predictions: which diffusion model made them, at how many levels, with what guidance.
     """
 
     space: dict
@@ -78,6 +79,7 @@ class Dataset:
     source: str = ""
     licence: str = ""
     moments: bool = False
+    predictions: dict | None = None
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:

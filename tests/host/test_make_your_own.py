@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import shutil
 
 import pytest
 import torch
@@ -75,6 +76,23 @@ def test_moments_are_those_of_the_posterior(pack, pictures, comfy_tree, tmp_path
         expected = pack("host.shapes_world").load_vae().encode(_pixels(pictures / "00.png")[None])
     torch.testing.assert_close(samples["00.png"].latent["mean"].float(), expected.float(), atol=0.02, rtol=1e-3)
     assert samples["00.png"].latent["std"].min() > 0
+
+
+def test_predictions_near_the_end_are_the_latent_and_early_ones_are_not(pack, pictures, comfy_tree, tmp_path):
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in sorted(pictures.glob("0[0-5].png")):
+        shutil.copy(path, few)
+        (few / path.name).with_suffix(".txt").write_text("a red circle")
+    more = ("--predictions", "shapes-world", "--levels", "5", "--cfg", "3", "--teacher", "shapes-world")
+    assert embed(pack, few, tmp_path / "out", comfy_tree, *more) == 0
+    samples = list(read_samples(tmp_path / "out"))
+    assert len(samples) == 6
+    x0, levels = (torch.stack([s.predictions[name].float() for s in samples]) for name in ("x0", "levels"))
+    latents = torch.stack([s.latent["latent"][0].float() for s in samples])
+    assert x0.shape == (6, 5, 4, 8, 8) and (levels.diff(dim=1) < 0).all() and 0 < levels.min() < levels.max() < 1
+    error = (x0 - latents[:, None]).square().mean((0, 2, 3, 4)).sqrt() / latents.std()
+    assert error[-1] < 0.6 < error[0]
 
 
 def test_other_options_for_the_same_folder_are_refused(pack, pictures, shards, comfy_tree, capsys):

@@ -382,6 +382,14 @@ def test_it_learns_from_a_teacher_alone_and_keeps_its_text_tower(teacher, shards
         assert torch.equal(checkpoint.state_dict[f"text.{key}"], weight)
 
 
+def test_a_teacher_of_another_space_than_the_start_is_refused(shards, tmp_path):
+    other = {**PIXEL, "embed_dim": 24}
+    save_file(CustomTextCLIP(**other).state_dict(), tmp_path / "other.safetensors", {"config": json.dumps(other)})
+    start = str(tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"16 numbers.*other\.safetensors has 24"):
+        train(options(shards, tmp_path, model=None, start=start, patch_size=1, contrastive=0.0, distil=1.0))
+
+
 def test_precision_checkpointing_and_siglip_run(shards, tmp_path):
     for number, changes in enumerate(
         ({"precision": "amp_bf16"}, {"grad_checkpointing": True, "siglip": True}, {"precision": "amp"})

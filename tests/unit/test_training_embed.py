@@ -16,7 +16,7 @@ webdataset = pytest.importorskip("webdataset")
 
 from latent_clip.models.latent_spaces import LATENT_SPACES, LatentSpace  # noqa: E402
 from latent_clip.models.own_spaces import space_as_dict, space_of_dict  # noqa: E402
-from latent_clip.training.embed import Settings, begin, embed  # noqa: E402
+from latent_clip.training.embed import Settings, Tools, begin, embed  # noqa: E402
 from latent_clip.training.pictures import Skipped, cut, read_upright, views_of  # noqa: E402
 from latent_clip.training.shards import (  # noqa: E402
     Dataset,
@@ -209,7 +209,7 @@ def test_a_source_without_pictures_is_refused(tmp_path, source):
 def test_pictures_become_shards(folder, tmp_path):
     settings = Settings(side=32, views=("centre", "flip"), batch=4, shard=5, patch_grid=4, patch_samples=4)
     said = []
-    counts = embed(rows_of(str(folder)), tmp_path / "out", DATASET, settings, pooled, Teacher(), said.append)
+    counts = embed(rows_of(str(folder)), tmp_path / "out", DATASET, settings, Tools(pooled, Teacher()), said.append)
     assert counts == {"written": 11, "there": 0, "damaged": 1, "no picture": 1}
     assert "13/13 pictures" in said[-1] and "a second" in said[-1]
     samples = {sample.id: sample for sample in read_samples(tmp_path / "out")}
@@ -225,14 +225,14 @@ def test_pictures_become_shards(folder, tmp_path):
 
 
 def test_webdataset_itself_reads_them(folder, tmp_path):
-    embed(rows_of(str(folder)), tmp_path / "out", DATASET, SETTINGS, pooled)
+    embed(rows_of(str(folder)), tmp_path / "out", DATASET, SETTINGS, Tools(pooled))
     urls = [str(path) for path in (tmp_path / "out").glob("*.tar")]
     read = list(webdataset.WebDataset(urls, shardshuffle=False))
     assert len(read) == 11 and all({"latent.safetensors", "json"} <= set(sample) for sample in read)
 
 
 def test_no_pickle_is_in_a_shard(folder, tmp_path):
-    embed(rows_of(str(folder)), tmp_path / "out", DATASET, SETTINGS, pooled, Teacher())
+    embed(rows_of(str(folder)), tmp_path / "out", DATASET, SETTINGS, Tools(pooled, Teacher()))
     for tar in (tmp_path / "out").glob("*.tar"):
         with tarfile.open(tar) as content:
             assert {name.partition(".")[2] for name in content.getnames()} <= {
@@ -252,24 +252,24 @@ def test_the_authors_latents_are_read_as_tensors_only():
 
 def test_a_second_run_does_nothing_and_other_options_are_refused(folder, tmp_path):
     rows = rows_of(str(folder))
-    embed(rows, tmp_path / "out", DATASET, SETTINGS, pooled)
-    again = embed(rows, tmp_path / "out", DATASET, SETTINGS, lambda pixels: pytest.fail("embedded twice"))
+    embed(rows, tmp_path / "out", DATASET, SETTINGS, Tools(pooled))
+    again = embed(rows, tmp_path / "out", DATASET, SETTINGS, Tools(lambda pixels: pytest.fail("embedded twice")))
     assert again["there"] == 11 and again["written"] == 0
     other = Dataset(DATASET.space, {"name": "other", "sha256": "1"}, DATASET.views)
     with pytest.raises(ShardError, match="another vae"):
-        embed(rows, tmp_path / "out", other, SETTINGS, pooled)
+        embed(rows, tmp_path / "out", other, SETTINGS, Tools(pooled))
 
 
 KILLED = """
 import sys, time, torch
 from pathlib import Path
 from latent_clip.tests.unit.test_training_embed import DATASET, SETTINGS, pooled
-from latent_clip.training.embed import embed
+from latent_clip.training.embed import Tools, embed
 from latent_clip.training.sources import rows_of
 def slow(pixels):
     time.sleep(0.05)
     return pooled(pixels)
-embed(rows_of(sys.argv[1]), Path(sys.argv[2]), DATASET, SETTINGS, slow)
+embed(rows_of(sys.argv[1]), Path(sys.argv[2]), DATASET, SETTINGS, Tools(slow))
 """
 
 
@@ -286,7 +286,7 @@ def test_killed_in_the_middle_it_loses_no_row_and_writes_none_twice(folder, tmp_
     (out / "torn2.tar.part").write_bytes(b"half")
     left, counts = begin(rows_of(str(folder)), out, DATASET)
     assert counts["there"] > 0 and not (out / "torn.tar").exists() and not (out / "torn2.tar.part").exists()
-    embed(rows_of(str(folder)), out, DATASET, SETTINGS, pooled)
+    embed(rows_of(str(folder)), out, DATASET, SETTINGS, Tools(pooled))
     ids = [sample.id for sample in read_samples(out)]
     assert len(ids) == len(set(ids)) == 11
     assert len(left) + counts["there"] + len(finished(out).skipped) >= 11

@@ -11,7 +11,7 @@ from PIL import Image
 pytest.importorskip("webdataset")
 
 from latent_clip.tests.shard_pieces import DATASET, SETTINGS, drive, make, pooled
-from latent_clip.training.embed import embed
+from latent_clip.training.embed import Tools, embed
 from latent_clip.training.shards import Sample, drop_repeats, finished, read_samples, write_shard
 from latent_clip.training.sources import rows_of
 
@@ -48,7 +48,7 @@ def test_a_killed_worker_loses_no_row_and_writes_none_twice(rows, tmp_path):
     pytest.importorskip("ray")
     from latent_clip.training.ray_embed import embed_on_ray
 
-    embed(rows, tmp_path / "plain", DATASET, SETTINGS, pooled)
+    embed(rows, tmp_path / "plain", DATASET, SETTINGS, Tools(pooled))
     note = tmp_path / "dies"
     counts = embed_on_ray(rows, tmp_path / "out", DATASET, SETTINGS, (make, (str(note), 0.05)), cpus=3)
     assert note.exists() and counts == {"written": COUNT, "there": 0, "no picture": 1}
@@ -71,7 +71,7 @@ def test_a_killed_driver_loses_no_row_and_writes_none_twice(rows, tmp_path):
     driver.join()
     there = len(finished(out).ids)
     assert 0 < there < COUNT
-    counts = embed(rows, out, DATASET, SETTINGS, pooled)  # the plain loop goes on with Ray's shards
+    counts = embed(rows, out, DATASET, SETTINGS, Tools(pooled))  # the plain loop goes on with Ray's shards
     assert len(by_id(out)) == COUNT and counts["there"] >= there
     drop_repeats(out)
     assert len(by_id(out)) == COUNT
