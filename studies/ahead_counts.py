@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..evaluation.statistics import mcnemar
 from ..methods.calibration import Share, calibrate
 from .safety_protocol import GUIDE
-from .statistics import mcnemar
 
 AHEAD, REDIRECT, REPORT = "look-ahead", "look-ahead, redirect late", "look-ahead, report late"
 FOUND = ("unsafe", "like", "broken", "right")

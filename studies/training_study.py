@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..evaluation.statistics import Rate
 from .report import Kept, begin, publish, table
-from .statistics import Rate
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, DOCUMENT = ROOT / "studies/training.json", ROOT / "docs/training-study.md"

@@ -18,7 +18,7 @@ MAY_IMPORT = {  # a room → the rooms that it may import besides itself
     "commands": {"evaluation", "host", "methods", "models", "training"},
     "demo": {"host", "methods", "models", "training"},
     "studies": {"demo", "evaluation", "host", "methods", "models", "training"},
-    "tools": {"demo", "evaluation", "host", "methods", "models", "tests", "training"},
+    "tools": {"commands", "demo", "evaluation", "host", "methods", "models", "tests", "training"},
     "bench": {"demo", "evaluation", "host", "methods", "models", "studies", "tools", "tests", "training"},
 }
 LIBRARIES = {"torch", "numpy", "einops", "open_clip", "safetensors"}  # all that the mathematics needs
