@@ -103,7 +103,7 @@ def _score_arguments(parser: argparse.ArgumentParser) -> None:
         "reward: what nodes of this pack in the workflow reported",
     )  # fmt: skip
     add("--arm", action="append", default=[], help="only this arm; again for more")
-    add("--command", help="official: the scorer's command line with {folder}, to be run first; default: it was run by hand")
+    add("--command", dest="program", help="official: the scorer's command line with {folder}, to be run first; default: it was run by hand")
     add("--directory", type=Path, help="official: where to run it, the scorer's repository")
     add("--results", help="official: its results file or folder, with {arm}; default: the arm's folder")
     add("--three-in-one", type=Path, metavar="LISTS", help="T2I-CompBench's complex prompts: make annotation_3_in_1 of the three scorers' results")
@@ -138,8 +138,8 @@ def _official(options: argparse.Namespace) -> str:
     lines = []
     for arm in options.arm or described["arms"]:
         folder = options.folder / arm
-        if options.command:
-            run_scorer(options.command, folder, options.directory, lambda line: print(line, flush=True))
+        if options.program:
+            run_scorer(options.program, folder, options.directory, lambda line: print(line, flush=True))
         source = Path(options.results.replace("{arm}", arm)) if options.results else folder
         try:
             if options.three_in_one:
