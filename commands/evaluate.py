@@ -45,8 +45,8 @@ def run(options: argparse.Namespace) -> str:
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", type=Path, help="where the run lies; the same folder again goes on")
-    add("--benchmark", required=True, help="geneval, t2i-compbench, i2p, bias or prompts")
-    add("--prompts", type=Path, required=True, help="the benchmark's list, as its authors publish it")
+    add("--benchmark", required=True, help="geneval, t2i-compbench, i2p, bias, prompts or generated")
+    add("--prompts", type=Path, required=True, help="the benchmark's list, as its authors publish it; generated: a folder of class folders")
     add("--arm", action="append", required=True, metavar="NAME=WORKFLOW.json", help="a workflow in API form; again for more")
     add("--slot", action="append", default=[], metavar="[ARM:]NAME=NODE.INPUT", help="where a slot is, if no title says so")
     add("--sweep", metavar="SLOT=V,V,V", help="more arms: the first arm with other values in a slot, such as cfg=1,2,4,8")

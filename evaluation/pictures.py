@@ -36,7 +36,8 @@ class Pictures:
     shards: tuple[Path, ...] = ()
 
     def __iter__(self) -> Iterator[tuple[Image, int]]:
-        items = _from_tars(self.shards) if self.shards else _from_folders(self.path)
+        folders = ((str(file), file.read_bytes(), label) for file, label in labelled_files(self.path))
+        items = _from_tars(self.shards) if self.shards else folders
         for name, content, label in items:
             if not 0 <= label < len(self.classes):
                 raise EvaluationError(f"{name}: label {label}, expected 0 to {len(self.classes) - 1}, as classnames.txt has them.")
@@ -105,11 +106,12 @@ def _folders(path: Path) -> list[Path]:
     return sorted(folder for folder in path.glob("*/") if any(file.suffix.lower() in KINDS for file in folder.iterdir()))
 
 
-def _from_folders(path: Path) -> Iterator[tuple[str, bytes, int]]:
+def labelled_files(path: Path) -> Iterator[tuple[Path, int]]:
+    """The pictures of class folders with their labels, in order."""
     for label, folder in enumerate(_folders(path)):
         for file in sorted(folder.iterdir()):
             if file.suffix.lower() in KINDS:
-                yield str(file), file.read_bytes(), label
+                yield file, label
 
 
 def _from_tars(shards: Iterable[Path]) -> Iterator[tuple[str, bytes, int]]:

@@ -71,6 +71,16 @@ def reno(iterations: int) -> dict:
     }  # fmt: skip
 
 
+def noised(share: float = 0.66, steps: int = 6, cfg: float = 3.0) -> dict:
+    """A picture that is given, with noise on it and denoised with a prompt. Slots: picture, prompt, seed."""
+    graph = {**_world(), **_sampled(steps, cfg), **_shown(["sample", 0])}
+    graph["load"] = node("LoadImage", "picture", image="")
+    graph["encode"] = node("VAEEncode", pixels=["load", 0], vae=["world", 2])
+    graph["sample"]["inputs"] |= {"denoise": share, "latent_image": ["encode", 0]}
+    del graph["empty"]
+    return graph
+
+
 ARMS: dict[str, Callable[[], dict]] = {
     "plain": plain,
     "best-of-8": lambda: best_of(8),
