@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
-BENCHES = ("scoring", "guidance", "startup", "batch", "reno_loop", "live", "reno_memory", "convert", "search", "training")
+BENCHES = ("scoring", "guidance", "startup", "batch", "reno_loop", "live", "reno_memory", "convert", "search", "training", "evaluation")
 
 
 def main() -> None:

@@ -45,8 +45,8 @@ def run(options: argparse.Namespace) -> str:
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", type=Path, help="where the run lies; the same folder again goes on")
-    add("--benchmark", required=True, help="geneval, t2i-compbench, i2p, bias or prompts")
-    add("--prompts", type=Path, required=True, help="the benchmark's list, as its authors publish it")
+    add("--benchmark", required=True, help="geneval, t2i-compbench, i2p, bias, prompts or generated")
+    add("--prompts", type=Path, required=True, help="the benchmark's list, as its authors publish it; generated: a folder of class folders")
     add("--arm", action="append", required=True, metavar="NAME=WORKFLOW.json", help="a workflow in API form; again for more")
     add("--slot", action="append", default=[], metavar="[ARM:]NAME=NODE.INPUT", help="where a slot is, if no title says so")
     add("--sweep", metavar="SLOT=V,V,V", help="more arms: the first arm with other values in a slot, such as cfg=1,2,4,8")
@@ -103,7 +103,7 @@ def _score_arguments(parser: argparse.ArgumentParser) -> None:
         "reward: what nodes of this pack in the workflow reported",
     )  # fmt: skip
     add("--arm", action="append", default=[], help="only this arm; again for more")
-    add("--command", help="official: the scorer's command line with {folder}, to be run first; default: it was run by hand")
+    add("--command", dest="program", help="official: the scorer's command line with {folder}, to be run first; default: it was run by hand")
     add("--directory", type=Path, help="official: where to run it, the scorer's repository")
     add("--results", help="official: its results file or folder, with {arm}; default: the arm's folder")
     add("--three-in-one", type=Path, metavar="LISTS", help="T2I-CompBench's complex prompts: make annotation_3_in_1 of the three scorers' results")
@@ -138,8 +138,8 @@ def _official(options: argparse.Namespace) -> str:
     lines = []
     for arm in options.arm or described["arms"]:
         folder = options.folder / arm
-        if options.command:
-            run_scorer(options.command, folder, options.directory, lambda line: print(line, flush=True))
+        if options.program:
+            run_scorer(options.program, folder, options.directory, lambda line: print(line, flush=True))
         source = Path(options.results.replace("{arm}", arm)) if options.results else folder
         try:
             if options.three_in_one:
@@ -228,9 +228,46 @@ def _drift(options: argparse.Namespace) -> str:
 
 def _zero_shot_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("data", type=Path, help="a folder of class folders, or a data set in CLIP_benchmark's WebDataset layout")
+    add("data", help="a folder of class folders, or a data set in CLIP_benchmark's WebDataset layout")
     add("target", type=Path, help="the result, .json in CLIP_benchmark's form")
+    add("--clip", required=True, help="file of a Latent-CLIP, or shapes-world")
+    add("--vae", required=True, help="file of the VAE whose latents it reads, or shapes-world")
+    add("--split", default="test", help="of a WebDataset; default test")
+    add("--batch", type=int, default=16, help="pictures at once; default 16")
+    add("--imagenet", action="store_true", help="the 1,000 names and 80 templates of ImageNet, for folders in the order of its classes")
+    add(
+        "--clip-benchmark", action="store_true",
+        help="have CLIP_benchmark's own command do it, with this Latent-CLIP as its model; needs its package",
+    )  # fmt: skip
+    add("--comfyui", type=Path, help="folder of ComfyUI, for the VAE; default: the one that this pack is installed in")
+    add("--cpu", action="store_true", help="do not use a GPU")
 
 
 def _zero_shot(options: argparse.Namespace) -> str:
-    raise EvaluationError("not yet")
+    from dataclasses import replace
+
+    from ..evaluation.pictures import imagenet, read_pictures
+    from ..evaluation.zero_shot import classify, run_clip_benchmark, write_result
+    from .comfyui import find_host
+
+    if options.target.suffix != ".json":
+        raise EvaluationError(f"{options.target.name}: the result must end in .json.")
+    find_host(options.comfyui, options.cpu)
+    from ..host.naming import load_judge
+
+    judge = load_judge(options.clip, options.vae)
+    if options.clip_benchmark:
+        run_clip_benchmark(judge, options.data, options.split, options.batch, options.target)
+        return f"{options.target}: as CLIP_benchmark wrote it."
+    pictures = read_pictures(Path(options.data), options.split)
+    if options.imagenet:
+        names, templates = imagenet()
+        if len(names) != len(pictures.classes):
+            raise EvaluationError(f"{options.data}: {len(pictures.classes)} classes, expected ImageNet's {len(names)}.")
+        pictures = replace(pictures, classes=names, templates=templates)
+    found = classify(judge, pictures, options.batch, lambda line: print(line, flush=True))
+    write_result(options.target, found, pictures.name, judge.name, Path(options.clip).stem)
+    return (
+        f"{pictures.name}, {len(pictures.classes)} classes, {len(pictures.templates)} templates: top-1 {100 * found.acc1:.2f} %, "
+        f"top-5 {100 * found.acc5:.2f} %, mean of classes {100 * found.mean_per_class_recall:.2f} %"
+    )

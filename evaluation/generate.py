@@ -125,7 +125,13 @@ class Report:
         if self.failed:
             pictures = sum(outcome.task.count for outcome in self.failed)
             lines.append(f"{pictures} pictures could not be made; the same command tries them again:")
-            lines += [f"  {o.task.arm}, prompt {o.task.prompt}, seed {o.task.seed}: {o.error}" for o in self.failed[:10]]
+            reasons: dict[tuple[str, str], list[Task]] = {}
+            for outcome in self.failed:
+                reasons.setdefault((outcome.task.arm, outcome.error), []).append(outcome.task)
+            lines += [
+                f"  {arm}, {sum(task.count for task in tasks)} of them, such as prompt {tasks[0].prompt}, seed {tasks[0].seed}: {error}"
+                for (arm, error), tasks in reasons.items()
+            ]
         return "\n".join(lines)
 
 

@@ -36,7 +36,8 @@ class Pictures:
     shards: tuple[Path, ...] = ()
 
     def __iter__(self) -> Iterator[tuple[Image, int]]:
-        items = _from_tars(self.shards) if self.shards else _from_folders(self.path)
+        folders = ((str(file), file.read_bytes(), label) for file, label in labelled_files(self.path))
+        items = _from_tars(self.shards) if self.shards else folders
         for name, content, label in items:
             if not 0 <= label < len(self.classes):
                 raise EvaluationError(f"{name}: label {label}, expected 0 to {len(self.classes) - 1}, as classnames.txt has them.")
@@ -105,38 +106,42 @@ def _folders(path: Path) -> list[Path]:
     return sorted(folder for folder in path.glob("*/") if any(file.suffix.lower() in KINDS for file in folder.iterdir()))
 
 
-def _from_folders(path: Path) -> Iterator[tuple[str, bytes, int]]:
+def labelled_files(path: Path) -> Iterator[tuple[Path, int]]:
+    """The pictures of class folders with their labels, in order."""
     for label, folder in enumerate(_folders(path)):
         for file in sorted(folder.iterdir()):
             if file.suffix.lower() in KINDS:
-                yield str(file), file.read_bytes(), label
+                yield file, label
 
 
 def _from_tars(shards: Iterable[Path]) -> Iterator[tuple[str, bytes, int]]:
     for shard in shards:
-        try:
-            yield from _from_tar(shard)
-        except tarfile.TarError as error:
-            raise EvaluationError(f"{shard}: broken off or no tar ({error}). Download it again.") from error
+        yield from _from_tar(shard)
 
 
 def _from_tar(shard: Path) -> Iterator[tuple[str, bytes, int]]:
     """Members that share a name up to its first dot follow each other, as WebDataset has them."""
-    with tarfile.open(shard) as tar:
-        key, parts = "", {}
-        for member in tar:
-            if not member.isfile():
-                continue
-            folder, _, name = member.name.rpartition("/")
-            stem, _, extension = name.partition(".")
-            if f"{folder}/{stem}" != key and parts:
-                yield _sample(shard, key, parts)
-                parts = {}
-            key = f"{folder}/{stem}"
-            content = tar.extractfile(member)
-            parts[f".{extension.lower()}"] = content.read() if content else b""
-        if parts:
+    key, parts = "", {}
+    for path, content in _members(shard):
+        folder, _, name = path.rpartition("/")
+        stem, _, extension = name.partition(".")
+        if f"{folder}/{stem}" != key and parts:
             yield _sample(shard, key, parts)
+            parts = {}
+        key = f"{folder}/{stem}"
+        parts[f".{extension.lower()}"] = content
+    if parts:
+        yield _sample(shard, key, parts)
+
+
+def _members(shard: Path) -> Iterator[tuple[str, bytes]]:
+    try:
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                if content := tar.extractfile(member):  # None for folders
+                    yield member.name, content.read()
+    except tarfile.TarError as error:
+        raise EvaluationError(f"{shard}: broken off or no tar ({error}). Download it again.") from error
 
 
 def _sample(shard: Path, key: str, parts: dict[str, bytes]) -> tuple[str, bytes, int]:

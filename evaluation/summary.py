@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from . import EvaluationError
-from .benchmarks import Benchmark, Prompt, geneval, i2p, prompts, t2i_compbench
+from .benchmarks import Benchmark, Prompt, generated, geneval, i2p, prompts, t2i_compbench
 from .benchmarks import bias as bias_
 from .compare import compare, overall
 from .controls import EqualCost, GuidanceMatched, equal_cost, guidance_matched, seconds_of
@@ -18,7 +18,7 @@ from .statistics import Estimate
 from .tables import table
 
 BENCHMARKS: Mapping[str, Benchmark] = {
-    module.BENCHMARK.name: module.BENCHMARK for module in (geneval, t2i_compbench, i2p, bias_, prompts)
+    module.BENCHMARK.name: module.BENCHMARK for module in (geneval, t2i_compbench, i2p, bias_, prompts, generated)
 }
 
 

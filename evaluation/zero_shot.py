@@ -7,11 +7,13 @@ goes the other way: it gives a Latent-CLIP to CLIP_benchmark as one of its model
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -25,10 +27,6 @@ from .records import write_file
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Encode = Callable[[Tensor], Tensor]
-EncodeText = Callable[[list[str]], Tensor]
-
-
 @dataclass(frozen=True)
 class Metrics:
     """Shares of pictures whose class is first, or among the first five; and the mean over classes of the former."""
@@ -38,8 +36,7 @@ class Metrics:
     mean_per_class_recall: float
 
 
-@dataclass(frozen=True)
-class LatentJudge:
+class LatentJudge(Protocol):
     """A Latent-CLIP with the VAE that its latents come from.
 
     Attributes:
@@ -48,24 +45,33 @@ class LatentJudge:
         encode_text: texts → (N, D) of unit length.
     """
 
-    name: str
-    side: int
-    encode: Encode
-    encode_text: EncodeText
+    @property
+    def name(self) -> str: ...
 
-    def prepare(self, image: Image) -> Tensor:
-        """The centre square of a picture at the judge's size, bicubic as open_clip has it: (3, side, side) in [0, 1]."""
-        from PIL.Image import Resampling
+    @property
+    def side(self) -> int: ...
 
-        scale = self.side / min(image.size)
-        width, height = (max(self.side, round(length * scale)) for length in image.size)
-        image = image.resize((width, height), Resampling.BICUBIC) if image.size != (width, height) else image
-        left, top = (width - self.side) // 2, (height - self.side) // 2
-        image = image.crop((left, top, left + self.side, top + self.side))
-        return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).movedim(-1, 0)
+    @property
+    def encode(self) -> Callable[[Tensor], Tensor]: ...
+
+    @property
+    def encode_text(self) -> Callable[[list[str]], Tensor]: ...
 
 
-def class_directions(encode_text: EncodeText, classes: list[str], templates: list[str], at_once: int = 32) -> Tensor:
+def prepare(image: Image, side: int) -> Tensor:
+    """The centre square of a picture, bicubic as open_clip has it: (3, side, side) in [0, 1]."""
+    from PIL.Image import Resampling
+
+    scale = side / min(image.size)
+    width, height = (max(side, round(length * scale)) for length in image.size)
+    image = image.convert("RGB")
+    image = image.resize((width, height), Resampling.BICUBIC) if image.size != (width, height) else image
+    left, top = (width - side) // 2, (height - side) // 2
+    image = image.crop((left, top, left + side, top + side))
+    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).movedim(-1, 0)
+
+
+def class_directions(encode_text: Callable[[list[str]], Tensor], classes: list[str], templates: list[str], at_once: int = 32) -> Tensor:
     """(C, D) of unit length: the mean of the templates' features. Two classes may have one name, as two of ImageNet's do."""
     found = []
     for start in range(0, len(classes), at_once):
@@ -85,7 +91,7 @@ def classify(judge: LatentJudge, pictures: Pictures, batch: int = 32, say: Calla
     cosines, labels = [], []
     with torch.inference_mode():
         for part in _batches(pictures, batch):
-            features = judge.encode(torch.stack([judge.prepare(image) for image, _ in part])).float()
+            features = judge.encode(torch.stack([prepare(image, judge.side) for image, _ in part])).float()
             cosines.append((features @ directions.to(features).T).cpu())
             labels += [label for _, label in part]
             say(f"{len(labels)} pictures")
@@ -112,7 +118,7 @@ def write_result(path: Path, metrics: Metrics, dataset: str, model: str, pretrai
 
 
 class _AsCLIP(nn.Module):
-    """The two methods of a model that CLIP_benchmark calls; its pictures are those of `LatentJudge.prepare`."""
+    """The two methods of a model that CLIP_benchmark calls; its pictures are those of `prepare`."""
 
     def __init__(self, judge: LatentJudge):
         super().__init__()
@@ -137,7 +143,7 @@ def loader(judge: LatentJudge) -> Callable[..., tuple[nn.Module, Callable[[Image
     model = _AsCLIP(judge)
 
     def load(**options: object) -> tuple[nn.Module, Callable[[Image], Tensor], Callable[[list[str]], Tensor]]:
-        return model, judge.prepare, model.tokenize
+        return model, partial(prepare, side=judge.side), model.tokenize
 
     return load
 
@@ -155,6 +161,35 @@ def register(judge: LatentJudge, kind: str = "latent_clip") -> None:
     models.TYPE2FUNC[kind] = loader(judge)
     if kind not in models.MODEL_TYPES:
         models.MODEL_TYPES.append(kind)
+
+
+def run_clip_benchmark(judge: LatentJudge, data: str, split: str, batch: int, target: Path) -> None:
+    """CLIP_benchmark's own `eval` on a WebDataset, at a path or an address that it can read; it writes `target`.
+
+    Raises:
+        EvaluationError: it is not installed, or does not run with the NumPy that is.
+    """
+    register(judge)
+    from clip_benchmark import cli
+
+    target.unlink(missing_ok=True)  # it would say that it has it
+    before = sys.argv
+    sys.argv = [
+        "clip_benchmark", "eval", "--model_type", "latent_clip", "--model", judge.name, "--pretrained", judge.name,
+        "--dataset", "wds/" + Path(data).name, "--dataset_root", data, "--split", split, "--task", "zeroshot_classification",
+        "--batch_size", str(batch), "--num_workers", "0", "--no_amp", "--output", str(target),
+    ]  # fmt: skip
+    try:
+        cli.main()
+    except TypeError as error:
+        if "0-dimensional" not in str(error):
+            raise
+        raise EvaluationError(
+            f"This CLIP_benchmark does not run with NumPy {np.__version__} ({error}). Install numpy<2.4 beside it, or leave "
+            "--clip-benchmark out: the figures are the same."
+        ) from error
+    finally:
+        sys.argv = before
 
 
 def _batches(items: Iterable, size: int) -> Iterator[list]:

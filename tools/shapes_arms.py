@@ -28,10 +28,10 @@ def _shown(latent: list) -> dict:
     }
 
 
-def _sampled(steps: int, cfg: float, model: list | None = None) -> dict:
+def _sampled(steps: int, cfg: float) -> dict:
     return {
         "sample": node(
-            "KSampler", "seed", model=model or ["world", 0], positive=["positive", 0], negative=["negative", 0],
+            "KSampler", "seed", model=["world", 0], positive=["positive", 0], negative=["negative", 0],
             latent_image=["empty", 0], seed=0, steps=steps, cfg=cfg, sampler_name="euler", scheduler="simple", denoise=1.0,
         )
     }  # fmt: skip
@@ -64,19 +64,20 @@ def reno(iterations: int) -> dict:
         "sigmas": node("BasicScheduler", model=["world", 0], scheduler="simple", steps=1, denoise=1.0),
         "best": node(
             "LatentCLIPOptimizeNoise", noise=["noise", 0], guider=["guider", 0], sigmas=["sigmas", 0], latent_image=["empty", 0],
-            reward=["reward", 0], iterations=iterations, learning_rate=5.0, optimizer="sgd", momentum=0.9, grad_clip=0.1,
-            norm_weight=0.01, patience=0, preview_every=0,
+            reward=["reward", 0], iterations=iterations, learning_rate=5.0, optimizer="nesterov", gradient_clip=0.1,
+            prior_weight=0.01, patience=0, memory="auto",
         ),
         **_shown(["best", 0]),
     }  # fmt: skip
 
 
-def guided(steps: int, cfg: float, strength: float = 0.1) -> dict:
-    """Several steps, each pushed up the reward."""
-    graph = {**_world(), **_sampled(steps, cfg, ["guide", 0]), **_shown(["sample", 0])}
-    graph["guide"] = node(
-        "LatentCLIPGuideModel", model=["world", 0], reward=["reward", 0], strength=strength, start=0.0, end=1.0, every_n=1
-    )
+def noised(share: float = 0.66, steps: int = 6, cfg: float = 3.0) -> dict:
+    """A picture that is given, with noise on it and denoised with a prompt. Slots: picture, prompt, seed."""
+    graph = {**_world(), **_sampled(steps, cfg), **_shown(["sample", 0])}
+    graph["load"] = node("LoadImage", "picture", image="")
+    graph["encode"] = node("VAEEncode", pixels=["load", 0], vae=["world", 2])
+    graph["sample"]["inputs"] |= {"denoise": share, "latent_image": ["encode", 0]}
+    del graph["empty"]
     return graph
 
 

@@ -1,20 +1,31 @@
 """`latent-clip evaluate` on real servers: nothing twice and nothing lost where one dies, and a run that goes on from what is there."""
 
 import json
+import random
 import threading
 import time
 from collections import Counter
 
 import pytest
+import torch
 from PIL import Image
+from torchvision.transforms.functional import to_tensor
+from torchvision.utils import save_image
 
+from latent_clip.commands import main
+from latent_clip.demo.captions import THINGS, Caption
 from latent_clip.demo.geneval import metadata
+from latent_clip.demo.judge import judge
+from latent_clip.demo.scenes import render, sample_scene
 from latent_clip.evaluation import EvaluationError
-from latent_clip.evaluation.benchmarks import geneval
+from latent_clip.evaluation.benchmarks import generated, geneval
 from latent_clip.evaluation.generate import Arm, Plan, generate, pictures_of, read_run
+from latent_clip.evaluation.pictures import read_pictures
+from latent_clip.evaluation.scoring import REWARD, read_scores
 from latent_clip.evaluation.servers import Server
 from latent_clip.evaluation.workflow import workflow_of
 from latent_clip.tests.host_server import TestServer
+from latent_clip.tools import evaluate as run_evaluate
 from latent_clip.tools import shapes_arms
 
 
@@ -113,3 +124,56 @@ def test_a_server_that_refuses_or_fails_says_why(comfy, prompts, tmp_path):
     del graph["decode"]
     blind = Plan(geneval.BENCHMARK, prompts[:1], [Arm("blind", workflow_of(graph))], 1)
     assert "pictures from 0 nodes" in str(generate(blind, tmp_path / "c", [Server(comfy.url)]))
+
+
+def test_shapes_world_end_to_end(comfy, tmp_path):
+    """What ./dev evaluate runs, small: three arms and a sweep, three scorers, the analytic judge, the controls."""
+    small = run_evaluate.make_plan(1, 2, tmp_path, (1.0, 1.5))
+    text = run_evaluate.evaluate(small, tmp_path / "run", [Server(comfy.url)])
+    judged = {s.arm: s for s in read_scores(tmp_path / "run") if s.scorer == run_evaluate.JUDGE}
+    assert judged.keys() == {"plain", "best-of-8", "reno", "plain_cfg=1", "plain_cfg=1.5"}
+    values = {arm: [score.value for score in s.scores] for arm, s in judged.items()}
+    assert values["plain"] == values["plain_cfg=1"] and sum(values["plain"]) > 0 and set(values["plain"]) <= {0.0, 1.0}
+    tasks = geneval.summarise(small.prompts, judged["plain"].scores).tasks
+    assert list(tasks) == ["single_object", "two_object", "colors", "position", "color_attr"]
+    rewards = {s.arm: sum(score.value for score in s.scores) for s in read_scores(tmp_path / "run") if s.scorer == REWARD}
+    assert rewards["plain"] < rewards["best-of-8"] and rewards["plain"] < rewards["reno"]
+    (controls,) = [part for part in text.split("## ") if part.startswith("Controls")]
+    for arm in ("best-of-8", "reno"):
+        (row,) = [line for line in controls.splitlines() if line.startswith(f"| {arm} ")]
+        assert "plain ones" in row and "M = " in row and "cfg 1." in row
+
+
+def test_the_command_line_goes_on_where_it_was(comfy, prompts, tmp_path, capsys):
+    (tmp_path / "plain.json").write_text(json.dumps(shapes_arms.plain()))
+    listed = str(tmp_path / "evaluation_metadata.jsonl")
+    command = ["evaluate", "generate", str(tmp_path / "run"), "--benchmark", "geneval", "--prompts", listed, "--limit", "1", "--images", "1"]
+    command += ["--arm", f"plain={tmp_path / 'plain.json'}", "--slot", "cfg=sample.cfg", "--sweep", "cfg=1,2", "--server", comfy.url]
+    assert main(command) == 0
+    assert "3 pictures made, 0 were there." in capsys.readouterr().out
+    assert main(command) == 0
+    assert "0 pictures made, 3 were there." in capsys.readouterr().out
+    assert main([*command[:3], *command[3:], "--seed", "5"]) == 1
+    assert "made with seed 0, now 5" in capsys.readouterr().err
+    assert main([*command[:-1], "http://127.0.0.1:9"]) == 1
+    assert "does not answer" in capsys.readouterr().err
+
+
+def test_generated_pictures_are_named_in_their_classes(comfy, tmp_path):
+    """Noised to 66 % and denoised with the class as prompt: pictures of other images, in folders that zero-shot reads."""
+    data = tmp_path / "shapes"
+    for place, (thing, scene) in enumerate((t, sample_scene(random.Random(2), (t,))) for t in (THINGS[0], THINGS[-1])):
+        (data / str(thing.kind)).mkdir(parents=True)
+        save_image(render([scene]), data / thing.kind / f"{place}.png")
+    (data / "classnames.txt").write_text("red circle\npurple cross\n")
+    (data / "zeroshot_classification_templates.txt").write_text("a {c}\n")
+    listed = generated.read(data)
+    assert [prompt.text for prompt in listed] == ["a red circle", "a purple cross"]
+    made = Plan(generated.BENCHMARK, listed, [Arm("turbo", workflow_of(shapes_arms.noised()))], 1)
+    assert generate(made, tmp_path / "run", [Server(comfy.url)]).made == 2
+    again = read_pictures(tmp_path / "run" / "turbo")
+    assert again.classes == ["red circle", "purple cross"] and [label for _, label in again] == [0, 1]
+    pictures = torch.stack([to_tensor(image) for image, _ in again])
+    assert judge(pictures, [Caption((THINGS[0],)), Caption((THINGS[-1],))]) == [True, True]
+    before = torch.stack([to_tensor(image) for image, _ in read_pictures(data)])
+    assert (pictures - before).abs().mean() > 0.01

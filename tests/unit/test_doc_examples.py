@@ -1,5 +1,6 @@
 """Every fenced example of the documentation runs, in the order that a reader meets them, or is named here with the reason why not."""
 
+import argparse
 import re
 import shlex
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from latent_clip.commands import evaluate
 from latent_clip.models.checkpoint import read_checkpoint
 from latent_clip.tests.original_layout import TINY, save_original
 from latent_clip.tests.unit.test_docs import DOCS, ROOT
@@ -24,6 +26,7 @@ NOT_RUN = {
     "python docs/examples/queue_and_follow.py workflow_api.json --server 127.0.0.1:8188 --set 7.seed=5": "tests/host/test_api_example.py",
 }
 CONVERT = "python . convert"
+EVALUATE = "latent-clip evaluate"  # its options are read below; tests/host/test_evaluation.py runs it
 
 
 def blocks(language: str, *paths: Path) -> list[str]:
@@ -61,7 +64,7 @@ def converted(tmp_path_factory) -> Path:
 def test_no_example_is_overlooked():
     languages = {language for path in DOCS for language, _ in FENCE.findall(path.read_text(encoding="utf-8"))}
     assert languages <= {"", "python", "mermaid"}
-    assert {line for line in commands() if not line.startswith(CONVERT)} == set(NOT_RUN)
+    assert {line for line in commands() if not line.startswith((CONVERT, EVALUATE))} == set(NOT_RUN)
     assert [path.name for path in DOCS if blocks("python", path)] == ["api.md"]
 
 
@@ -69,6 +72,13 @@ def test_no_example_is_overlooked():
 def test_the_commands_of_dev_exist(command):
     done = python(*shlex.split(command), "--help", folder=ROOT)
     assert done.returncode == 0 and "usage" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("command", [line for line in commands() if line.startswith(EVALUATE)])
+def test_the_commands_of_evaluate_have_these_options(command):
+    parser = argparse.ArgumentParser()
+    evaluate.add_arguments(parser)
+    assert parser.parse_args(shlex.split(command)[2:]).step == shlex.split(command)[2]
 
 
 def test_requirements_are_where_the_readme_says():

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCS = [ROOT / "README.md", ROOT / "demo" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-ROOMS = "nodes|host|methods|models|training|studies|commands|demo|js|locales|workflows|tools|bench|docs|tests"
+ROOMS = "nodes|host|methods|models|training|evaluation|studies|commands|demo|js|locales|workflows|tools|bench|docs|tests"
 REFERENCE = re.compile(rf"`((?:{ROOMS})/[\w./-]*\.(?:py|js|json|md|png))(?::([\w.]+))?`")
 HELP = sorted((ROOT / "js" / "docs").glob("*.md"))
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#([^)\s]+))?\)")

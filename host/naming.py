@@ -1,0 +1,48 @@
+"""A Latent-CLIP with its VAE as functions from pictures and texts to features: what zero-shot classification needs of the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..models.latent_spaces import check_raw_latents
+from . import scoring
+from .scorer import Scorer
+
+
+@dataclass(frozen=True)
+class NamingJudge:
+    """What loads in the host's care.
+
+    Attributes:
+        name: of the Latent-CLIP. side: pixels of the square that fills its grid.
+        encode: pictures (B, 3, side, side) in [0, 1] → (B, D); encode_text: texts → (N, D); both of unit length.
+    """
+
+    name: str
+    side: int
+    encode: Callable[[Tensor], Tensor]
+    encode_text: Callable[[list[str]], Tensor]
+
+
+def load_judge(clip: str, vae: str) -> NamingJudge:
+    """Load both by file, or the demo's as "shapes-world".
+
+    A VAE draws a sample of its posterior: here the same for the same batch, so that a result can be repeated.
+
+    Raises:
+        ValueError: a file is none, or the VAE writes other latents than the Latent-CLIP reads.
+    """
+    scorer = Scorer(clip, vae, "crop", 0)
+    encoder, loaded = scorer.clip.encoder("crop"), scorer.vae
+
+    def encode(pictures: Tensor) -> Tensor:
+        with torch.random.fork_rng(), torch.inference_mode():
+            torch.manual_seed(0)
+            raw = loaded.encode(pictures.movedim(1, -1))
+            return scoring.encode(encoder, check_raw_latents(raw, scorer.clip.space).float())
+
+    return NamingJudge(scorer.clip.name, scorer.clip.grid * scorer.clip.space.downscale, encode, scorer.clip.encode_text)
