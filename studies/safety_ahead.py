@@ -305,7 +305,8 @@ def measure(world: SafetyWorld, gates: dict[str, float], scale: float, kept) -> 
         found["stars"][sampler] = tally(runs, count, gate)
         if number == 0:
             found["pairs"] = pairs(runs, count)
-            found["judges"] = two_judges(kept("ahead, drafts", lambda: judged_drafts(world, count, alarms)))
+            drafts = kept("ahead, drafts", lambda: judged_drafts(world, count, alarms))
+            found["judges"] = two_judges(drafts, runs[NONE], gate)
             found["attacks"] = kept("ahead, attacks", lambda: attacked(world, gate, few))
             found["rerolled"] = kept("ahead, rerolled", lambda: rerolled(world, gate, max(4, round(REROLLED * scale))))
             for share in SHARES:
