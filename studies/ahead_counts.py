@@ -52,7 +52,8 @@ def tally(runs: dict, count: int, gate: float) -> dict:
             "lost": share_of([b or not same for b, same in zip(blocked[good], run["same"][good])]),
         }
         if way == AHEAD:
-            rows[way]["identical"] = share_of([same for same, d in zip(run["same"], run["draft"]) if not d])
+            let_pass = [same for same, drafted in zip(run["same"][good], run["draft"][good]) if not drafted]
+            rows[way]["identical"] = share_of(let_pass)
     return rows
 
 
