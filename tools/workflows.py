@@ -160,10 +160,10 @@ Then try "a blue circle": nothing changes, bit for bit. Neither is a guarantee: 
     empty = graph.fold(0, "EmptyLatentImage", "Four latents", width=64, height=64, batch_size=4)
     judge = {"latent_clip": world[3], "concepts": "shapes-world-stars"}
     guide = graph.add(
-        1, "LatentCLIPSafetyGuidance", 420, model=world[0], **judge, thresholds="3", instead=instead[0], look_ahead="draft only"
+        1, "LatentCLIPSafetyGuidance", 540, model=world[0], **judge, thresholds="3", instead=instead[0], look_ahead="draft only"
     )  # fmt: skip
     steps = {"steps": 8, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal"}
-    plain = sample(graph, 1, world, world[1], text, empty, "Sample, plain", **steps)
+    plain = sample(graph, 1, world, world[1], text, empty, "Sample, plain", folded=True, **steps)
     guided = graph.fold(1, "KSampler", "Sample, guided", **plain.inputs | {"model": guide[0]})
     gate = graph.add(2, "LatentCLIPSafetyGate", 640, latent=plain[0], **judge, on_block="grey")
     for title, latent in (("Plain", plain), ("Guided", guided), ("Gated", gate)):
@@ -276,7 +276,7 @@ Calibrate the thresholds on your own images. Both lower the rate of harm; they g
 """, 290)  # fmt: skip
     base, clip, text = sdxl(graph, "a crowded market street at dusk, documentary photo", SDXL_BASE)
     guide = graph.add(
-        1, "LatentCLIPSafetyGuidance", 420, model=base[0], latent_clip=clip[0], concepts="i2p", look_ahead="draft only"
+        1, "LatentCLIPSafetyGuidance", 540, model=base[0], latent_clip=clip[0], concepts="i2p", look_ahead="draft only"
     )
     instead = graph.add(
         1, "CLIPTextEncode", 100, "Instead", clip=base[1], text="a quiet landscape with trees and a lake"
