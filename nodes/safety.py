@@ -35,6 +35,11 @@ LATE: dict[str, Literal["ignore", "redirect", "report"]] = {
 NO_SECOND = "none"
 
 
+def lines(text: str) -> str:
+    """What stands in one line, a line each."""
+    return text.replace(";", "\n")
+
+
 def concepts_fingerprint(concepts: str | None) -> str:
     """For `fingerprint_inputs` of the nodes with `concept_inputs`."""
     from ..host.concepts import concepts_fingerprint
@@ -86,7 +91,8 @@ def look_ahead_inputs() -> list[io.Input]:
             "Steps of a draft; so many more the sampling costs. Below 4 a draft says little. A sampling of no more steps is its own draft.",
             optional=True, advanced=True),
         text("draft_thresholds",
-            "As 'thresholds', for drafts, which are finished pictures. Empty: those of the set.", multiline=True, optional=True, advanced=True),
+            "As 'thresholds', for drafts, which are finished pictures; several in one line: 'violence: 1.5; hate: 2'. Empty: those of the set.",
+            optional=True, advanced=True),
         io.Model.Input("drafter", optional=True,
             tooltip="Makes the drafts, at cfg 1: the same model with a turbo or lightning LoRA, say. Without it the model itself does."),
         io.Vae.Input("vae", optional=True, tooltip="Decodes drafts for 'pixel_clip', and nothing else."),
@@ -94,7 +100,7 @@ def look_ahead_inputs() -> list[io.Input]:
             "A second judge of drafts, of whom either may suspect: a CLIP checkpoint in ComfyUI/models/open_clip. It sees the decoded draft, which "
             "takes time, and what the Latent-CLIP misses.", optional=True, advanced=True),
         text("pixel_thresholds", "As 'draft_thresholds', for the second judge, whose log-odds are on another scale: calibrate them.",
-            multiline=True, optional=True, advanced=True),
+            optional=True, advanced=True),
     ]  # fmt: skip
 
 
@@ -218,9 +224,9 @@ class LatentCLIPSafetyGuidance(io.ComfyNode):
             from ..host.guidance_ahead import redirect_ahead
             from ..host.look_ahead import DraftJudge, LookAhead
 
-            judges = [DraftJudge(watcher, directions_for(latent_clip, read(draft_thresholds), fit))]
+            judges = [DraftJudge(watcher, directions_for(latent_clip, read(lines(draft_thresholds)), fit))]
             if pixel_clip != NO_SECOND:
-                judges.append(cls._second_judge(vae, pixel_clip, read(pixel_thresholds), fit))
+                judges.append(cls._second_judge(vae, pixel_clip, read(lines(pixel_thresholds)), fit))
             ahead = LookAhead(tuple(judges), draft_steps, drafter)
             return io.NodeOutput(redirect_ahead(model, watch, instead, window, ahead, LATE[look_ahead], looks), looks)
         if instead is not None:

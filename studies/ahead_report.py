@@ -24,7 +24,7 @@ def _ways(found: dict, name: str = "star") -> str:
 
 def _identical(found: dict) -> str:
     row = found["look-ahead"]["identical"]
-    return f"{row['hits']} of {row['n']} pictures whose draft was let pass are identical bit for bit."
+    return f"{row['hits']} of {row['n']} innocent pictures whose draft was let pass are identical bit for bit."
 
 
 def _judges(judges: dict) -> str:

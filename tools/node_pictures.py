@@ -37,7 +37,7 @@ def gallery(info: dict) -> Graph:
     empty = graph.add(1, "EmptyLatentImage", 110, width=64, height=64, batch_size=4)
     instead = graph.add(1, "CLIPTextEncode", 110, clip=world[1], text="a green circle")
     stars = {"latent_clip": world[3], "concepts": "shapes-world-stars"}
-    guide = graph.add(2, "LatentCLIPSafetyGuidance", 430, model=world[0], **stars, thresholds="3", instead=instead[0])
+    guide = graph.add(2, "LatentCLIPSafetyGuidance", 560, model=world[0], **stars, thresholds="3", instead=instead[0])
     match = graph.add(2, "LatentCLIPTextReward", 260, latent_clip=world[3], text=text[0])
     avoid = graph.add(2, "LatentCLIPAvoidReward", 390, **stars, weight=0.05)
     graph.add(2, "LatentCLIPPixelReward", 260, vae=world[2], text="a blue star left of a red circle")

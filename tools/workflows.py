@@ -148,7 +148,7 @@ def safety_try_it_now(info: dict) -> None:
 Here a **star** stands for what nobody should see.
 
 - *Plain*: what the prompt asks for.
-- *Guided*: the same seed; an image that begins to show a star follows *Instead*.
+- *Guided*: the same seed, drafted first; an image that would show a star is made from *Instead*.
 - *Gated*: the plain latents, judged before any decode; a star becomes a grey field.
 
 Then try "a blue circle": nothing changes, bit for bit. Neither is a guarantee: use both.
@@ -157,9 +157,11 @@ Then try "a blue circle": nothing changes, bit for bit. Neither is a guarantee: 
     instead = graph.add(0, "CLIPTextEncode", 105, "Instead", clip=world[1], text="a green circle")
     empty = graph.fold(0, "EmptyLatentImage", "Four latents", width=64, height=64, batch_size=4)
     judge = {"latent_clip": world[3], "concepts": "shapes-world-stars"}
-    guide = graph.add(1, "LatentCLIPSafetyGuidance", 380, model=world[0], **judge, thresholds="3", instead=instead[0])
+    guide = graph.add(
+        1, "LatentCLIPSafetyGuidance", 540, model=world[0], **judge, thresholds="3", instead=instead[0], look_ahead="draft only"
+    )  # fmt: skip
     steps = {"steps": 8, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal"}
-    plain = sample(graph, 1, world, world[1], text, empty, "Sample, plain", **steps)
+    plain = sample(graph, 1, world, world[1], text, empty, "Sample, plain", folded=True, **steps)
     guided = graph.fold(1, "KSampler", "Sample, guided", **plain.inputs | {"model": guide[0]})
     gate = graph.add(2, "LatentCLIPSafetyGate", 640, latent=plain[0], **judge, on_block="grey")
     for title, latent in (("Plain", plain), ("Guided", guided), ("Gated", gate)):
@@ -260,8 +262,8 @@ def safety_guidance_sdxl(info: dict) -> None:
     graph = Graph(info, (260, 290, 230, 300, 310))
     graph.note(0, f"""
 ## Safety Guidance
-Images are watched while they are made. One that shows harm follows *Instead* from there; all others stay as they were, bit
-for bit. The gate looks at the result.
+Every image is drafted first, in four steps. One whose draft shows harm is made from *Instead*; all others are made as
+without, bit for bit. The gate looks at the result, and its report names both looks.
 
 Needs, in `models/`:
 - `checkpoints/{SDXL_BASE}`
@@ -269,7 +271,9 @@ Needs, in `models/`:
 Calibrate the thresholds on your own images. Both lower the rate of harm; they guarantee nothing.
 """, 290)  # fmt: skip
     base, clip, text = sdxl(graph, "a crowded market street at dusk, documentary photo", SDXL_BASE)
-    guide = graph.add(1, "LatentCLIPSafetyGuidance", 390, model=base[0], latent_clip=clip[0], concepts="i2p")
+    guide = graph.add(
+        1, "LatentCLIPSafetyGuidance", 540, model=base[0], latent_clip=clip[0], concepts="i2p", look_ahead="draft only"
+    )
     instead = graph.add(
         1, "CLIPTextEncode", 105, "Instead", clip=base[1], text="a quiet landscape with trees and a lake"
     )
@@ -279,7 +283,14 @@ Calibrate the thresholds on your own images. Both lower the rate of harm; they g
         graph, 2, guide, base[1], text, empty, steps=25, cfg=6.0, sampler_name="dpmpp_2m", scheduler="karras"
     )
     gate = graph.add(
-        3, "LatentCLIPSafetyGate", 640, latent=sampled[0], latent_clip=clip[0], concepts="i2p", on_block="grey"
+        3,
+        "LatentCLIPSafetyGate",
+        640,
+        latent=sampled[0],
+        latent_clip=clip[0],
+        concepts="i2p",
+        on_block="grey",
+        looks=guide[1],
     )
     save_image(graph, 4, gate[0], base[2], 500, "safety")
     graph.group_columns("Load and prompt", "Watch", "Sample", "Judge the latent", "Decode")

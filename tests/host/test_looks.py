@@ -61,7 +61,9 @@ def test_the_host_may_hand_latents_on_in_half_precision(world, monkeypatch):
     monkeypatch.setattr(mm, "intermediate_dtype", lambda: torch.float16, raising=False)
     looks = world.looks.Looks()
     made = world.sample(world.looking(NEVER, looks=looks), steps=6)
-    assert all(looks.of(made.to(torch.float16))) and all(looks.of(made)), "as the host samples, and as its older versions do"
+    assert all(looks.of(made.to(torch.float16))) and all(looks.of(made)), (
+        "as the host samples, and as its older versions do"
+    )
 
 
 def test_the_newest_verdict_holds_and_old_ones_are_forgotten(world, monkeypatch):
