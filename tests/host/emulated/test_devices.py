@@ -167,6 +167,34 @@ def test_every_node_gives_on_a_gpu_what_it_gives_on_the_cpu(host_env, expected, 
     assert {place for place in gpu.waits if place.startswith("methods/")} <= {f"methods/{place}" for place in allowed}
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp16", 0.01), ("bf16", 0.06)])
+def test_judges_in_half_precision_there_and_back(host_env, gpu, dtype, tolerance):
+    """No operator meets two dtypes, and features and gradients are near those of full precision."""
+
+    def module(name: str):
+        return importlib.import_module(f"{host_env.pack.__name__}.host.{name}")
+
+    shapes_world, gradients = module("shapes_world"), module("gradients").gradients
+    raw, found = torch.randn(1, 4, 13, 8, generator=torch.Generator().manual_seed(0)) * 7, {}
+    for precision in ("fp32", dtype):
+        with torch.inference_mode():
+            clips = shapes_world.load_latent_clip(precision), shapes_world.load_pixel_clip(precision)
+            encoders = clips[0].watcher("tiles"), module("pixel_clip").pixel_encoder(clips[1], shapes_world.load_vae())
+        for encoder in encoders:
+            importlib.import_module("comfy.model_management").load_models_gpu(encoder.patchers)
+            with gradients([patcher.model for patcher in encoder.patchers]):
+                leaf = raw.to(emulated_gpu.device()).requires_grad_()
+                features = encoder.look(leaf).windows.mean(dim=1)
+                (gradient,) = torch.autograd.grad(features[:, :8].sum(), leaf)
+            found.setdefault(type(encoder).__name__, []).append((features.detach().cpu(), gradient.cpu()))
+    for (features, gradient), (half_features, half_gradient) in found.values():
+        assert (half_features - features).abs().max() < tolerance
+        assert (
+            torch.nn.functional.cosine_similarity(gradient.flatten(), half_gradient.flatten(), dim=0)
+            > 1 - 4 * tolerance
+        )
+
+
 def assert_close(name: str, found, expected) -> None:
     if isinstance(expected, torch.Tensor):
         assert found.device == expected.device
