@@ -3,6 +3,7 @@
 import copy
 import logging
 from contextlib import ExitStack
+from dataclasses import replace
 
 import comfy.model_management as mm
 import comfy.model_patcher
@@ -17,6 +18,7 @@ from ..methods.reno import RenoSettings, RenoState, optimize_noise
 from ..methods.rewards import Reward
 from ..methods.sampling import euler
 from ..models.latent_spaces import LatentSpaceError
+from .capture import Capture
 from .climbable import (
     check_hooks,
     check_model,
@@ -52,6 +54,7 @@ def run_reno(
     settings: RenoSettings,
     memory: Memory,
     watch: Reward | None = None,
+    cuda_graphs: bool = False,
 ) -> tuple[RenoState, MemoryUse]:
     """Optimise the noise that `guider` starts from.
 
@@ -60,6 +63,7 @@ def run_reno(
         memory: `fast` keeps all activations, `low` recomputes the blocks on the way back, `auto` takes low where
             fast cannot fit, else tries fast and starts again in low after an out-of-memory error.
         watch: see `methods.reno.optimize_noise`.
+        cuda_graphs: record the evaluations and play them back where that can be; see `host.capture`.
 
     Returns:
         (state with raw latents, how the run that succeeded met the memory).
@@ -92,7 +96,7 @@ def run_reno(
     with LiveRun(reward, settings, watch) as live:
         for attempt in attempts:
             reservation = Reservation(attempt, reward, steps, len(samples), guider, watch)
-            run = _RenoSampler(reward, settings, reservation, live, watch)
+            run = _RenoSampler(reward, settings, reservation, live, watch, cuda_graphs)
             try:
                 guider_with_models = _with_reward_models(guider, networks_of(reward, watch), reservation)
                 guider_with_models.sample(
@@ -140,10 +144,16 @@ class _RenoSampler(comfy.samplers.Sampler):
     draws_again = True  # so that a draft of its first noise says little of what it makes
 
     def __init__(
-        self, reward: Reward, settings: RenoSettings, reservation: Reservation, live: LiveRun, watch: Reward | None
+        self,
+        reward: Reward,
+        settings: RenoSettings,
+        reservation: Reservation,
+        live: LiveRun,
+        watch: Reward | None,
+        cuda_graphs: bool,
     ):
         self.reward, self.settings, self.reservation, self.live = reward, settings, reservation, live
-        self.watch = watch
+        self.watch, self.cuda_graphs = watch, cuda_graphs
         self.state: RenoState | None = None
         self.memory = MemoryUse()
 
@@ -159,7 +169,10 @@ class _RenoSampler(comfy.samplers.Sampler):
             self._fit_memory(contexts, model, controls, model_wrap.model_patcher)
             sigmas, noise, latent_image = ordinary(sigmas), ordinary(noise), ordinary(latent_image)
             denoise_mask = None if denoise_mask is None else ordinary(denoise_mask)
-            conds, model_wrap.conds = model_wrap.conds, map_conds(model_wrap.conds, ordinary)
+            # on the device once, where the host would copy what it keeps on the CPU (prompts) at every evaluation
+            device = model_wrap.model_patcher.load_device
+            conds = model_wrap.conds
+            model_wrap.conds = map_conds(conds, lambda tensor: ordinary(tensor).to(device))
             try:
                 max_denoise = self.max_denoise(model_wrap, sigmas)
                 generate = _generator(model_wrap, sigmas, extra_args, latent_image, denoise_mask, max_denoise)
@@ -167,9 +180,15 @@ class _RenoSampler(comfy.samplers.Sampler):
                 if patches:
                     check_repeats(generate, noise, patches)
                 on_step = _progress(model_wrap.model_patcher, self.settings.iterations, self.live)
-                generate = _first_watched(generate, model.diffusion_model)
+                generate, reward = _first_watched(generate, model.diffusion_model), self.reward
+                elsewhere = self.memory.offloaded_bytes
+                capture = Capture(generate, reward, len(noise), device, elsewhere) if self.cuda_graphs else None
+                if capture is not None:
+                    generate, reward = capture.generate, capture.reward
                 with named_failures(patches):
-                    self.state = optimize_noise(generate, self.reward, noise, self.settings, on_step, self.watch)
+                    self.state = optimize_noise(generate, reward, noise, self.settings, on_step, self.watch)
+                if capture is not None:
+                    self.memory = replace(self.memory, cuda_graphs=capture.outcome)
             finally:
                 model_wrap.conds = conds
         return model.process_latent_in(self.state.latents)

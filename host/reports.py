@@ -150,6 +150,7 @@ def reno_trace(
         "watch": reward_terms(watch),
         "checkpointed_blocks": memory.checkpointed_blocks,
         "offloaded_bytes": memory.offloaded_bytes,
+        "cuda_graphs": memory.cuda_graphs,
         "iterations": [iteration_as_dict(iteration) for iteration in state.iterations],
         "best": _rounded(state.rewards),
         "best_iteration": state.best_iteration,

@@ -38,10 +38,12 @@ class MemoryUse:
     Attributes:
         checkpointed_blocks: blocks that were computed again on the way back; 0 with all activations kept.
         offloaded_bytes: weights that had no room on the device and were copied there for every evaluation.
+        cuda_graphs: `recorded`, or why not; "" where nobody asked.
     """
 
     checkpointed_blocks: int = 0
     offloaded_bytes: int = 0
+    cuda_graphs: str = ""
 
 
 class Reservation:
@@ -52,9 +54,7 @@ class Reservation:
         resident: whether weights that the host would cast for every use are cast once, for the whole run.
     """
 
-    def __init__(
-        self, memory: Memory, reward: Reward, steps: int, batch: int, guider, watch: Reward | None = None
-    ):
+    def __init__(self, memory: Memory, reward: Reward, steps: int, batch: int, guider, watch: Reward | None = None):
         self.memory, self.reward, self.steps, self.batch, self.guider = memory, reward, steps, batch, guider
         self.watch = watch
         self.low, self.resident = memory == "low", memory != "low"

@@ -50,8 +50,6 @@ class Views:
     def _shifted(self, raw_latents: Tensor, generator: torch.Generator) -> Tensor:
         height, width = raw_latents.shape[-2:]
         down, right = (round(self.shift * side) for side in (height, width))
-        top, left = (
-            int(torch.randint(0, 2 * reach + 1, (1,), generator=generator)) for reach in (down, right)
-        )
+        top, left = (int(torch.randint(0, 2 * reach + 1, (1,), generator=generator)) for reach in (down, right))
         padded = F.pad(raw_latents, (right, right, down, down), mode="replicate")
         return padded[..., top : top + height, left : left + width]

@@ -8,6 +8,8 @@ driver does.
 
 import traceback
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -131,6 +133,7 @@ class EmulatedGPU(TorchDispatchMode):
     def __init__(self, kind: str = "cuda"):
         super().__init__()
         self.kind, self.waits = kind, Counter()
+        self.recording: list | None = None  # operators of the graph that is being recorded
 
     def __enter__(self):
         device()
@@ -174,9 +177,16 @@ def run(gpu: EmulatedGPU | None, function, args, kwargs):
     plain.pop("pin_memory", None)
     args_on_cpu, plain = tree_map(numbers_of, (args, plain))
     away = name == "aten::_to_copy" and target is not None and target.type != NAME
-    if gpu is not None and (name in WAITS or by_mask(name, before) or away or (name == "aten::copy_" and not isinstance(args[0], OnDevice))):
+    if gpu is not None and (
+        name in WAITS or by_mask(name, before) or away or (name == "aten::copy_" and not isinstance(args[0], OnDevice))
+    ):
         gpu.waits[where()] += 1
+        refuse_while_recording(gpu, name)
+    if gpu is not None and name in MOVES and any(not isinstance(tensor, OnDevice) for tensor in before):
+        refuse_while_recording(gpu, name)  # a copy from the CPU's ordinary memory waits for it
     result = function(*args_on_cpu, **plain)
+    if gpu is not None and gpu.recording is not None:
+        gpu.recording.append((function, args_on_cpu, plain, result))
     if gpu is not None and gpu.kind == "mps":
         refuse_as_mps(name, before, tensors(result))
     if away or (name == "aten::copy_" and not isinstance(args[0], OnDevice)):
@@ -189,6 +199,62 @@ def wrapped(numbers: torch.Tensor) -> OnDevice:
     """An inference tensor where `numbers` is one: a view of another tensor is none, also in inference mode."""
     with torch.inference_mode(numbers.is_inference()):
         return OnDevice(numbers)
+
+
+def refuse_while_recording(gpu: EmulatedGPU, name: str) -> None:
+    if gpu.recording is not None:
+        raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({name})")
+
+
+class Graph:
+    """What torch.cuda.CUDAGraph is on this device: operators that are done again, from and into the memory that they had."""
+
+    def __init__(self):
+        self.operators: list = []
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        for function, args, kwargs, result in self.operators:
+            for kept, new in zip(tensors(result), tensors(function(*args, **kwargs))):
+                if kept.untyped_storage().data_ptr() != new.untyped_storage().data_ptr():
+                    kept.copy_(new)
+
+
+@contextmanager
+def record(graph: Graph, pool=None) -> Iterator[None]:
+    """What torch.cuda.graph is."""
+    gpu = EmulatedGPU.now
+    assert gpu is not None
+    gpu.recording = []
+    try:
+        yield
+        graph.operators = gpu.recording
+    finally:
+        gpu.recording = None
+
+
+class Stream:
+    """The one that there is."""
+
+    def wait_stream(self, other: "Stream") -> None:
+        pass
+
+
+def with_graphs(monkeypatch) -> list[Graph]:
+    """torch.cuda's graphs and streams on this device. Returns a list that fills with the graphs that are made."""
+    made: list[Graph] = []
+
+    def graph() -> Graph:
+        made.append(Graph())
+        return made[-1]
+
+    for name, value in {
+        "CUDAGraph": graph, "graph": record, "graph_pool_handle": object, "Stream": Stream, "current_stream": Stream,
+        "stream": lambda _: nullcontext(),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+    return made
 
 
 def in_parts(gpu: EmulatedGPU, function, args, kwargs):

@@ -53,7 +53,10 @@ def test_geneval_folder_and_summary(geneval_list, tmp_path):
 
 def test_geneval_results_that_are_not_all_there_are_refused(geneval_list, tmp_path):
     path = geneval_results(tmp_path / "results.jsonl", [[1] * 4, [1] * 4, [1] * 3])
-    with pytest.raises(EvaluationError, match=r"11 results, expected 12 \(3 prompts × 4 pictures\): 1 missing, the first: prompt 2, picture 3"):
+    with pytest.raises(
+        EvaluationError,
+        match=r"11 results, expected 12 \(3 prompts × 4 pictures\): 1 missing, the first: prompt 2, picture 3",
+    ):
         geneval.results(path, geneval_list, 4)
     path = geneval_results(tmp_path / "results.jsonl", [[1] * 4, [1] * 4, [1] * 5])
     with pytest.raises(EvaluationError, match="1 too many, the first: prompt 2, picture 4"):
@@ -61,7 +64,9 @@ def test_geneval_results_that_are_not_all_there_are_refused(geneval_list, tmp_pa
     path.write_text(path.read_text() + path.read_text())
     with pytest.raises(EvaluationError, match="is there twice"):
         geneval.results(path, geneval_list, 5)
-    path.write_text(json.dumps({"filename": "00000/samples/0000.png", "correct": True, "prompt": "a photo of a dog"}) + "\n")
+    path.write_text(
+        json.dumps({"filename": "00000/samples/0000.png", "correct": True, "prompt": "a photo of a dog"}) + "\n"
+    )
     with pytest.raises(EvaluationError, match="of another list"):
         geneval.results(path, geneval_list, 1)
     path.write_text(path.read_text()[:30])  # its only line is torn
@@ -69,7 +74,9 @@ def test_geneval_results_that_are_not_all_there_are_refused(geneval_list, tmp_pa
         geneval.results(path, geneval_list, 1)
 
 
-@pytest.mark.parametrize("line", ['{"tag": "x"}', "a photo of a bench", '{"tag": "t", "include": 3, "prompt": "p"}', "[]"])
+@pytest.mark.parametrize(
+    "line", ['{"tag": "x"}', "a photo of a bench", '{"tag": "t", "include": 3, "prompt": "p"}', "[]"]
+)
 def test_another_list_than_genevals_is_refused(tmp_path, line):
     path = tmp_path / "list.jsonl"
     path.write_text(json.dumps(METADATA[0]) + "\n" + line)
@@ -81,7 +88,10 @@ def test_t2i_names_results_and_mean(tmp_path):
     (tmp_path / "color_val.txt").write_text("a green bench and a blue bowl\na red apple and a green leaf")
     found = t2i_compbench.read(tmp_path / "color_val.txt")
     names = [str(t2i_compbench.picture(prompt, k, 10)) for prompt in found for k in range(10)]
-    assert names[0] == "samples/a green bench and a blue bowl_000000.png" and names[13] == "samples/a red apple and a green leaf_000013.png"
+    assert (
+        names[0] == "samples/a green bench and a blue bowl_000000.png"
+        and names[13] == "samples/a red apple and a green leaf_000013.png"
+    )
     answers = [{"question_id": at, "answer": str(at / 100)} for at in range(20)]  # BLIP writes texts
     (tmp_path / "annotation_blip").mkdir()
     (tmp_path / "annotation_blip" / "vqa_result.json").write_text(json.dumps(answers))
@@ -97,14 +107,20 @@ def test_t2i_names_results_and_mean(tmp_path):
 
 
 def test_t2i_three_in_one(tmp_path):
-    lists = {"complex_val.txt": ["The red Hat. Was", "b", "c"], "complex_val_spatial.txt": ["The red hat."], "complex_val_action.txt": ["B"]}
+    lists = {
+        "complex_val.txt": ["The red Hat. Was", "b", "c"],
+        "complex_val_spatial.txt": ["The red hat."],
+        "complex_val_action.txt": ["B"],
+    }
     for name, lines in lists.items():
         (tmp_path / name).write_text("\n".join(lines))
     found = t2i_compbench.read(tmp_path / "complex_val.txt")
     parts = {"annotation_blip": 0.6, "annotation_obj_detection": 0.2, "annotation_clip": 0.1}
     for folder, value in parts.items():
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "vqa_result.json").write_text(json.dumps([{"question_id": i, "answer": value + i / 100} for i in range(6)]))
+        (tmp_path / folder / "vqa_result.json").write_text(
+            json.dumps([{"question_id": i, "answer": value + i / 100} for i in range(6)])
+        )
     scores = t2i_compbench.three_in_one(tmp_path, tmp_path, found, 2)
     assert [s.value for s in scores] == pytest.approx([0.4, 0.41, 0.37, 0.38, 0.34, 0.35])
     assert t2i_compbench.results(tmp_path, found, 2) == scores  # as 3_in_1.py leaves it
@@ -185,7 +201,10 @@ def test_i2p_with_other_columns_is_refused(tmp_path):
 def test_bias_prompts_differ_in_the_country_only(tmp_path):
     (tmp_path / "c.txt").write_text("a photo of a {} person\njapanese\tJapan\nfrench\tFrance\n# not a country\n")
     found = bias.read(tmp_path / "c.txt")
-    assert [(p.text, p.task) for p in found] == [("a photo of a japanese person", "Japan"), ("a photo of a french person", "France")]
+    assert [(p.text, p.task) for p in found] == [
+        ("a photo of a japanese person", "Japan"),
+        ("a photo of a french person", "France"),
+    ]
     summary = bias.summarise(found, [Score(0, 0, 1), Score(0, 1, 1), Score(1, 0, 0), Score(1, 1, 1)])
     assert summary.overall == 0.75 and summary.tasks == {"Japan": 1.0, "France": 0.5}
     assert summary.more == {"largest minus smallest": 0.5}

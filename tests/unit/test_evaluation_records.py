@@ -65,7 +65,9 @@ def test_two_runs_on_one_folder(tmp_path):
         "import sys; from pathlib import Path; from latent_clip.evaluation.records import only_run\n"
         "with only_run(Path(sys.argv[1])):\n    print('in', flush=True); sys.stdin.read()"
     )
-    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert other.stdout.readline() == "in\n"
     with pytest.raises(EvaluationError, match=rf"another run \(process {other.pid}\)"), only_run(tmp_path):
         pass
@@ -77,7 +79,9 @@ def test_two_runs_on_one_folder(tmp_path):
 
 def test_ten_thousand_records_are_read_quickly(tmp_path):
     path = tmp_path / "r.jsonl"
-    append_records(path, [{"arm": "plain", "prompt": i // 4, "number": i % 4, "value": 1.0, "scorer": "x"} for i in range(10_000)])
+    append_records(
+        path, [{"arm": "plain", "prompt": i // 4, "number": i % 4, "value": 1.0, "scorer": "x"} for i in range(10_000)]
+    )
     began = time.process_time()
     assert len(read_records(path)) == 10_000
     assert time.process_time() - began < 1

@@ -26,7 +26,11 @@ def test_slots_are_found_by_title_and_filled():
     workflow = workflow_of(graph())
     assert workflow.slots == {"prompt": ("2", "text"), "seed": ("3", "seed"), "batch": ("4", "batch_size")}
     filled = workflow.filled({"prompt": "a dog", "seed": 7, "batch": 3})
-    assert (filled["2"]["inputs"]["text"], filled["3"]["inputs"]["seed"], filled["4"]["inputs"]["batch_size"]) == ("a dog", 7, 3)
+    assert (filled["2"]["inputs"]["text"], filled["3"]["inputs"]["seed"], filled["4"]["inputs"]["batch_size"]) == (
+        "a dog",
+        7,
+        3,
+    )
     assert workflow.graph["2"]["inputs"]["text"] == "a cat"
 
 

@@ -41,7 +41,9 @@ def test_a_view_without_shift_and_noise_is_the_latent():
     assert torch.equal(Views(0, 0).look(latents(), 5), latents())
 
 
-@pytest.mark.parametrize("change", [{"shift": -0.1}, {"shift": 0.6}, {"noise": -1}, {"noise": math.inf}, {"shift": math.nan}])
+@pytest.mark.parametrize(
+    "change", [{"shift": -0.1}, {"shift": 0.6}, {"noise": -1}, {"noise": math.inf}, {"shift": math.nan}]
+)
 def test_views_that_make_no_sense_are_refused(change):
     with pytest.raises(ValueError, match=r"Got the views' .* expected 0"):
         Views(**change)
@@ -137,7 +139,9 @@ def test_a_watch_that_keeps_never_keeps_what_the_reward_likes_less_than_the_firs
 
 def test_patience_counts_the_watch():
     """The reward rises all the time; the item ends three evaluations after the watch was highest."""
-    state = optimize_noise(identity, growing(), noise(1), RenoSettings(iterations=90, patience=3, **FAST), watch=peak(2.0))
+    state = optimize_noise(
+        identity, growing(), noise(1), RenoSettings(iterations=90, patience=3, **FAST), watch=peak(2.0)
+    )
     watched = [iteration.watch[0] for iteration in state.iterations]
     assert state.stop_reasons == ["watch turned down"]
     assert len(watched) == watched.index(max(watched)) + 4 < 90

@@ -3,6 +3,7 @@ in one operator, nothing that Apple's GPU does not have, and no more waiting for
 """
 
 import asyncio
+import importlib
 import json
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def node(kind: str, **inputs) -> dict:
 
 ROOM = 1 << 34  # bytes
 SIDE = (104, 64)  # pixels; latents of 13 cells, which no pooling divides
-STEPS = 6
+STEPS, PLAYED = 6, 5
 TYPED = "star: a red star, a blue star\nneutral: a red circle, a blue circle"
 CONCEPTS = {"concepts": "typed below", "typed": TYPED, "categories": "", "thresholds": "0"}
 WINDOW = {"start": 0.0, "end": 1.0, "every_n": 1}
@@ -67,8 +68,12 @@ GRAPH = {
     ),
     "fast": node("LatentCLIPOptimizeNoise", reward=["rewards", 0], **SOCKETS | {"sigmas": ["one", 0], "guider": ["turbo", 0]}, **RENO, memory="fast"),
     "low": node("LatentCLIPOptimizeNoise", reward=["latent_rewards", 0], **SOCKETS | {"sigmas": ["one", 0]}, **RENO, memory="low"),
+    "played": node(
+        "LatentCLIPOptimizeNoise", reward=["latent_rewards", 0], **SOCKETS | {"sigmas": ["one", 0], "guider": ["turbo", 0]},
+        **RENO | {"iterations": PLAYED}, memory="fast", views=True, cuda_graphs=True,
+    ),
     "search": node("LatentCLIPSearch", sampler=["euler", 0], reward=["rewards", 0], **SOCKETS | {"latent_image": ["single", 0], "sigmas": ["long", 0]}, **SEARCH),
-    "guide": node("LatentCLIPGuideModel", model=["world", 0], reward=["rewards", 0], strength=0.5, momentum=0.3, **WINDOW),
+    "guide": node("LatentCLIPGuideModel", model=["world", 0], reward=["rewards", 0], strength=0.5, momentum=0.3, **WINDOW | {"every_n": 3}),
     "push": node("LatentCLIPSafetyGuidance", model=["world", 0], **CLIP, **CONCEPTS, strength=0.5, momentum=0.0, fit="tiles", **WINDOW),
     "instead": node(
         "LatentCLIPSafetyGuidance", model=["world", 0], **CLIP, **CONCEPTS, strength=0.5, momentum=0.0, fit="tiles", **WINDOW, instead=["neg", 0]
@@ -81,7 +86,7 @@ for name in ("guide", "push", "instead"):
     )
 RESULTS = {
     "latents": 0, "scores": ("score", 1), "probabilities": ("classify", 1), "selected": ("select", 0), "gated": ("gate", 0),
-    "gate report": ("gate", 3), "fast": 0, "trace": ("fast", 3), "low": 0, "search": 0, "guide sampled": 0, "push sampled": 0,
+    "gate report": ("gate", 3), "fast": 0, "trace": ("fast", 3), "played": 0, "played trace": ("played", 3), "low": 0, "search": 0, "guide sampled": 0, "push sampled": 0,
     "instead sampled": 0,
 }  # fmt: skip
 
@@ -131,6 +136,9 @@ def gpu(host_env):
             patch.setattr(mm, name, room)
         for name in ("should_use_fp16", "should_use_bf16"):
             patch.setattr(mm, name, lambda *args, **kwargs: False)
+        capture = importlib.import_module(f"{host_env.pack.__name__}.host.capture")
+        patch.setattr(capture, "DEVICES", (there.type,))
+        emulated_gpu.with_graphs(patch)
         mm.unload_all_models()
         with emulated_gpu.EmulatedGPU("mps") as active:  # which refuses all that cuda refuses, and more
             yield active
@@ -141,8 +149,11 @@ def test_every_node_gives_on_a_gpu_what_it_gives_on_the_cpu(host_env, expected, 
     found = run_all(host_env, "gpu")
     for name, value in expected.items():
         assert_close(name, found[name], value)
-    # once for every iteration of both runs, when all numbers are read back, and not at every step of the sampler
-    assert gpu.waits["methods/reno.py:_read_back"] == 2 * RENO["iterations"]
+    assert json.loads(found["played trace"][0])["cuda_graphs"] == "recorded"
+    assert "CUDA graphs need an NVIDIA or AMD GPU" in json.loads(expected["played trace"][0])["cuda_graphs"]
+    assert json.loads(found["trace"][0])["cuda_graphs"] == ""
+    # once for every iteration of all runs, when all numbers are read back, and not at every step of the sampler
+    assert gpu.waits["methods/reno.py:_read_back"] == 2 * RENO["iterations"] + PLAYED
     assert not gpu.waits["methods/sampling.py:euler"]
     # whether anything is to be corrected, for each of the samplings that are guided
     assert gpu.waits["methods/guidance.py:correction"] <= 2 * STEPS
@@ -154,6 +165,34 @@ def test_every_node_gives_on_a_gpu_what_it_gives_on_the_cpu(host_env, expected, 
         "rewards/base.py:<dictcomp>",
     }
     assert {place for place in gpu.waits if place.startswith("methods/")} <= {f"methods/{place}" for place in allowed}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp16", 0.01), ("bf16", 0.06)])
+def test_judges_in_half_precision_there_and_back(host_env, gpu, dtype, tolerance):
+    """No operator meets two dtypes, and features and gradients are near those of full precision."""
+
+    def module(name: str):
+        return importlib.import_module(f"{host_env.pack.__name__}.host.{name}")
+
+    shapes_world, gradients = module("shapes_world"), module("gradients").gradients
+    raw, found = torch.randn(1, 4, 13, 8, generator=torch.Generator().manual_seed(0)) * 7, {}
+    for precision in ("fp32", dtype):
+        with torch.inference_mode():
+            clips = shapes_world.load_latent_clip(precision), shapes_world.load_pixel_clip(precision)
+            encoders = clips[0].watcher("tiles"), module("pixel_clip").pixel_encoder(clips[1], shapes_world.load_vae())
+        for encoder in encoders:
+            importlib.import_module("comfy.model_management").load_models_gpu(encoder.patchers)
+            with gradients([patcher.model for patcher in encoder.patchers]):
+                leaf = raw.to(emulated_gpu.device()).requires_grad_()
+                features = encoder.look(leaf).windows.mean(dim=1)
+                (gradient,) = torch.autograd.grad(features[:, :8].sum(), leaf)
+            found.setdefault(type(encoder).__name__, []).append((features.detach().cpu(), gradient.cpu()))
+    for (features, gradient), (half_features, half_gradient) in found.values():
+        assert (half_features - features).abs().max() < tolerance
+        assert (
+            torch.nn.functional.cosine_similarity(gradient.flatten(), half_gradient.flatten(), dim=0)
+            > 1 - 4 * tolerance
+        )
 
 
 def assert_close(name: str, found, expected) -> None:

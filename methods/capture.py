@@ -1,0 +1,210 @@
+"""Functions of one tensor as recordings that a GPU plays back: CUDA graphs of the way there and of the way back.
+
+A network of small kernels waits for Python to launch them one after the other; a recording is launched at once. It knows one
+shape, lies in memory of its own, and does again exactly what was done when it was made, so whatever decides in Python, waits for
+the device or copies to it cannot be recorded. Then the function is called as it is, and `reason` says why.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..models.latent_spaces import LatentSpace
+from .features import Look
+from .rewards import Encoder, Reward
+
+Function = Callable[[Tensor], tuple[Tensor, ...]]
+Generate = Callable[[Tensor, list[int]], Tensor]
+
+
+class Recording(Protocol):
+    """One function for one shape."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]: ...
+
+    def backward(self, cotangents: tuple[Tensor, ...]) -> Tensor: ...
+
+
+Record = Callable[[Function, Tensor], Recording]
+
+
+class CudaRecording:
+    """Two CUDA graphs over memory of their own, which no other recording shares."""
+
+    def __init__(self, function: Function, example: Tensor):
+        """Args:
+        example: of the shape to record.
+
+        Raises:
+            RuntimeError: the function does something that cannot be recorded, or memory runs out.
+        """
+        self.given = example.detach().clone().requires_grad_()
+        self._warm_up(function)
+        pool = torch.cuda.graph_pool_handle()
+        self.there, self.back = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.there, pool=pool):
+            results = function(self.given)
+        self.cotangents = [torch.zeros_like(result) for result in results]
+        with torch.cuda.graph(self.back, pool=pool):
+            (self.gradient,) = torch.autograd.grad(results, self.given, self.cotangents)
+        self.results = [result.detach() for result in results]
+
+    def _warm_up(self, function: Function) -> None:
+        """Once on another stream, as PyTorch asks: libraries choose and allocate what they need the first time."""
+        side, now = torch.cuda.Stream(), torch.cuda.current_stream()
+        side.wait_stream(now)
+        with torch.cuda.stream(side):
+            results = function(self.given)
+            torch.autograd.grad(results, self.given, [torch.zeros_like(result) for result in results])
+        now.wait_stream(side)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            self.given.copy_(x)
+        self.there.replay()
+        return tuple(result.clone() for result in self.results)  # the next time they are written over
+
+    def backward(self, cotangents: tuple[Tensor, ...]) -> Tensor:
+        for kept, cotangent in zip(self.cotangents, cotangents):
+            kept.copy_(cotangent)
+        self.back.replay()
+        return self.gradient.clone()
+
+
+class _Played(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, player: "_Player", x: Tensor):
+        player.played += 1
+        ctx.player, ctx.turn = player, player.played
+        return player.recording.forward(x)
+
+    @staticmethod
+    def backward(ctx, *cotangents: Tensor):
+        if ctx.turn != ctx.player.played:
+            raise RuntimeError(
+                "A recording was played again before its way back, which would give the gradient of another input."
+            )
+        return None, ctx.player.recording.backward(cotangents)
+
+
+class _Player:
+    """A recording, and how often it was played."""
+
+    def __init__(self, recording: Recording):
+        self.recording, self.played = recording, 0
+
+
+class Captured:
+    """A function that is recorded the first time that a gradient is wanted for a shape, and played from then on.
+
+    Attributes:
+        reason: why it is called as it is; "" while it is not.
+    """
+
+    def __init__(self, function: Function, record: Record):
+        self.function, self.record = function, record
+        self.reason = ""
+        self._players: dict[tuple, _Player] = {}
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        key = (x.shape, x.dtype)
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return self.function(x)  # a recording that is played writes over what its own way back still needs
+        if key not in self._players and not self.reason:
+            self._try_to_record(key, x)
+        player = self._players.get(key)
+        return self.function(x) if player is None else _Played.apply(player, x)
+
+    def _try_to_record(self, key: tuple, x: Tensor) -> None:
+        try:
+            self._players[key] = _Player(self.record(self.function, x))
+        except RuntimeError as error:  # also out of memory: what is played needs no less than what is called
+            self.reason = str(error).splitlines()[0][:200]
+            self._players.clear()
+
+
+class Buckets:
+    """Which items are evaluated together: N, N/2 or N/4 of them, so that one that ends forces no new recording."""
+
+    def __init__(self, size: int):
+        self.sizes = sorted({math.ceil(size / part) for part in (1, 2, 4)})
+        self.members = list(range(size))
+
+    def holding(self, items: list[int]) -> list[int]:
+        """The items and, where the smallest bucket that holds them has room, others that were with them, in order."""
+        size = next(size for size in self.sizes if size >= len(items))
+        if size < len(self.members):
+            others = [item for item in self.members if item not in items]
+            self.members = sorted([*items, *others[: size - len(items)]])
+        return self.members
+
+
+class CapturedGenerator:
+    """A `Generate` of `methods.reno` whose evaluations are recorded, a bucket at a time; the recordings of larger ones are let go."""
+
+    def __init__(self, generate: Generate, size: int, record: Record):
+        self.generate, self.record = generate, record
+        self.buckets = Buckets(size)
+        self._members: list[int] = []
+        self._captured: Captured | None = None
+
+    @property
+    def reason(self) -> str:
+        """See `Captured`."""
+        return "" if self._captured is None else self._captured.reason
+
+    def __call__(self, noise: Tensor, items: list[int]) -> Tensor:
+        if self.reason:
+            return self.generate(noise, items)
+        members = self.buckets.holding(items)
+        if self._captured is None or members != self._members:
+            self._members = list(members)
+            self._captured = None  # its memory is free before the next is made
+            self._captured = Captured(lambda x, rows=self._members: (self.generate(x, rows),), self.record)
+        if members == items:
+            return self._captured(noise)[0]
+        places = torch.tensor([members.index(item) for item in items]).to(noise.device)
+        whole = noise.new_zeros(len(members), *noise.shape[1:]).index_copy(0, places, noise)
+        return self._captured(whole)[0][places]
+
+
+class CapturedEncoder:
+    """An encoder, and the windows of a `Watcher`, played back; equal only to itself."""
+
+    def __init__(self, encoder: Encoder, record: Record):
+        self.encoder = encoder
+        self._features = Captured(lambda raw: (encoder(raw),), record)
+        look = getattr(encoder, "look", None)
+        self._look = None if look is None else Captured(lambda raw: tuple(look(raw)), record)
+
+    @property
+    def space(self) -> LatentSpace:
+        return self.encoder.space
+
+    @property
+    def plain(self) -> "CapturedEncoder":
+        return self
+
+    @property
+    def reason(self) -> str:
+        """See `Captured`."""
+        return self._features.reason or ("" if self._look is None else self._look.reason)
+
+    def __call__(self, raw_latents: Tensor) -> Tensor:
+        return self._features(raw_latents)[0]
+
+    def look(self, raw_latents: Tensor) -> Look:
+        assert self._look is not None  # a term that wants windows has a Watcher
+        return Look(*self._look(raw_latents))
+
+
+def captured_reward(reward: Reward, record: Record) -> tuple[Reward, list[CapturedEncoder]]:
+    """The same reward, whose encoders are recorded the first time, and those encoders."""
+    captured = {encoder: CapturedEncoder(encoder, record) for encoder in reward.encoders}
+    return Reward(tuple(replace(term, encoder=captured[term.encoder]) for term in reward.terms)), list(
+        captured.values()
+    )
