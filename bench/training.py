@@ -72,7 +72,9 @@ def _reader(folder: Path) -> dict:
     shards, batch = folder / "shards", 32
     for start in range(0, 400, 100):
         latents = torch.randn(100, 1, *LATENT)
-        write_shard(shards, [Sample(f"{start}/{n}", {"latent": latents[n]}, ["a red cat on a mat"]) for n in range(100)])
+        write_shard(
+            shards, [Sample(f"{start}/{n}", {"latent": latents[n]}, ["a red cat on a mat"]) for n in range(100)]
+        )
     config = {
         "embed_dim": 128, "vision_cfg": {"image_size": 512, "layers": 4, "width": 256, "patch_size": 8, "latent_factor": 8, "latent_n_channels": 4},
         "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 2},
@@ -94,9 +96,9 @@ def _reader(folder: Path) -> dict:
 
 
 def _ray(folder: Path) -> dict | str:
-    """Wall seconds of the whole embedding of the same pictures, Ray's start apart, with an encoder that takes real time."""
+    """Wall seconds of few and of many pictures with an encoder that takes real time: what a run costs at all, and what a picture costs."""
     try:
-        import ray
+        import ray  # noqa: F401
     except ImportError:
         return "Ray is not installed"
     from ..tests.shard_pieces import DATASET, make
@@ -104,17 +106,19 @@ def _ray(folder: Path) -> dict | str:
     from ..training.ray_embed import embed_on_ray
     from ..training.sources import rows_of
 
-    rows, settings = rows_of(str(_pictures(folder / "many", 400, (640, 480)))), Settings(side=256, batch=20, shard=100)
+    rows, settings = rows_of(str(_pictures(folder / "many", 600, (640, 480)))), Settings(side=256, batch=20, shard=100)
     found: dict[str, float] = {}
-    began = time.perf_counter()
-    embed(rows, folder / "plain", DATASET, settings, make("", 0.5))
-    found["plain loop, seconds"] = round(time.perf_counter() - began, 1)
-    began = time.perf_counter()
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    found["Ray's start, seconds"] = round(time.perf_counter() - began, 1)
-    began = time.perf_counter()
-    embed_on_ray(rows, folder / "ray", DATASET, settings, (make, ("", 0.5)))
-    found["on Ray, seconds"] = round(time.perf_counter() - began, 1)
+    for count in (100, 600):
+        began = time.perf_counter()
+        embed(rows[:count], folder / f"plain{count}", DATASET, settings, make("", 0.5))
+        found[f"plain loop, {count} pictures, seconds"] = round(time.perf_counter() - began, 1)
+        began = time.perf_counter()
+        embed_on_ray(rows[:count], folder / f"ray{count}", DATASET, settings, (make, ("", 0.5)), cpus=2)
+        found[f"on Ray, {count} pictures, seconds, its start and end with them"] = round(time.perf_counter() - began, 1)
+    values = list(found.values())
+    found["a further picture on Ray, times the plain loop"] = round(
+        (values[3] - values[1]) / (values[2] - values[0]), 2
+    )
     return found
 
 

@@ -479,6 +479,38 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         )
 
 
+def test_shapes_world_is_trained_by_this_loop_which_is_adamw_with_warmup_cosine_clipping_and_average(
+    tmp_path, monkeypatch
+):
+    """Written out once more, as the recipe of the shipped weights has it: they must come out the same for ever."""
+    from latent_clip.demo import training as demo
+
+    monkeypatch.setattr(demo, "CACHE", tmp_path)
+    recipe, models = Recipe("x", steps=12, lr=0.1, seed=3, warmup=4), []
+    for _ in range(2):
+        torch.manual_seed(0)
+        models.append(torch.nn.Linear(4, 3))
+
+    def loss_of(model, draw):
+        return (model(draw.normal(8, 4)) * 9 + draw.uniform(8, 1)).square().mean()
+
+    demo.fit(models[0], recipe, lambda draw: (loss_of(models[0], draw), {}))
+    model, average = models[1], [p.detach().clone() for p in models[1].parameters()]
+    optimizer = torch.optim.AdamW(model.parameters(), 0.1, betas=(0.9, 0.98), weight_decay=0.01)
+    for step in range(12):
+        optimizer.param_groups[0]["lr"] = (
+            0.1 * min(1, (step + 1) / 4) * (0.02 + 0.98 * (1 + math.cos(math.pi * step / 12)) / 2)
+        )
+        optimizer.zero_grad()
+        loss_of(model, Draw.of(3, step)).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        decay = min(0.995, (1 + step) / (10 + step))
+        average = [a * decay + p.detach() * (1 - decay) for a, p in zip(average, model.parameters())]
+    for trained, expected in zip(models[0].parameters(), average):
+        torch.testing.assert_close(trained.detach(), expected, atol=1e-6, rtol=1e-5)
+
+
 def test_draws_depend_on_seed_and_step_alone():
     one, two, other = Draw.of(1, 5), Draw.of(1, 5), Draw.of(1, 6)
     assert torch.equal(one.normal(4), two.normal(4)) and not torch.equal(two.normal(4), other.normal(4))
