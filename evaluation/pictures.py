@@ -121,7 +121,8 @@ def _from_tars(shards: Iterable[Path]) -> Iterator[tuple[str, bytes, int]]:
 
 def _from_tar(shard: Path) -> Iterator[tuple[str, bytes, int]]:
     """Members that share a name up to its first dot follow each other, as WebDataset has them."""
-    key, parts = "", {}
+    key = ""
+    parts: dict[str, bytes] = {}
     for path, content in _members(shard):
         folder, _, name = path.rpartition("/")
         stem, _, extension = name.partition(".")

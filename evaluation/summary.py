@@ -135,8 +135,8 @@ def plot(folder: Path, target: Path, scorer: str) -> None:
     figure, axis = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     for s in scored:
         estimate = overall(benchmark, prompts_of(run), s.scores)
-        error = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
-        axis.errorbar([seconds[s.arm]], [estimate.value], yerr=error, fmt="o", capsize=3, label=s.arm)
+        ends = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
+        axis.errorbar([seconds[s.arm]], [estimate.value], yerr=ends, fmt="o", capsize=3, label=s.arm)
     axis.set(xlabel="seconds of a picture", ylabel=scorer, title=f"{benchmark.name}: 95 % over {len(run['prompts'])} prompts")
     axis.legend()
     figure.savefig(target, dpi=100)
