@@ -51,7 +51,7 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", type=Path, help="where the run lies; the same folder again goes on")
     add("--benchmark", required=True, help="geneval, t2i-compbench, i2p, bias, prompts or generated")
-    add("--prompts", type=Path, required=True, help="the benchmark's list, as its authors publish it; generated: a folder of class folders")
+    add("--prompts", type=Path, required=True, help="the benchmark's list, as its authors publish it; generated: a folder of class folders; prompts: neutral for ours, for drift")
     add("--arm", action="append", required=True, metavar="NAME=WORKFLOW.json", help="a workflow in API form; again for more")
     add("--slot", action="append", default=[], metavar="[ARM:]NAME=NODE.INPUT", help="where a slot is, if no title says so")
     add("--sweep", metavar="SLOT=V,V,V", help="more arms: the first arm with other values in a slot, such as cfg=1,2,4,8")
@@ -64,15 +64,17 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate(options: argparse.Namespace) -> str:
+    from ..evaluation.benchmarks.prompts import NEUTRAL
     from ..evaluation.summary import benchmark_of
 
     benchmark = benchmark_of(options.benchmark)
-    prompts = benchmark.read(options.prompts)[: options.limit]
+    listed = NEUTRAL if benchmark.name == "prompts" and str(options.prompts) == "neutral" else options.prompts
+    prompts = benchmark.read(listed)[: options.limit]
     arms = [_arm(words, options.slot, options.batch) for words in options.arm]
     arms += _swept(arms[0], options.sweep) if options.sweep else []
     hashes = model_hashes([arm.workflow for arm in arms], options.models)
     images = benchmark.images if options.images is None else options.images
-    plan = Plan(benchmark, prompts, arms, images, options.seed, options.batch, options.prompts.name, hashes)
+    plan = Plan(benchmark, prompts, arms, images, options.seed, options.batch, listed.name, hashes)
     servers = [Server(address) for address in options.server or ["127.0.0.1:8188"]]
     report = generate(plan, options.folder, servers, lambda line: print(line, flush=True))
     if report.failed:
@@ -165,13 +167,16 @@ def _summary_arguments(parser: argparse.ArgumentParser) -> None:
     add("--plain", default="", help="the arm that others are compared with; default: the first")
     add("--reward", default="", help="scorer that the arms chose by or climbed")
     add("--judge", default="", help="scorer that nothing optimised")
+    add("--drift", action="store_true", help="also what each arm changed in the plain arm's pictures; reads all of them")
     add("--plot", type=Path, help="also draw the judge's figures against cost into this PNG; needs matplotlib")
 
 
 def _summary(options: argparse.Namespace) -> str:
-    from ..evaluation.summary import plot, summarise_run
+    from ..evaluation.summary import drift_table, plot, summarise_run
 
     text = summarise_run(options.folder, options.plain, options.reward, options.judge)
+    if options.drift:
+        text += "\n\n" + drift_table(options.folder, options.plain)
     if options.plot:
         if not options.judge:
             raise EvaluationError("--plot draws the judge's figures: name it with --judge.")
