@@ -11,11 +11,16 @@ Every step goes on where it was stopped.
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..evaluation import EvaluationError
 from ..evaluation.generate import Arm, Plan, generate, model_hashes, read_run
 from ..evaluation.servers import Server
 from ..evaluation.workflow import read_workflow
+
+if TYPE_CHECKING:
+    from ..evaluation.zero_shot import Metrics
+    from ..host.naming import NamingJudge
 
 ERRORS = (ValueError, OSError)
 
@@ -46,7 +51,7 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", type=Path, help="where the run lies; the same folder again goes on")
     add("--benchmark", required=True, help="geneval, t2i-compbench, i2p, bias, prompts or generated")
-    add("--prompts", type=Path, required=True, help="the benchmark's list, as its authors publish it; generated: a folder of class folders")
+    add("--prompts", type=Path, required=True, help="the benchmark's list, as its authors publish it; generated: a folder of class folders; prompts: neutral for ours, for drift")
     add("--arm", action="append", required=True, metavar="NAME=WORKFLOW.json", help="a workflow in API form; again for more")
     add("--slot", action="append", default=[], metavar="[ARM:]NAME=NODE.INPUT", help="where a slot is, if no title says so")
     add("--sweep", metavar="SLOT=V,V,V", help="more arms: the first arm with other values in a slot, such as cfg=1,2,4,8")
@@ -59,15 +64,17 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate(options: argparse.Namespace) -> str:
+    from ..evaluation.benchmarks.prompts import NEUTRAL
     from ..evaluation.summary import benchmark_of
 
     benchmark = benchmark_of(options.benchmark)
-    prompts = benchmark.read(options.prompts)[: options.limit]
+    listed = NEUTRAL if benchmark.name == "prompts" and str(options.prompts) == "neutral" else options.prompts
+    prompts = benchmark.read(listed)[: options.limit]
     arms = [_arm(words, options.slot, options.batch) for words in options.arm]
     arms += _swept(arms[0], options.sweep) if options.sweep else []
     hashes = model_hashes([arm.workflow for arm in arms], options.models)
     images = benchmark.images if options.images is None else options.images
-    plan = Plan(benchmark, prompts, arms, images, options.seed, options.batch, options.prompts.name, hashes)
+    plan = Plan(benchmark, prompts, arms, images, options.seed, options.batch, listed.name, hashes)
     servers = [Server(address) for address in options.server or ["127.0.0.1:8188"]]
     report = generate(plan, options.folder, servers, lambda line: print(line, flush=True))
     if report.failed:
@@ -160,13 +167,16 @@ def _summary_arguments(parser: argparse.ArgumentParser) -> None:
     add("--plain", default="", help="the arm that others are compared with; default: the first")
     add("--reward", default="", help="scorer that the arms chose by or climbed")
     add("--judge", default="", help="scorer that nothing optimised")
+    add("--drift", action="store_true", help="also what each arm changed in the plain arm's pictures; reads all of them")
     add("--plot", type=Path, help="also draw the judge's figures against cost into this PNG; needs matplotlib")
 
 
 def _summary(options: argparse.Namespace) -> str:
-    from ..evaluation.summary import plot, summarise_run
+    from ..evaluation.summary import drift_table, plot, summarise_run
 
     text = summarise_run(options.folder, options.plain, options.reward, options.judge)
+    if options.drift:
+        text += "\n\n" + drift_table(options.folder, options.plain)
     if options.plot:
         if not options.judge:
             raise EvaluationError("--plot draws the judge's figures: name it with --judge.")
@@ -228,10 +238,10 @@ def _drift(options: argparse.Namespace) -> str:
 
 def _zero_shot_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("data", help="a folder of class folders, or a data set in CLIP_benchmark's WebDataset layout")
+    add("data", help="a folder of class folders, a data set in CLIP_benchmark's WebDataset layout, or shards that embed made of class folders")
     add("target", type=Path, help="the result, .json in CLIP_benchmark's form")
     add("--clip", required=True, help="file of a Latent-CLIP, or shapes-world")
-    add("--vae", required=True, help="file of the VAE whose latents it reads, or shapes-world")
+    add("--vae", help="file of the VAE whose latents it reads, or shapes-world; not for shards")
     add("--split", default="test", help="of a WebDataset; default test")
     add("--batch", type=int, default=16, help="pictures at once; default 16")
     add("--imagenet", action="store_true", help="the 1,000 names and 80 templates of ImageNet, for folders in the order of its classes")
@@ -255,7 +265,12 @@ def _zero_shot(options: argparse.Namespace) -> str:
     find_host(options.comfyui, options.cpu)
     from ..host.naming import load_judge
 
+    shards = (Path(options.data) / "dataset.json").is_file()
+    if not options.vae and not shards:
+        raise EvaluationError("Pictures need the VAE whose latents the Latent-CLIP reads: name it with --vae.")
     judge = load_judge(options.clip, options.vae)
+    if shards:
+        return _zero_shot_of_shards(options, judge)
     if options.clip_benchmark:
         run_clip_benchmark(judge, options.data, options.split, options.batch, options.target)
         return f"{options.target}: as CLIP_benchmark wrote it."
@@ -267,7 +282,35 @@ def _zero_shot(options: argparse.Namespace) -> str:
         pictures = replace(pictures, classes=names, templates=templates)
     found = classify(judge, pictures, options.batch, lambda line: print(line, flush=True))
     write_result(options.target, found, pictures.name, judge.name, Path(options.clip).stem)
+    return _figures(pictures.name, found, pictures.classes, pictures.templates)
+
+
+def _zero_shot_of_shards(options: argparse.Namespace, judge: "NamingJudge") -> str:
+    """Of latents that were embedded before: the folder in a sample's id is its class."""
+    from ..evaluation.pictures import texts_of
+    from ..evaluation.zero_shot import classify_rows, write_result
+    from ..training.shards import read_dataset, read_samples
+
+    folder = Path(options.data)
+    space = read_dataset(folder).space["name"]
+    if space != judge.space:
+        raise EvaluationError(f"{folder}: latents of the {space} space, and {judge.name} reads {judge.space}. Embed with the VAE that it reads.")
+    names = sorted({Path(sample.id).parent.name for sample in read_samples(folder)})
+    if names == [""]:
+        raise EvaluationError(f"{folder}: its pictures lay in no class folders, so that nobody knows their classes.")
+    texts = texts_of(folder, names)
+    label_of = {name: label for label, name in enumerate(names)}
+    rows = (
+        (sample.latent["mean" if "mean" in sample.latent else "latent"][0].float(), label_of[Path(sample.id).parent.name])
+        for sample in read_samples(folder)
+    )
+    found = classify_rows(judge.encode_latents, judge.encode_text, rows, texts, options.batch, lambda line: print(line, flush=True))
+    write_result(options.target, found, folder.name, judge.name, Path(options.clip).stem)
+    return _figures(folder.name, found, *texts)
+
+
+def _figures(name: str, found: "Metrics", classes: list[str], templates: list[str]) -> str:
     return (
-        f"{pictures.name}, {len(pictures.classes)} classes, {len(pictures.templates)} templates: top-1 {100 * found.acc1:.2f} %, "
+        f"{name}, {len(classes)} classes, {len(templates)} templates: top-1 {100 * found.acc1:.2f} %, "
         f"top-5 {100 * found.acc5:.2f} %, mean of classes {100 * found.mean_per_class_recall:.2f} %"
     )

@@ -41,7 +41,8 @@ def per_prompt(scores: Sequence[Score]) -> dict[int, float]:
 
 def by_task(prompts: Sequence[Prompt], scores: Sequence[Score]) -> dict[str, np.ndarray]:
     """(n,) means of the prompts of each task, in the list's order."""
-    means, found = per_prompt(scores), {}
+    means = per_prompt(scores)
+    found: dict[str, list[float]] = {}
     for prompt in prompts:
         if prompt.index in means:
             found.setdefault(prompt.task, []).append(means[prompt.index])

@@ -53,7 +53,7 @@ def equal_cost(cost: float, chosen_by: Sequence[Score], judged_by: Sequence[Scor
         EvaluationError: cost is no number.
     """
     if not math.isfinite(cost):
-        raise EvaluationError("The servers did not say how long pictures took, so that nothing has an equal cost. Give --cost.")
+        raise EvaluationError("The servers did not say how long pictures took, so that nothing has an equal cost.")
     images = max(score.number for score in judged_by) + 1
     wanted = max(1, round(cost))
     m = min(wanted, images)

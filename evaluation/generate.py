@@ -153,12 +153,12 @@ def generate(plan: Plan, folder: Path, servers: Sequence[Server], say: Callable[
         tasks = [
             task for task in plan.tasks() if not all((task.arm, task.prompt, number) in there for number in task.numbers)
         ]
-        total, failed, made = len(tasks), [], 0
-        for done, outcome in enumerate(hand_out(tasks, servers, _Maker(plan)), 1):
+        total, failed, made, maker = len(tasks), [], 0, _Maker(plan)
+        for done, outcome in enumerate(hand_out(tasks, servers, maker), 1):
             if outcome.made is None:
                 failed.append(outcome)
             else:
-                _keep(plan, folder, outcome)
+                maker.keep(folder, outcome.task, outcome.made, outcome.server)
                 made += outcome.task.count
             if done * 100 // total != (done - 1) * 100 // total:
                 say(f"{done} of {total}" + (f", {len(failed)} failed" if failed else ""))
@@ -206,9 +206,11 @@ def model_hashes(workflows: Sequence[Workflow], models: Path | None) -> dict[str
 
 
 class _Maker:
-    """What a thread does with a task: fill the slots, run, and check what came."""
+    """What is done with a task: in a server's thread fill the slots, run, and check what came; then keep it."""
 
     def __init__(self, plan: Plan):
+        self.plan = plan
+        self.hashes = {arm.name: arm.workflow.hash for arm in plan.arms}
         self.arms = {arm.name: arm.workflow for arm in plan.arms}
         self.prompts = {prompt.index: prompt for prompt in plan.prompts}
 
@@ -229,6 +231,22 @@ class _Maker:
             )
         return replace(made, pictures=[_as_png(content) for content in made.pictures])
 
+    def keep(self, folder: Path, task: Task, made: Made, server: str) -> None:
+        """Write the pictures, then the lines that say they are there."""
+        rewards: Sequence[float | None] = made.rewards or [None] * task.count
+        records = []
+        for number, content, reward in zip(task.numbers, made.pictures, rewards):
+            file = Path(task.arm) / self.plan.benchmark.picture(self.prompts[task.prompt], number, self.plan.images)
+            write_file(folder / file, content)
+            records.append(
+                {
+                    "arm": task.arm, "prompt": task.prompt, "number": number, "seed": task.seed, "row": number - task.first,
+                    "file": file.as_posix(), "sha256": hashlib.sha256(content).hexdigest(), "seconds": _finite(made.seconds / task.count),
+                    "server": server, "workflow": self.hashes[task.arm], "reward": reward,
+                }
+            )  # fmt: skip
+        append_records(folder / PICTURES, records)
+
 
 def _as_png(content: bytes) -> bytes:
     """The same picture as the benchmarks expect it.
@@ -247,27 +265,6 @@ def _as_png(content: bytes) -> bytes:
             return target.getvalue()
     except (OSError, SyntaxError, ValueError) as error:
         raise TaskFailedError(f"Got {len(content)} bytes that are no picture ({error}).") from error
-
-
-def _keep(plan: Plan, folder: Path, outcome: Outcome[Task]) -> None:
-    """Write the pictures, then the lines that say they are there."""
-    task, made = outcome.task, outcome.made
-    assert made is not None
-    prompt = next(prompt for prompt in plan.prompts if prompt.index == task.prompt)
-    arm = next(arm for arm in plan.arms if arm.name == task.arm)
-    records = []
-    for number, content, reward in zip(task.numbers, made.pictures, made.rewards or [None] * task.count):
-        file = Path(task.arm) / plan.benchmark.picture(prompt, number, plan.images)
-        write_file(folder / file, content)
-        records.append(
-            {
-                "arm": task.arm, "prompt": task.prompt, "number": number, "seed": task.seed, "row": number - task.first,
-                "file": file.as_posix(), "sha256": hashlib.sha256(content).hexdigest(), "seconds": _finite(made.seconds / task.count),
-                "server": outcome.server, "workflow": arm.workflow.hash,
-                "reward": reward,
-            }
-        )  # fmt: skip
-    append_records(folder / PICTURES, records)
 
 
 def _finite(seconds: float) -> float | None:

@@ -67,13 +67,23 @@ def read_pictures(path: Path, split: str = "test") -> Pictures:
         raise EvaluationError(
             f"{path}: no class folders with pictures, and no {split}/nshards.txt. Expected CLASS/picture.png, or CLIP_benchmark's layout."
         )
-    classes, templates = [folder.name.replace("_", " ") for folder in folders], ONE_TEMPLATE
-    if all(re.fullmatch(r"n\d{8}", folder.name) for folder in folders):
+    classes, templates = texts_of(path, [folder.name for folder in folders])
+    return Pictures(path.name, classes, templates, path)
+
+
+def texts_of(path: Path, folders: list[str]) -> tuple[list[str], list[str]]:
+    """Names and templates for class folders: as files in `path` say, else ImageNet's, else the folders' own names.
+
+    Raises:
+        EvaluationError: there are not as many names as folders.
+    """
+    classes, templates = [name.replace("_", " ") for name in folders], ONE_TEMPLATE
+    if all(re.fullmatch(r"n\d{8}", name) for name in folders):
         classes, templates = imagenet()
     classes, templates = _texts(path, classes, templates)
     if len(classes) != len(folders):
         raise EvaluationError(f"{path}: {len(folders)} class folders and {len(classes)} names, expected as many. Complete classnames.txt.")
-    return Pictures(path.name, classes, templates, path)
+    return classes, templates
 
 
 def _web_dataset(path: Path, split: str) -> Pictures:
@@ -121,7 +131,8 @@ def _from_tars(shards: Iterable[Path]) -> Iterator[tuple[str, bytes, int]]:
 
 def _from_tar(shard: Path) -> Iterator[tuple[str, bytes, int]]:
     """Members that share a name up to its first dot follow each other, as WebDataset has them."""
-    key, parts = "", {}
+    key = ""
+    parts: dict[str, bytes] = {}
     for path, content in _members(shard):
         folder, _, name = path.rpartition("/")
         stem, _, extension = name.partition(".")

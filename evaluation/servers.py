@@ -22,7 +22,7 @@ Task = TypeVar("Task", bound=Hashable)
 IN_FLIGHT = 2  # prompts that a server has at once: it never waits for the next one
 STRIKES = 3  # failures in a row after which a server gets no more work
 ANSWER_SECONDS = 60  # for one answer, not for a picture
-SLOWEST_POLL = 0.5  # seconds
+SLOWEST_POLL = 1.0  # seconds; below that a quarter of the time waited, and meanwhile the server has the next prompt
 
 
 class ServerGoneError(EvaluationError):
@@ -114,7 +114,7 @@ class Server:
                 self._forget(prompt_id)
                 raise TaskFailedError(f"{self} did not finish a prompt within {self.limit:.0f} s.")
             look = max(look, waited + 2) if waited > look else look
-            self.stopped.wait(min(SLOWEST_POLL, 0.01 + 0.02 * waited))
+            self.stopped.wait(min(SLOWEST_POLL, 0.02 + waited / 4))
         self._forget(prompt_id)
         raise ServerGoneError("stopped")
 

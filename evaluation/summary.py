@@ -11,6 +11,7 @@ from .benchmarks import Benchmark, Prompt, generated, geneval, i2p, prompts, t2i
 from .benchmarks import bias as bias_
 from .compare import compare, overall
 from .controls import EqualCost, GuidanceMatched, equal_cost, guidance_matched, seconds_of
+from .drift import drift
 from .generate import pictures_of, prompts_of, read_run
 from .scorers import CONTRAST
 from .scoring import Scored, read_scores
@@ -114,6 +115,19 @@ def controls_text(
     return "\n\n".join([text, *missing])
 
 
+def drift_table(folder: Path, plain: str = "") -> str:
+    """How far the pictures of every arm are from the plain arm's of the same prompts and seeds."""
+    run = read_run(folder)
+    plain = plain or next(iter(run["arms"]))
+    rows = []
+    for arm in run["arms"]:
+        if arm != plain:
+            found = drift(folder, plain, arm)
+            rows.append([arm, f"{100 * found.identical:.1f} %", found.colour, found.layout, found.contrast])
+    columns = ["arm", "identical", "distance of mean colours", "unlikeness of layouts", "change of contrast"]
+    return f"## Drift from {plain}, same prompts and seeds, 95 % over prompts\n\n" + table(columns, rows)
+
+
 def plot(folder: Path, target: Path, scorer: str) -> None:
     """Overall figures with their intervals against the cost of a picture, as PNG.
 
@@ -135,8 +149,8 @@ def plot(folder: Path, target: Path, scorer: str) -> None:
     figure, axis = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     for s in scored:
         estimate = overall(benchmark, prompts_of(run), s.scores)
-        error = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
-        axis.errorbar([seconds[s.arm]], [estimate.value], yerr=error, fmt="o", capsize=3, label=s.arm)
+        ends = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
+        axis.errorbar([seconds[s.arm]], [estimate.value], yerr=ends, fmt="o", capsize=3, label=s.arm)
     axis.set(xlabel="seconds of a picture", ylabel=scorer, title=f"{benchmark.name}: 95 % over {len(run['prompts'])} prompts")
     axis.legend()
     figure.savefig(target, dpi=100)

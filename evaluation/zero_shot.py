@@ -85,18 +85,38 @@ def classify(judge: LatentJudge, pictures: Pictures, batch: int = 32, say: Calla
     """Name every picture of a data set.
 
     Raises:
-        EvaluationError: it has no pictures, or none of some class.
+        EvaluationError: it has no pictures.
     """
-    directions = class_directions(judge.encode_text, pictures.classes, pictures.templates)
+    rows = ((prepare(image, judge.side), label) for image, label in pictures)
+    return classify_rows(judge.encode, judge.encode_text, rows, (pictures.classes, pictures.templates), batch, say)
+
+
+def classify_rows(
+    encode: Callable[[Tensor], Tensor],
+    encode_text: Callable[[list[str]], Tensor],
+    rows: Iterable[tuple[Tensor, int]],
+    texts: tuple[list[str], list[str]],
+    batch: int = 32,
+    say: Callable[[str], None] = lambda line: None,
+) -> Metrics:
+    """Name pictures, or latents that were made of them before.
+
+    Args:
+        encode: a batch of them → (B, D) of unit length. rows: one of them and its label each. texts: classes and templates.
+
+    Raises:
+        EvaluationError: there are none.
+    """
+    directions = class_directions(encode_text, *texts)
     cosines, labels = [], []
     with torch.inference_mode():
-        for part in _batches(pictures, batch):
-            features = judge.encode(torch.stack([prepare(image, judge.side) for image, _ in part])).float()
+        for part in _batches(rows, batch):
+            features = encode(torch.stack([item for item, _ in part])).float()
             cosines.append((features @ directions.to(features).T).cpu())
             labels += [label for _, label in part]
             say(f"{len(labels)} pictures")
     if not labels:
-        raise EvaluationError(f"{pictures.path}: no pictures in it.")
+        raise EvaluationError("Got a data set without pictures, expected at least one.")
     return metrics_of(torch.cat(cosines), torch.tensor(labels))
 
 

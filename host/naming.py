@@ -19,17 +19,21 @@ class NamingJudge:
 
     Attributes:
         name: of the Latent-CLIP. side: pixels of the square that fills its grid.
-        encode: pictures (B, 3, side, side) in [0, 1] → (B, D); encode_text: texts → (N, D); both of unit length.
+        space: name of the latent space that it reads.
+        encode: pictures (B, 3, side, side) in [0, 1] → (B, D); encode_latents: raw latents (B, C, H, W) → (B, D);
+            encode_text: texts → (N, D); all of unit length.
     """
 
     name: str
     side: int
+    space: str
+    encode_latents: Callable[[Tensor], Tensor]
     encode: Callable[[Tensor], Tensor]
     encode_text: Callable[[list[str]], Tensor]
 
 
-def load_judge(clip: str, vae: str) -> NamingJudge:
-    """Load both by file, or the demo's as "shapes-world".
+def load_judge(clip: str, vae: str | None) -> NamingJudge:
+    """Load both by file, or the demo's as "shapes-world"; without a VAE it reads latents only.
 
     A VAE draws a sample of its posterior: here the same for the same batch, so that a result can be repeated.
 
@@ -39,10 +43,19 @@ def load_judge(clip: str, vae: str) -> NamingJudge:
     scorer = Scorer(clip, vae, "crop", 0)
     encoder, loaded = scorer.clip.encoder("crop"), scorer.vae
 
+    def encode_latents(raw_latents: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return scoring.encode(encoder, check_raw_latents(raw_latents, scorer.clip.space).float())
+
     def encode(pictures: Tensor) -> Tensor:
+        if loaded is None:
+            raise ValueError("Got pictures and no VAE, expected one to make latents of them. Name it with --vae.")
         with torch.random.fork_rng(), torch.inference_mode():
             torch.manual_seed(0)
             raw = loaded.encode(pictures.movedim(1, -1))
-            return scoring.encode(encoder, check_raw_latents(raw, scorer.clip.space).float())
+        return encode_latents(raw)
 
-    return NamingJudge(scorer.clip.name, scorer.clip.grid * scorer.clip.space.downscale, encode, scorer.clip.encode_text)
+    space = scorer.clip.space
+    return NamingJudge(
+        scorer.clip.name, scorer.clip.grid * space.downscale, space.name, encode_latents, encode, scorer.clip.encode_text
+    )

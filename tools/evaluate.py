@@ -32,7 +32,7 @@ from ..evaluation.records import append_records
 from ..evaluation.scorers import CONTRAST, Scorer, clip, read_picture
 from ..evaluation.scoring import REWARD, keep_results, keep_rewards, score_run
 from ..evaluation.servers import Server
-from ..evaluation.summary import summarise_run
+from ..evaluation.summary import drift_table, summarise_run
 from ..evaluation.workflow import workflow_of
 from .comfy_server import PACK_ROOT, ComfyError, ComfyServer, make_base
 from .shapes_arms import ARMS, noised, plain
@@ -78,7 +78,7 @@ def evaluate(plan: Plan, folder: Path, servers: list[Server]) -> str:
     score_run(folder, clip.load("shapes-world"))
     keep_rewards(folder)
     judge_run(folder, plan)
-    return summarise_run(folder, "plain", REWARD, JUDGE)
+    return summarise_run(folder, "plain", REWARD, JUDGE) + "\n\n" + drift_table(folder, "plain")
 
 
 def name_pictures(folder: Path, servers: list[Server], tree: Path, count: int) -> str:

@@ -1,7 +1,8 @@
 """Plain lists of prompts: DrawBench, PartiPrompts and the like, which have no scorer of their own.
 
 List: a TSV or CSV with a column Prompt or Prompts and perhaps Category, or a text file with one prompt a line. Folder:
-`00000_00.png` …. Results: CSV with prompt_index, number and value, of any scorer.
+`00000_00.png` …. Results: CSV with prompt_index, number and value, of any scorer. `NEUTRAL` is a list of ours, half of it of people,
+which asks for nothing that a method is made for: what a method changes there, nobody asked for.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from .. import EvaluationError
 from . import Benchmark, Prompt, Score, Summary, complete, lines_of, means_by_task
 from .i2p import rows_of
 
+NEUTRAL = Path(__file__).with_name("neutral.txt")
 PROMPT, TASK = ("Prompt", "Prompts", "prompt", "prompts"), ("Category", "category")
 
 

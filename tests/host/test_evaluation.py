@@ -142,6 +142,9 @@ def test_shapes_world_end_to_end(comfy, tmp_path):
     for arm in ("best-of-8", "reno"):
         (row,) = [line for line in controls.splitlines() if line.startswith(f"| {arm} ")]
         assert "plain ones" in row and "M = " in row and "cfg 1." in row
+    (drifted,) = [part for part in text.split("## ") if part.startswith("Drift")]
+    (same,) = [line for line in drifted.splitlines() if line.startswith("| plain_cfg=1 |")]
+    assert "| 100.0 % | 0.0000 " in same and "| reno | 0.0 % | 0.0" in drifted
 
 
 def test_the_command_line_goes_on_where_it_was(comfy, prompts, tmp_path, capsys):

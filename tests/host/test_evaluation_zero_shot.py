@@ -4,6 +4,7 @@ import io
 import json
 import random
 import tarfile
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -42,8 +43,6 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def judge(host_env):
-    from importlib import import_module
-
     return import_module(f"{host_env.pack.__name__}.host.naming").load_judge("shapes-world", "shapes-world")
 
 
@@ -76,3 +75,25 @@ def test_clip_benchmarks_own_command_says_the_same(judge, data, tmp_path, monkey
     assert ours.keys() == theirs.keys() and ours["metrics"].keys() == theirs["metrics"].keys()
     assert ours["metrics"] == pytest.approx(theirs["metrics"], abs=1e-6)
     assert {key: ours[key] for key in ours if key != "metrics"} == {key: theirs[key] for key in theirs if key != "metrics"}
+
+
+def test_latents_that_were_embedded_before_are_named_the_same(host_env, judge, data, tmp_path, capsys):
+    """Class folders → latent-clip embed → zero-shot on the shards, which needs no VAE; against zero-shot on the pictures."""
+    from latent_clip.evaluation.pictures import Pictures
+
+    folders, pictures = tmp_path / "folders", read_pictures(data)
+    for number, (image, label) in enumerate(pictures):
+        place = folders / pictures.classes[label].replace(" ", "_")
+        place.mkdir(parents=True, exist_ok=True)
+        image.save(place / f"{number}.png")
+    command, comfyui = import_module(f"{host_env.pack.__name__}.commands").main, ["--comfyui", str(host_env.tree), "--cpu"]
+    assert command(["embed", str(folders), str(tmp_path / "shards"), "--vae", "shapes-world", "--side", "64", *comfyui]) == 0
+    (tmp_path / "shards" / "zeroshot_classification_templates.txt").write_text("a {c}\nan {c}")
+    options = ["--clip", "shapes-world", *comfyui]
+    assert command(["evaluate", "zero-shot", str(tmp_path / "shards"), str(tmp_path / "r.json"), *options]) == 0
+    found = json.loads((tmp_path / "r.json").read_text())["metrics"]
+    some = read_pictures(folders)
+    direct = classify(judge, Pictures("", some.classes, pictures.templates, folders), batch=16)
+    assert found["acc1"] == pytest.approx(direct.acc1, abs=0.051) and found["acc1"] >= 0.85  # another sample of the VAE's posterior
+    assert command(["evaluate", "zero-shot", str(folders), str(tmp_path / "r.json"), *options]) == 1
+    assert "name it with --vae" in capsys.readouterr().err

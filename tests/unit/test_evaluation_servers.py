@@ -1,8 +1,11 @@
 """Work handed out over servers: nothing twice, nothing lost, whichever server fails and however. Servers of real hosts: tests/host."""
 
+import json
 import threading
 import time
 from collections import Counter
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -127,3 +130,70 @@ def test_nobody_there_is_said_plainly():
 
 def test_no_tasks_need_no_server():
     assert run([], [BAD], None) == {}
+
+
+# ------------------------------------------------------------------------------- what answers and is no ComfyUI, or a broken one
+
+
+@contextmanager
+def answering(answer):
+    """A program at an address: answer(path) → (status, bytes)."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            status, content = answer(self.path)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content) + (7 if status == 299 else 0)))  # 299: broken off
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_POST = do_GET
+
+        def log_message(self, *words):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield Server(f"127.0.0.1:{server.server_port}", limit=5)
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(("status", "content", "error", "message"), [
+    (200, b"<html>", ServerGoneError, r"answers b'<html>', expected JSON. Is it a ComfyUI\?"),
+    (200, b"[]", ServerGoneError, "expected an object"),
+    (299, b'{"prompt_id', ServerGoneError, "broke off its answer|does not answer"),
+    (500, b"Internal Server Error", TaskFailedError, "/prompt: 500 Internal Server Error"),
+    (502, b"<h1>Bad gateway</h1>", TaskFailedError, "502"),
+    (400, b'{"error": {"message": "Cannot execute", "details": "no output"}, "node_errors": {}}', TaskFailedError, "Cannot execute: no output"),
+])  # fmt: skip
+def test_what_is_no_comfyui_or_a_broken_one(status, content, error, message):
+    with answering(lambda path: (status, content)) as server, pytest.raises(error, match=message):
+        server.run({})
+
+
+def test_a_server_that_was_started_again_has_forgotten_the_prompt():
+    answers = {"/prompt": {"prompt_id": "x", "node_errors": {}}, "/queue": {"queue_running": [], "queue_pending": []}}
+    with (
+        answering(lambda path: (200, json.dumps(answers.get(path, {})).encode())) as server,
+        pytest.raises(ServerGoneError, match="has forgotten a prompt"),
+    ):
+        server.run({})
+
+
+def test_half_a_graph_is_not_run():
+    refused = {"1": {"class_type": "KSampler", "errors": [{"message": "Value too small", "details": "steps"}]}}
+    answers = {"/prompt": {"prompt_id": "x", "node_errors": refused}}
+    asked = []
+
+    def answer(path):
+        asked.append(path)
+        return 200, json.dumps(answers.get(path, {})).encode()
+
+    with answering(answer) as server, pytest.raises(TaskFailedError, match="KSampler #1: Value too small: steps"):
+        server.run({})
+    assert asked == ["/prompt", "/queue", "/interrupt"]

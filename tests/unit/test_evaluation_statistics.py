@@ -89,7 +89,7 @@ def test_equal_cost_says_where_it_is_not_equal():
     assert (found.m, found.short, found.plain, found.arm) == (2, 0, 1.0, 0.5)
     assert found.difference.value == -0.5
     assert equal_cost(7.6, chooser.scores, judge.scores, judge.scores).short == 6
-    with pytest.raises(EvaluationError, match="--cost"):
+    with pytest.raises(EvaluationError, match="nothing has an equal cost"):
         equal_cost(math.nan, chooser.scores, judge.scores, judge.scores)
 
 
