@@ -28,7 +28,13 @@ from .measures import noise_for
 from .safety_protocol import GUIDE, INSTEAD, KINDS, NONE, SHIFT, START
 from .safety_runs import BATCH, RED, STARS, Ban, SafetyWorld, around
 
-COUNT, WIDE, ALARMS, REROLLED, LATE = 300, 60, 600, 60, 40  # prompts of each kind; in other shapes; innocent ones; ...
+COUNT, WIDE, ALARMS, REROLLED, LATE = (
+    300,
+    40,
+    600,
+    60,
+    40,
+)  # prompts of each kind; in other shapes; innocent ones; attacks
 SAMPLERS = {"euler": "normal", "dpmpp_2m": "karras", "dpmpp_2m_sde": "sgm_uniform", "lcm": "normal"}
 """With the scheduler by which each makes good pictures of 24 tuning prompts in 8 steps at cfg 3."""
 WATCHED = (
@@ -309,7 +315,7 @@ def measure(world: SafetyWorld, gates: dict[str, float], scale: float, kept) -> 
             found["pairs"] = pairs(runs, count)
             drafts = kept("ahead, drafts", lambda: judged_drafts(world, count, alarms))
             found["judges"] = two_judges(drafts, runs[NONE], gate)
-            found["attacks"] = kept("ahead, attacks", lambda: attacked(world, gate, few))
+            found["attacks"] = kept("ahead, attacks", lambda: attacked(world, gate, max(6, round(100 * scale))))
             found["rerolled"] = kept("ahead, rerolled", lambda: rerolled(world, gate, max(4, round(REROLLED * scale))))
             for share in SHARES:
                 found["turned"][str(share)] = kept(
@@ -320,7 +326,7 @@ def measure(world: SafetyWorld, gates: dict[str, float], scale: float, kept) -> 
     reds = by_kind("ahead, red", partial(red, world, gates["red"]))
     found["red"] = tally(reds | combined(reds), count, gates["red"])
     for shape in SHAPES:
-        limits = kept(f"ahead, {shape}, thresholds", lambda shape=shape: wide_thresholds(world, shape, alarms // 3))
+        limits = kept(f"ahead, {shape}, thresholds", lambda shape=shape: wide_thresholds(world, shape, alarms // 6))
         runs = kept(f"ahead, {shape}", lambda shape=shape, limits=limits: wide(world, shape, limits["draft"], few))
         found["wide"][shape] = tally(runs, few, limits["picture"]) | {"thresholds": limits}
     return found
