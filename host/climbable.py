@@ -9,6 +9,8 @@ import comfy.hooks
 import torch
 from torch import Tensor, nn
 
+from ..models.frames import frames_in
+from ..models.latent_spaces import LatentSpaceError
 from .oom import is_oom
 
 MAX_STEPS = 4  # every step keeps its activations for the way back
@@ -47,6 +49,24 @@ def check_sigmas(sigmas: Tensor) -> int:
             "an image with noise in it. Connect all sigmas."
         )
     return steps
+
+
+def check_one_frame(samples: Tensor) -> None:
+    """Refuse what is no image: (B, C, H, W), or (B, C, 1, H, W) of a model of videos.
+
+    Raises:
+        LatentSpaceError: says why, and what to do.
+    """
+    if getattr(samples, "is_nested", False) or samples.ndim not in (4, 5):
+        raise LatentSpaceError(
+            f"Got a latent of shape {tuple(samples.shape)}, expected images (batch, channels, height, width) without sound. Use a "
+            "latent of one frame, or several seeds and Select Best Latents."
+        )
+    if (frames := frames_in(samples.shape)) > 1:
+        raise LatentSpaceError(
+            f"Got a clip of {frames} frames, expected one: the gradient would have to keep what the model computes for every frame, "
+            f"{frames} times the memory of an image. Set the length to 1, or use Search Best Images or Guide Model by Reward."
+        )
 
 
 def check_noise(noise: Tensor) -> None:
