@@ -30,7 +30,7 @@ from .climbable import (
 )
 from .conditioning import cond_items, map_conds
 from .encoders import networks_of
-from .gradients import checkpointed_blocks, differentiable_attention, gradients, ordinary
+from .gradients import checkpointed_blocks, differentiable_attention, gradients, ordinary, overwriting_allowed
 from .latents import check_model_space, latents_for
 from .live import LiveRun
 from .oom import is_oom
@@ -150,7 +150,8 @@ class _RenoSampler(comfy.samplers.Sampler):
         judges = [network.model for network in networks_of(self.reward, self.watch)]
         loaded = [patcher.model for patcher in model_wrap.loaded_models]
         with ExitStack() as contexts:
-            contexts.enter_context(gradients([model, *judges, *loaded]))
+            contexts.enter_context(gradients([model, *judges, *loaded], model.latent_format))
+            contexts.enter_context(overwriting_allowed(model.diffusion_model))
             controls = [network for network in loaded if network not in judges]
             self._fit_memory(contexts, model, controls, model_wrap.model_patcher)
             sigmas, noise, latent_image = ordinary(sigmas), ordinary(noise), ordinary(latent_image)

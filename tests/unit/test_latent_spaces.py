@@ -19,7 +19,6 @@ from latent_clip.models.latent_spaces import (
     space_of_format,
     what_format_is,
 )
-
 from latent_clip.tests.checkpoints import TINY_CONFIG, tiny_latent_clip
 
 HOSTS = sorted((Path(__file__).resolve().parents[2] / ".cache" / "comfyui").glob("*/comfy/latent_formats.py"))
@@ -135,5 +134,5 @@ def test_shapes_never_choose_a_space(tmp_path):
 
 def test_a_space_of_tomorrow_is_refused_by_name(tmp_path):
     save_file(tiny_latent_clip().state_dict(), tmp_path / "new.safetensors", {"latent_space": "flux9"})
-    with pytest.raises(CheckpointError, match="'flux9', which this version of the pack does not know.*Update the pack"):
+    with pytest.raises(CheckpointError, match=r"'flux9', which this version of the pack does not know.*Update the pack"):
         read_checkpoint(tmp_path / "new.safetensors")

@@ -10,9 +10,11 @@ from comfy_api.latest import ComfyExtension, io
 from comfy_execution.graph_utils import GraphBuilder
 from typing_extensions import override
 
+from . import families
 from .tiny_sdxl import make_tiny_sdxl, register
 
 register()
+families.register()
 CHECKPOINT = Path(folder_paths.models_dir) / "checkpoints" / "tiny_sdxl.safetensors"
 if not CHECKPOINT.exists():
     make_tiny_sdxl(CHECKPOINT)

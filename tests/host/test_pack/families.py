@@ -130,7 +130,7 @@ class Family:
 FAMILIES = {
     family.name: family
     for family in (
-        Family("sd15", "sd1", _sd15, (4, 8, 8), 12, cfg=3.0),
+        Family("sd15", "sd1", _sd15, (4, 8, 8), 15, cfg=3.0),
         Family("sd3", "sd3", _sd3, (16, 8, 8), 2, pooled=CONTEXT, cfg=3.0),
         Family("flux-schnell", "flux", _flux, (16, 8, 8), 4, pooled=CONTEXT),
         Family(
