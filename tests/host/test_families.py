@@ -243,12 +243,12 @@ def peak_of(run, folder) -> tuple[int, object]:
 def test_blocks_are_found_and_keep_less_for_the_same_result(lab, tmp_path):
     reward, results, peaks = lab.reward("latent"), {}, {}
     channels, *rest = lab.family.latent
-    large = {"samples": torch.zeros(1, channels, *rest[:-2], 48, 48)}
+    large = {"samples": torch.zeros(1, channels, *rest[:-2], 32, 32)}
     for memory in ("fast", "low"):
         peaks[memory], (results[memory], used) = peak_of(lambda m=memory: lab.reno(reward, memory=m, latent=large), tmp_path)
         assert used.checkpointed_blocks == (lab.family.blocks if memory == "low" else 0)
     torch.testing.assert_close(results["low"].noise, results["fast"].noise, atol=1e-5, rtol=1e-4)
-    assert peaks["low"] < 0.8 * peaks["fast"], peaks
+    assert peaks["low"] < 0.9 * peaks["fast"], peaks  # of two blocks, one is alive at a time
 
 
 @pytest.mark.parametrize("judge", JUDGES)
@@ -276,17 +276,29 @@ def test_guidance_steers_and_leaves_alone(lab, judge):
 def test_safety_guidance_leaves_the_innocent_and_needs_nothing_that_the_model_lacks(lab, judge):
     latent, plain = lab.empty(), lab.plain(lab.empty(), 3)
     with torch.inference_mode():
-        innocent, guilty = (lab.safe(judge, threshold, lab.other) for threshold in (1000, -1000))
+        ((text, options),) = lab.other  # without Flux Guidance, which it takes over from the prompt that it replaces
+        instead = [[text, {key: value for key, value in options.items() if key != "guidance"}]]
+        innocent, guilty = (lab.safe(judge, threshold, instead) for threshold in (1000, -1000))
         pushed = lab.safe(judge, -1000)
     assert torch.equal(lab.plain(latent, 3, lab.guider(innocent)), plain)
     redirected = lab.plain(latent, 3, lab.guider(guilty))
-    instead, lab.positive = lab.positive, lab.other
+    before, lab.positive = lab.positive, lab.other
     try:
         wanted = lab.plain(latent, 3)
     finally:
-        lab.positive = instead
+        lab.positive = before
     torch.testing.assert_close(redirected, wanted, atol=1e-3 * wanted.std().item(), rtol=1e-3)
     assert not torch.equal(lab.plain(latent, 3, lab.guider(pushed)), plain)
+
+
+def test_an_empty_latent_of_another_vae_gets_the_size_and_channels_of_the_model(lab):
+    """As the stock samplers take it: 128 pixels are 8 × 8 cells to Flux.2."""
+    empty = {"samples": torch.zeros(1, 4, 16, 16), "downscale_ratio_spacial": 8}
+    stock = lab.plain(empty, 1)
+    state, _ = lab.reno(lab.reward("latent"), latent=empty, iterations=1)
+    torch.testing.assert_close(state.first_latents, stock, atol=2e-4 * stock.std().item(), rtol=1e-3)
+    candidates = lab.module("host.candidates").candidates_of(lab.model, empty, 2)
+    assert candidates["samples"].shape == (2, *stock.shape[1:])
 
 
 def test_a_judge_of_another_space_is_refused_by_name(lab):

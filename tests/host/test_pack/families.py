@@ -134,7 +134,7 @@ FAMILIES = {
         Family("sd3", "sd3", _sd3, (16, 8, 8), 2, pooled=CONTEXT, cfg=3.0),
         Family("flux-schnell", "flux", _flux, (16, 8, 8), 4, pooled=CONTEXT),
         Family(
-            "flux-dev", "flux", lambda: _flux(guidance_embed=True), (16, 8, 8), 4, pooled=CONTEXT, options={"guidance": 3.5}
+            "flux-dev", "flux", lambda: _flux(guidance_embed=True), (16, 8, 8), 4, pooled=CONTEXT, options={"guidance": 2.0}
         ),
         Family("flux2", "flux2", _flux2, (128, 8, 8), 4, pooled=CONTEXT),
         Family("z-image", "flux", _z_image, (16, 8, 8), 6),
