@@ -7,6 +7,8 @@ ones are registered beside them, as for the tiny SDXL.
 
 from __future__ import annotations
 
+import importlib.util
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,3 +163,37 @@ def register() -> None:
     ]  # fmt: skip
     known = {model.__name__ for model in supported_models.models}
     supported_models.models[:0] = [model for model in small if model.__name__ not in known]
+
+
+# What shipped workflows load, under the names of the host's own templates.
+STOCK_MODELS = {
+    "flux1-schnell.safetensors": "flux-schnell", "z_image_turbo_bf16.safetensors": "z-image",
+    "qwen_image_fp8_e4m3fn.safetensors": "qwen-image", "wan2.1_t2v_1.3B_fp16.safetensors": "wan21",
+}  # fmt: skip
+STOCK_VAES = {"ae.safetensors": "flux", "qwen_image_vae.safetensors": "wan", "wan_2.1_vae.safetensors": "wan"}
+
+
+def save_stock_files(models: Path) -> None:
+    """Small models and VAEs under those names."""
+    spec = importlib.util.spec_from_file_location("tiny_vaes", Path(__file__).resolve().parents[2] / "tiny_vaes.py")
+    tiny_vaes = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tiny_vaes)
+    for file, name in STOCK_MODELS.items():
+        if not (models / "diffusion_models" / file).exists():
+            FAMILIES[name].save(models / "diffusion_models" / file)
+    (models / "vae").mkdir(exist_ok=True)
+    for file, name in STOCK_VAES.items():
+        save_file({key: tensor.contiguous() for key, tensor in tiny_vaes.tiny_state(name).items()}, models / "vae" / file)
+
+
+class TinyText:
+    """In the place of a text encoder of billions of parameters, whose size is the host's to know: numbers seeded by the text."""
+
+    def __init__(self, family: Family):
+        self.family = family
+
+    def tokenize(self, text: str, **_) -> str:
+        return text
+
+    def encode_from_tokens_scheduled(self, tokens: str) -> list:
+        return self.family.conditioning(zlib.crc32(tokens.encode()))
