@@ -132,9 +132,8 @@ def on_shapes_world(prompt: dict, picture: Picture) -> dict:
             inputs["noise_seed"] = picture.seed
         elif kind.startswith("Empty"):  # of a picture, or of a clip, which becomes a batch
             kind, inputs = "EmptyLatentImage", {"width": 64, "height": 64, "batch_size": inputs["batch_size"]}
-        elif kind == "SaveVideo":
-            images = prompt[inputs["video"][0]]["inputs"]["images"]
-            kind, inputs = "SaveImage", {"images": images, "filename_prefix": "clip"}
+        elif kind == "SaveAnimatedWEBP":
+            kind, inputs = "SaveImage", {"images": inputs["images"], "filename_prefix": "clip"}
         elif kind == "ImageScaleBy":
             inputs["scale_by"] = 1.0
         elif kind == "PrimitiveStringMultiline":

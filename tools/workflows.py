@@ -528,8 +528,7 @@ badly does not go on at all. The report says which frames, and why. Calibrate th
     )  # fmt: skip
     graph.add(3, "PreviewAny", 150, "Report", source=gate[3])
     decode = graph.fold(3, "VAEDecode", samples=gate[0], vae=vae[0])
-    video = graph.fold(3, "CreateVideo", images=decode[0], fps=16.0)
-    graph.add(3, "SaveVideo", 400, video=video[0], filename_prefix="latent-clip/wan-gate")
+    graph.add(3, "SaveAnimatedWEBP", 400, images=decode[0], filename_prefix="latent-clip/wan-gate", fps=16.0)
     graph.group_columns("Load and prompt", "Sample", "Judge every frame", "Tell why, save what passed")
     graph.save("17 Wan clip, safety gate")
 

@@ -152,9 +152,9 @@ def test_a_frame_of_a_video_is_judged_by_the_pictures_that_it_adds(pack):
         average, look = encoder(raw), encoder.look(raw)
     added = [[0] * 4, [1, 2, 3, 4], [5, 6, 7, 8]]
     assert len(frames) == 9 and look.windows.shape[:2] == (3, 4)
-    torch.testing.assert_close(average, pack.features.average_unit(frames[added]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(average, pack.features.average_unit(frames[torch.tensor(added)]), atol=1e-5, rtol=0)
     torch.testing.assert_close(look.average, average)
-    torch.testing.assert_close(look.windows, frames[added], atol=1e-5, rtol=0)
+    torch.testing.assert_close(look.windows, frames[torch.tensor(added)], atol=1e-5, rtol=0)
     assert encoder.memory_per_item(raw.shape) >= encoder.memory_per_item(raw[:, :, 0].shape) > 0
 
 

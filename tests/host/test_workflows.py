@@ -46,7 +46,7 @@ def test_it_runs_and_saves_images(comfy, path):
             node["inputs"]["steps"] = 6  # 30 at 1024 pixels: the same
         if node["class_type"] == "LatentCLIPSearch" and path.stem == "13 Search":
             node["inputs"].update(candidates=4, keep=1)
-    saves = [key for key, node in prompt.items() if node["class_type"] in ("SaveImage", "SaveVideo")]
+    saves = [key for key, node in prompt.items() if node["class_type"] in ("SaveImage", "SaveAnimatedWEBP")]
     result = comfy.run(prompt)
     images = [image for key in saves for image in result.outputs.get(key, {}).get("images", [])]
     assert images, "no image was saved"
