@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 WRITES = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"}
@@ -20,7 +20,9 @@ class _Kept:
     """A tensor that autograd keeps; an alias of it, until somebody is about to write into its memory."""
 
     def __init__(self, tensor: Tensor):
-        self.tensor, self.version, self.is_alias = tensor.detach(), tensor._version, True
+        self.tensor, self.version, self.is_alias = tensor, 0, False
+        if _is_plain(tensor):
+            self.tensor, self.version, self.is_alias = tensor.detach(), tensor._version, True
 
     def copy(self) -> None:
         self.tensor, self.is_alias = self.tensor.clone(), False
@@ -29,6 +31,11 @@ class _Kept:
         if self.is_alias and self.tensor._version != self.version:
             raise RuntimeError("one of the variables needed for the gradient was modified by an inplace operation")
         return self.tensor
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it has memory of its own that can be written to; quantised weights are made of others, and nobody writes into them."""
+    return type(tensor) in (Tensor, nn.Parameter) and tensor.device.type != "meta"
 
 
 class _CopyBeforeWrite(TorchFunctionMode):
@@ -40,6 +47,8 @@ class _CopyBeforeWrite(TorchFunctionMode):
 
     def keep(self, tensor: Tensor) -> _Kept:
         one = _Kept(tensor)
+        if not one.is_alias:
+            return one
         place = tensor.untyped_storage().data_ptr()
         alive = [other for other in self._kept.get(place, ()) if other() is not None]
         self._kept[place] = [*alive, weakref.ref(one)]
@@ -51,7 +60,7 @@ class _CopyBeforeWrite(TorchFunctionMode):
         writes = name in WRITES or (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace")
         targets = [args[0] if writes and args else None, kwargs.get("out")]
         for target in targets:
-            if isinstance(target, Tensor) and target.device.type != "meta":
+            if isinstance(target, Tensor) and _is_plain(target):
                 for other in self._kept.pop(target.untyped_storage().data_ptr(), ()):
                     if (one := other()) is not None:
                         one.copy()
