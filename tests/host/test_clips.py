@@ -57,10 +57,9 @@ def test_select_and_classify_take_a_clip_as_one_item(lab, clips, judge):
 
 def log_odds(lab, judge: str, clips: torch.Tensor) -> torch.Tensor:
     """(B, T)."""
-    concepts = lab.module("host.concepts")
     with torch.inference_mode():
-        directions = concepts.directions(lab.judges[judge], lab.concepts(0.0))
-        return concepts.scores_of_frames(directions, lab.judges[judge].watcher(), clips, 0)[..., 0]
+        directions = lab.module("host.concepts").directions(lab.judges[judge], lab.concepts(0.0))
+        return lab.module("host.log_odds").log_odds_of_frames(clips, lab.judges[judge].watcher(), directions)[..., 0]
 
 
 def with_one_bad_frame(lab, judge: str, clips: torch.Tensor, place: int) -> tuple[dict, float]:

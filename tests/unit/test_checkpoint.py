@@ -333,7 +333,7 @@ WRONG_METADATA = {
     "a timm tower": (config_metadata({"timm_model_name": "vit"}), "the unknown timm_model_name in its vision_cfg"),
     "another architecture": (config_metadata({"layers": 2}), r"12 missing \(first: visual.transformer.resblocks.1.ln_1.weight"),
     "decoder layers": (config_metadata({"latent_n_decoding_layers": 2}), "features of 2 VAE decoder layers.*not supported"),
-    "an unknown space": ({"latent_space": "sd9"}, "latent space 'sd9', which this version of the pack does not know. Known: sdxl,"),
+    "an unknown space": ({"latent_space": "sd9"}, "unknown latent space 'sd9'; known: sdxl,"),
     "a space of 16 channels": ({"latent_space": "flux"}, "takes 4 channels, but flux latents have 16"),
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ from latent_clip.methods.features import Look
 from latent_clip.methods.gate import reasons_to_block_clips
 from latent_clip.methods.guidance import AvoidConcepts, ClimbReward, ConceptWatch, GuidanceSettings, correction
 from latent_clip.methods.rewards import Reward, Term, text_reward
+from latent_clip.methods.views import Views
 from latent_clip.models.frames import by_clip, clips_of, frames_in, pictures_of
 from latent_clip.models.latent_spaces import LATENT_SPACES
 
@@ -148,3 +149,8 @@ def test_a_gate_blocks_a_clip_when_any_frame_is_over():
 def test_a_gate_tells_no_frames_of_an_image():
     reasons, clean = reasons_to_block_clips(torch.tensor([[[3.0]], [[0.0]]]), ["right"], [1.0])
     assert reasons == ["right: log-odds 3.00, threshold 1.00", ""] and clean == [0, 1]
+
+
+def test_a_view_of_a_still_image_of_a_video_model_is_that_of_the_picture():
+    image = CLIPS[:, :, :1]
+    assert torch.equal(Views(seed=3).look(image, 2)[:, :, 0], Views(seed=3).look(image[:, :, 0], 2))
