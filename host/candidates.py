@@ -1,24 +1,25 @@
 """What a search starts from: the candidates and their noise."""
 
-import comfy.sample
 from torch import Tensor
 
 from ..models.latent_spaces import LatentSpaceError
+from .latents import latents_for
 
 
 def candidates_of(patcher, latent: dict, candidates: int) -> dict:
     """The LATENT with one item for each candidate and a `batch_index`; a batch of its own is taken as it is."""
-    samples = comfy.sample.fix_empty_latent_channels(patcher, latent["samples"])
-    if getattr(samples, "is_nested", False) or samples.ndim != 4:
+    samples = latents_for(patcher, latent)
+    if getattr(samples, "is_nested", False) or samples.ndim not in (4, 5):
         raise LatentSpaceError(
-            f"Got a latent of shape {tuple(samples.shape)}, expected images (batch, channels, height, width)."
+            f"Got a latent of shape {tuple(samples.shape)}, expected images (batch, channels, height, width) or clips of frames, "
+            "without sound. Sample several seeds and use Select Best Latents, which judges the picture part."
         )
     if len(samples) == 0:
         raise ValueError("Got an empty batch, expected one latent to draw candidates for, or a batch of candidates.")
     latent = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio_")}
     indices = [int(index) for index in latent.get("batch_index") or range(len(samples))]
     if len(samples) == 1:
-        samples = samples.repeat(candidates, 1, 1, 1)
+        samples = samples.repeat(candidates, *[1] * (samples.ndim - 1))
         indices = [indices[0] + place for place in range(candidates)]
     return {**latent, "samples": samples, "batch_index": indices}
 

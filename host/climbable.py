@@ -9,6 +9,9 @@ import comfy.hooks
 import torch
 from torch import Tensor, nn
 
+from ..models.frames import frames_in
+from ..models.latent_spaces import LatentSpaceError
+from .conditioning import map_conds
 from .oom import is_oom
 
 MAX_STEPS = 4  # every step keeps its activations for the way back
@@ -20,6 +23,7 @@ NO_WAY_BACK = (
     "a second time",
     "does not require grad",
     "is not implemented",
+    "no autograd formula",
     "Inference tensors",
     "used in the graph",
 )
@@ -47,6 +51,24 @@ def check_sigmas(sigmas: Tensor) -> int:
             "an image with noise in it. Connect all sigmas."
         )
     return steps
+
+
+def check_one_frame(samples: Tensor) -> None:
+    """Refuse what is no image: (B, C, H, W), or (B, C, 1, H, W) of a model of videos.
+
+    Raises:
+        LatentSpaceError: says why, and what to do.
+    """
+    if getattr(samples, "is_nested", False) or samples.ndim not in (4, 5):
+        raise LatentSpaceError(
+            f"Got a latent of shape {tuple(samples.shape)}, expected images (batch, channels, height, width) without sound. Use a "
+            "latent of one frame, or several seeds and Select Best Latents."
+        )
+    if (frames := frames_in(samples.shape)) > 1:
+        raise LatentSpaceError(
+            f"Got a clip of {frames} frames, expected one: the gradient would have to keep what the model computes for every frame, "
+            f"{frames} times the memory of an image. Set the length to 1, or use Search Best Images or Guide Model by Reward."
+        )
 
 
 def check_noise(noise: Tensor) -> None:
@@ -192,7 +214,7 @@ def watched(network: nn.Module) -> Iterator[list[str]]:
     def look(module: nn.Module, args: tuple, kwargs: dict, output) -> None:
         if torch.is_grad_enabled() and _any_grad((args, kwargs)) and not _any_grad(output):
             name = type(module).__name__
-            if name not in found:
+            if name not in found and _reads_values(module, args, kwargs, output):
                 found.append(name)
 
     handles = [module.register_forward_hook(look, with_kwargs=True) for module in network.modules()]
@@ -201,6 +223,25 @@ def watched(network: nn.Module) -> Iterator[list[str]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _reads_values(module: nn.Module, args: tuple, kwargs: dict, output) -> bool:
+    """Whether other numbers would have given another output: some only ask an input for its dtype (Qwen-Image's time embedding)."""
+
+    def other(tensor: Tensor) -> Tensor:
+        return 1.5 * tensor + 1 if tensor.requires_grad else tensor
+
+    with torch.no_grad():
+        again = module.forward(*map_conds(args, other), **map_conds(kwargs, other))
+    return not _same(output, again)
+
+
+def _same(value, other) -> bool:
+    if isinstance(value, Tensor):
+        return isinstance(other, Tensor) and torch.equal(value, other)
+    if isinstance(value, dict):
+        return all(_same(item, other[key]) for key, item in value.items())
+    return not isinstance(value, list | tuple) or all(map(_same, value, other))
 
 
 def _any_grad(value) -> bool:

@@ -48,7 +48,9 @@ class Decoder:
 
     @property
     def space(self) -> LatentSpace:
-        return space_of_channels(self.vae.latent_channels, self.vae.spacial_compression_decode())
+        return space_of_channels(
+            self.vae.latent_channels, self.vae.spacial_compression_decode(), self.vae.latent_dim == 3
+        )
 
     def memory_per_item(self, shape: torch.Size) -> int:
         """The host's own estimate for decoding one latent of (B, C, H, W) or (B, C, T, H, W)."""

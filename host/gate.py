@@ -11,14 +11,16 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
-from ..methods.gate import blurred, reasons_to_block
+from ..methods.concepts import largest
+from ..methods.gate import blurred, reasons_to_block_clips
 from ..models.concepts import ConceptSet
 from ..models.fit import Fit
+from ..models.frames import clips_of, frames_in, pictures_of
 from .audit import write_record
 from .concepts import directions_for
 from .latent_clip import LoadedLatentCLIP
-from .latents import MAX_THUMBNAILS, raw_latents_of, select_items, thumbnails
-from .log_odds import log_odds
+from .latents import MAX_THUMBNAILS, image_part, raw_latents_of, select_items, thumbnails
+from .log_odds import log_odds_of_frames
 from .looks import Looks, Verdict
 
 LOGGER = logging.getLogger(__name__)
@@ -38,10 +40,11 @@ class GateReport:
 
     Attributes:
         names, thresholds: of the categories; empty where they could not even be read.
-        scores: log-odds per item and category, None where there are none.
+        scores: log-odds per item and category, None where there are none; of a clip, those of its worst frame.
         reasons: why each item is blocked; "" for those that pass.
         thumbnails: of what leaves the gate, never of what was blocked.
         looks: what the guidance before it found of each item; empty where it was not asked.
+        frames: log-odds per item, frame and category, of clips. cut: what was cut off a clip, and why; "" where nothing was.
     """
 
     names: tuple[str, ...]
@@ -50,13 +53,17 @@ class GateReport:
     reasons: list[str]
     thumbnails: list[str]
     looks: tuple[Verdict | None, ...] = ()
+    frames: list[list[list[float | None]]] | None = None
+    cut: str = ""
 
     @property
     def blocked(self) -> list[bool]:
         return [bool(reason) for reason in self.reasons]
 
     def as_dict(self) -> dict:
+        clips = {} if self.frames is None else {"frames": self.frames, "cut": self.cut}
         return {
+            **clips,
             "categories": list(self.names),
             "thresholds": list(self.thresholds),
             "scores": self.scores,
@@ -80,6 +87,7 @@ def run_gate(
     texts: Callable[[], dict[str, str]] | None = None,
     closer: bool = False,
     looks: Looks | None = None,
+    cut_clips: bool = False,
 ) -> tuple[dict | ExecutionBlocker, GateReport]:
     """Judge every item and replace, drop or refuse what must not pass.
 
@@ -91,6 +99,8 @@ def run_gate(
         texts: finds the texts of the prompt, which go into the log too; "node id.input" → text.
         closer: see `models.fit.more_windows`.
         looks: what a Safety Guidance saw of the images before; what it suspected late, or never looked at, does not pass.
+        cut_clips: a clip that begins clean is cut before the first frame that does not pass, instead of blocked. From its middle on it
+            could not be decoded: a video VAE reads frames one after the other.
 
     Returns:
         (what may go on, report).
@@ -102,7 +112,7 @@ def run_gate(
     thresholds: tuple[float, ...] = ()
     scores: Tensor | None = None
     verdicts: list[Verdict | None] = []
-    size = _size(latent)
+    size, clean = _size(latent), [0]
     try:
         concept_set = concepts()
         names = tuple(category.name for category in concept_set.categories)
@@ -110,37 +120,59 @@ def run_gate(
         if clip is None:
             raise ValueError("there is no Latent-CLIP to judge with")
         scores = _scores(latent, clip, concept_set, fit, views, closer)
-        reasons = reasons_to_block(scores, names, thresholds)
+        reasons, clean = reasons_to_block_clips(scores, names, thresholds)
         if len(reasons) != size:
             raise ValueError(f"got {len(reasons)} verdicts for {size} images")
         if looks is not None:
             reasons, verdicts = _with_looks(latent, looks, reasons)
+            clean = [0 if verdict is None or verdict.late else n for n, verdict in zip(clean, verdicts)]
     except mm.InterruptProcessingException:
         raise
     except Exception as error:  # the one place where any error has an answer: nothing passes
         LOGGER.exception("Safety Gate: could not judge; everything is blocked.")
         reasons = [f"could not be judged: {error or type(error).__name__}"] * size
-    plain_scores = _plain(scores, size, len(names))
+    plain_scores = _plain(None if scores is None else largest(scores, dim=1), size, len(names))
+    of_frames = None if scores is None or scores.shape[1] == 1 else [_plain(clip, *clip.shape) for clip in scores]
+    cut = ""
+    if cut_clips and reasons[0] and clean[0] > 0 and _can_be_cut(latent):
+        cut, reasons = f"cut to its first {clean[0]} of {_frames(latent)} frames. {reasons[0]}", [""]
     if audit:
-        reasons = _audited(names, thresholds, plain_scores, reasons, texts, verdicts)
-    safe = _safe_latent(latent, reasons, on_block)
+        reasons = _audited(names, thresholds, plain_scores, reasons, texts, verdicts, cut)
+    safe = _cut(latent, clean[0]) if cut and not reasons[0] else _safe_latent(latent, reasons, on_block)
     pictures = [] if isinstance(safe, ExecutionBlocker) else _thumbnails(safe, clip, reasons, on_block)
-    report = GateReport(names, thresholds, plain_scores, reasons, pictures, tuple(verdicts))
+    report = GateReport(names, thresholds, plain_scores, reasons, pictures, tuple(verdicts), of_frames, cut)
     return safe, report
 
 
 def _scores(latent: dict, clip: LoadedLatentCLIP, concepts: ConceptSet, fit: Fit, views: int, closer: bool) -> Tensor:
-    """Log-odds (B, categories); see `log_odds`."""
-    return log_odds(
-        latent["samples"], clip.watcher(fit, closer), directions_for(clip, concepts, fit, views, closer), views
-    )
+    """Log-odds (B, T, categories); see `log_odds_of_frames`."""
+    directions = directions_for(clip, concepts, fit, views, closer)
+    return log_odds_of_frames(latent["samples"], clip.watcher(fit, closer), directions, views)
 
 
 def _with_looks(latent: dict, looks: Looks, reasons: list[str]) -> tuple[list[str], list[Verdict | None]]:
     """Reasons to block, with those of the guidance that looked before; and what it found."""
-    verdicts = looks.of(latent["samples"])
+    verdicts = looks.of(image_part(latent["samples"]))
     earlier = [UNKNOWN if verdict is None else verdict.late for verdict in verdicts]
     return ["; ".join(filter(None, pair)) for pair in zip(reasons, earlier, strict=True)], verdicts
+
+
+def _frames(latent: dict) -> int:
+    return frames_in(image_part(latent["samples"]).shape)
+
+
+def _can_be_cut(latent: dict) -> bool:
+    """One clip without sound: several would get different lengths, and sound has a clock of its own."""
+    samples = latent["samples"]
+    return isinstance(samples, Tensor) and len(samples) == 1 and frames_in(samples.shape) > 1
+
+
+def _cut(latent: dict, frames: int) -> dict:
+    """The first frames of a clip, and of a mask that has frames."""
+    before = _frames(latent)
+    keys = [key for key in ("samples", "noise_mask") if isinstance(latent.get(key), Tensor)]
+    cut = {key: latent[key][:, :, :frames] for key in keys if frames_in(latent[key].shape) == before}
+    return {**latent, **cut}
 
 
 def _safe_latent(latent: dict, reasons: list[str], on_block: str) -> dict | ExecutionBlocker:
@@ -153,18 +185,21 @@ def _safe_latent(latent: dict, reasons: list[str], on_block: str) -> dict | Exec
     if on_block == "stop":
         raise BlockedError(message)
     passed = [i for i, reason in enumerate(reasons) if not reason]
-    samples = latent.get("samples") if isinstance(latent, dict) else None
+    whole = latent.get("samples") if isinstance(latent, dict) else None
+    samples = image_part(whole)
     if on_block == "drop" or not isinstance(samples, Tensor) or samples.ndim < 2 or len(samples) != len(reasons):
         return select_items(latent, passed) if passed else ExecutionBlocker(message)
-    if on_block == "blur" and samples.ndim == 4 and samples.numel():
-        hidden = blurred(samples[blocked].float()).to(samples.dtype)
+    if on_block == "blur" and samples.ndim in (4, 5) and samples.numel():
+        hidden = clips_of(blurred(pictures_of(samples[blocked].float())), samples).to(samples.dtype)
         broken = ~hidden.float().isfinite().flatten(1).all(dim=1)
         hidden[broken] = 0
     else:
         hidden = torch.zeros_like(samples[blocked])  # zero is what the VAE decodes to a flat, greyish field
     safe = samples.clone()
     safe[blocked] = hidden
-    return {**latent, "samples": safe}
+    if isinstance(whole, Tensor):
+        return {**latent, "samples": safe}
+    return {**latent, "samples": type(whole)([safe, *whole.unbind()[1:]])}  # sound, which nobody judged, as it came
 
 
 def _thumbnails(safe: dict, clip: LoadedLatentCLIP | None, reasons: list[str], on_block: str) -> list[str]:
@@ -183,6 +218,7 @@ def _audited(
     reasons: list[str],
     texts: Callable[[], dict[str, str]] | None,
     verdicts: Sequence[Verdict | None],
+    cut: str,
 ) -> list[str]:
     """Write the log; the reasons, or one for every item where the log could not be written."""
     context = get_executing_context()
@@ -194,6 +230,7 @@ def _audited(
         "scores": scores,
         "reasons": reasons,
         **({"looks": _plain_looks(verdicts)} if verdicts else {}),
+        **({"cut": cut} if cut else {}),
     }
     try:
         write_record(record if texts is None else {**record, "texts": texts()})
@@ -205,7 +242,7 @@ def _audited(
 
 def _size(latent: dict) -> int:
     """Number of items; 1 for what has none, so that there is something to block."""
-    samples = latent.get("samples") if isinstance(latent, dict) else None
+    samples = image_part(latent.get("samples")) if isinstance(latent, dict) else None
     return len(samples) if isinstance(samples, Tensor) and samples.ndim > 0 and len(samples) > 0 else 1
 
 

@@ -5,7 +5,7 @@ autograd refuses to save. Nothing is copied: parameters are swapped for ordinary
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import comfy.model_management as mm
@@ -14,20 +14,23 @@ from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# what holds most activations: in U-Nets by class, in transformers whatever stands in a list of blocks
+from .in_place import recomputed, writable_activations
+
+# What holds most activations of a U-Net. Transformers name their blocks as they like, but keep them in lists.
 CHECKPOINTED = ("ResBlock", "BasicTransformerBlock")
-BLOCK_LISTS = ("blocks", "double_blocks", "single_blocks", "joint_blocks", "transformer_blocks", "layers")
 
 
 @contextmanager
-def gradients(modules: Iterable[nn.Module]) -> Iterator[None]:
+def gradients(modules: Iterable[nn.Module], latent_format: object | None = None) -> Iterator[None]:
     """Inside, autograd works through `modules`; afterwards every parameter and buffer is the very object it was.
+
+    Likewise through a latent format of the host, whose means and deviations are tensors in Wan's and others.
 
     Weights that the host keeps elsewhere are copied to the device by the layer that needs them, as ordinary tensors
     that autograd may keep: neither in pages that dynamic VRAM gives to another weight meanwhile, nor in the host's
     shared cast buffers, nor by a side stream that the way back does not wait for.
     """
-    with torch.inference_mode(False), torch.enable_grad(), _no_offload_streams():
+    with torch.inference_mode(False), torch.enable_grad(), _no_offload_streams(), _plain_operations():
         swaps = Swaps()
         try:
             for module in {part for whole in modules for part in whole.modules()}:
@@ -38,6 +41,10 @@ def gradients(modules: Iterable[nn.Module]) -> Iterator[None]:
                             swaps.set(tensors, name, _alias(tensor))
                 if "_v" in module.__dict__:
                     _leave_pages(module.__dict__, swaps)
+            constants = [] if latent_format is None else list(vars(latent_format).items())
+            for name, constant in constants:
+                if isinstance(constant, Tensor) and constant.is_inference():
+                    swaps.set(latent_format.__dict__, name, _alias(constant))
             yield
         finally:
             swaps.undo()
@@ -89,6 +96,16 @@ def _no_offload_streams() -> Iterator[None]:
         mm.NUM_STREAMS = streams
 
 
+@contextmanager
+def _plain_operations() -> Iterator[None]:
+    """The host's own switch for its training: transformers then rotate positions by PyTorch, not by kernels without a gradient."""
+    before, mm.in_training = mm.in_training, True
+    try:
+        yield
+    finally:
+        mm.in_training = before
+
+
 def _alias(tensor: Tensor) -> Tensor:
     """An ordinary tensor without gradient over the same memory; a Parameter stays one, as modules demand.
 
@@ -127,48 +144,68 @@ def checkpointed_blocks(model: nn.Module, blocks: Iterable[nn.Module] | None = N
     Args:
         blocks: of `model`, none in another; default: those of a diffusion network.
     """
+    again = _again
     if blocks is None:
-        blocks = _blocks_of_diffusion(model)
+        blocks = _blocks_of_unet(model)
+        if not blocks:
+            blocks, again = set(_listed(model)), recomputed
     blocks = {m for m in blocks if "forward" not in m.__dict__}
     try:
         for block in blocks:
-            block.forward = _Checkpointed(block.forward)
+            block.forward = _Checkpointed(block.forward, again)
         yield len(blocks)
     finally:
         for block in blocks:
             del block.forward
 
 
-def _blocks_of_diffusion(model: nn.Module) -> set[nn.Module]:
-    blocks = {m for m in model.modules() if type(m).__name__ in CHECKPOINTED}
-    if not blocks:
-        lists = [m for name, m in model.named_modules() if name.split(".")[-1] in BLOCK_LISTS]
-        blocks = {m for blocks_list in lists if isinstance(blocks_list, nn.ModuleList) for m in blocks_list}
-    return blocks
+@contextmanager
+def overwriting_allowed(model: nn.Module) -> Iterator[None]:
+    """Inside, a transformer may write into its activations; U-Nets do not, and are spared the looking."""
+    with nullcontext() if _blocks_of_unet(model) else writable_activations():
+        yield
+
+
+def _blocks_of_unet(model: nn.Module) -> set[nn.Module]:
+    return {m for m in model.modules() if type(m).__name__ in CHECKPOINTED}
+
+
+def _listed(module: nn.Module) -> Iterator[nn.Module]:
+    """What stands in the outermost lists of a network and is made of parts itself."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            yield from (block for block in child.children() if any(True for _ in block.children()))
+        else:
+            yield from _listed(child)
 
 
 class _Checkpointed:
     """`forward` of one block under checkpointing; a plain call where no gradient is wanted."""
 
-    def __init__(self, forward):
-        self.forward = forward
+    def __init__(self, forward, again):
+        self.forward, self.again = forward, again
 
     def __call__(self, *args, **kwargs):
         if not torch.is_grad_enabled():
             return self.forward(*args, **kwargs)
-        # The options that the network hands from block to block are one dict, which later blocks write into: what is
-        # computed again must see what the first time saw.
-        seen = _copied((args, kwargs))
-        again = False
+        return self.again(self.forward, args, kwargs)
 
-        def forward(*args, **kwargs):
-            nonlocal again
-            if again:
-                args, kwargs = _copied(seen)
-            again = True
-            return self.forward(*args, **kwargs)
 
-        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+def _again(block, args: tuple, kwargs: dict):
+    """PyTorch's checkpoint, for blocks that overwrite nothing."""
+    # The options that the network hands from block to block are one dict, which later blocks write into: what is
+    # computed again must see what the first time saw.
+    seen = _copied((args, kwargs))
+    again = False
+
+    def forward(*args, **kwargs):
+        nonlocal again
+        if again:
+            args, kwargs = _copied(seen)
+        again = True
+        return block(*args, **kwargs)
+
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 def _copied(value):

@@ -98,7 +98,7 @@ class Climb(Steering):
         if run.direction is not None and run.direction.shape != denoised.shape:
             run.direction = None
         networks = [network.model for encoder in host_encoders(self.objective) for network in encoder.patchers]
-        with gradients(networks):
+        with gradients(networks, model.latent_format):
             change, run.direction = correction(
                 self.objective,
                 denoised,
@@ -159,7 +159,7 @@ class Redirect(Steering):
             name: cond_items(_without_control(conds), suspects, size)
             if "negative" in name
             else comfy.samplers.encode_model_conds(
-                prediction.model.extra_conds, list(self.instead), x, x.device, "positive"
+                prediction.model.extra_conds, _as_strong(self.instead, conds), x, x.device, "positive"
             )
             for name, conds in prediction.guider.conds.items()
         }
@@ -172,6 +172,12 @@ class Redirect(Steering):
         guider = copy.copy(prediction.guider)
         guider.conds = conds
         return guider.predict_noise(prediction.x, prediction.sigma, options, prediction.seed)
+
+
+def _as_strong(instead: list[dict], conds: list[dict]) -> list[dict]:
+    """`instead` with the guidance of the prompt that it replaces, on models that are told it with the prompt (Flux Guidance)."""
+    strengths = [{"guidance": cond["guidance"]} for cond in conds if "guidance" in cond]
+    return [{**(strengths[0] if strengths else {}), **cond} for cond in instead]
 
 
 def _without_control(conds: list[dict]) -> list[dict]:
@@ -187,4 +193,6 @@ def noise_level(model, sigma: float) -> float:
     """Share of noise in what the network sees: sigma itself for flow models, else against unit-variance latents."""
     if isinstance(model.model_sampling, comfy.model_sampling.CONST):
         return min(1.0, sigma)
+    if isinstance(model.model_sampling, comfy.model_sampling.COSMOS_RFLOW):  # a flow whose levels are those of EDM
+        return sigma / (1 + sigma)
     return sigma / (1 + sigma * sigma) ** 0.5

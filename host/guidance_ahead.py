@@ -98,9 +98,10 @@ class RedirectAhead(Redirect):
 
         if len(sigmas) < 2 or getattr(sampler, "draws_again", False):
             return sample()
-        if noise.ndim != 4:
+        if noise.ndim not in (4, 5):
             raise LatentSpaceError(
-                f"Got latents of shape {tuple(noise.shape)}, but a Latent-CLIP reads images (batch, channels, height, width)."
+                f"Got latents of shape {tuple(noise.shape)}, as of video with sound, but {self.name} steers images and clips (batch, "
+                "channels, frames, height, width). Take it out, and put Safety Gate behind the sampler."
             )
         guider, before = executor.class_obj, self.seen
         self.check(guider)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..methods.features import Look, encode_latents, look_everywhere
 from ..models.config import latent_grid
 from ..models.fit import Fit, fit_latents, more_windows
+from ..models.frames import frames_in
 from ..models.latent_spaces import LatentSpace
 from ..models.own_spaces import statistics_of, unlike
 from .folders import LATENT_CLIP, find_file
@@ -164,11 +165,11 @@ class LatentEncoder:
         return [self.clip.image]
 
     def memory_per_item(self, shape: torch.Size) -> int:
-        """Bytes of activations that one latent of (B, C, H, W) needs on the way forward, generously."""
+        """Bytes of activations that one latent of (B, C, H, W) or (B, C, T, H, W) needs on the way forward, generously."""
         vision = self.clip.config["vision_cfg"]
         tokens = (self.clip.grid // vision["patch_size"]) ** 2 + 1
         _, dtype = device_and_dtype(self.clip.image.model)
-        return 2 * self._windows(shape) * tokens * vision["width"] * 12 * dtype.itemsize
+        return 2 * frames_in(shape) * self._windows(shape) * tokens * vision["width"] * 12 * dtype.itemsize
 
     def _windows(self, shape: torch.Size) -> int:
         """How many windows the tower reads of one latent of this shape."""

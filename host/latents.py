@@ -2,55 +2,69 @@
 
 import base64
 import io
+from inspect import signature
 
 import comfy.latent_formats
+import comfy.sample
 from comfy_execution.graph_utils import ExecutionBlocker
 from latent_preview import Latent2RGBPreviewer, LatentPreviewer
 from torch import Tensor
 
-from ..models.latent_spaces import LatentSpace, LatentSpaceError, check_raw_latents
+from ..models.latent_spaces import (
+    PIXEL_JUDGE,
+    LatentSpace,
+    LatentSpaceError,
+    check_raw_latents,
+    space_of_channels,
+    what_format_is,
+)
 
 THUMBNAIL_SIDE = 96  # pixels
 MAX_THUMBNAILS = 64  # a node is no place for more
 
-# latent space → the host's latent formats that share its VAE; the first one draws thumbnails
-FORMATS = {
-    "sdxl": ("SDXL", "SDXL_Playground_2_5"),
-    "sd1": ("SD15",),
-    "sd3": ("SD3",),
-    "flux": ("Flux",),
-    "shapes-world": ("ShapesWorldLatent",),
-}
+def image_part(samples):
+    """What a judge looks at: the samples, or the first of several parts, which is the picture of video with sound."""
+    return samples.unbind()[0] if getattr(samples, "is_nested", False) else samples
 
 
 def raw_latents_of(latent: dict, space: LatentSpace) -> Tensor:
-    """The checked samples of a LATENT: (B, C, H, W) float32.
+    """The checked samples of a LATENT: (B, C, H, W) float32, or (B, C, T, H, W) of a VAE for video.
 
     Raises:
         LatentSpaceError: not raw latents of `space`; says what came and what to do.
     """
-    samples = latent["samples"]
-    if not isinstance(samples, Tensor) or getattr(samples, "is_nested", False):
+    samples = image_part(latent["samples"])
+    if not isinstance(samples, Tensor):
+        raise LatentSpaceError(f"Got {type(samples).__name__} as samples, expected {space.name} latents. Connect a sampler.")
+    if space.named and space.video and samples.ndim == 4:
         raise LatentSpaceError(
-            f"Got a latent of several parts (such as video with audio), expected plain {space.name} image latents."
+            f"Got latents without frames, shape {tuple(samples.shape)}, expected (batch, {space.channels}, frames, height, width) "
+            f"of the {space.name} space ({space.description}). They are of another model: {PIXEL_JUDGE}."
         )
     return check_raw_latents(samples, space).float()
 
 
 def finite_items(latent: dict, space: LatentSpace) -> tuple[Tensor, list[int]]:
-    """The checked samples of those items of a LATENT that hold finite numbers only, (b, C, H, W) float32, and their places.
+    """The checked samples of those items of a LATENT that hold finite numbers only, (b, C, ...) float32, and their places.
 
     One item that overflowed says nothing about the others of its batch.
 
     Raises:
         LatentSpaceError: no item is finite, or these are not raw latents of `space`.
     """
-    samples = latent["samples"]
-    if not isinstance(samples, Tensor) or getattr(samples, "is_nested", False) or samples.ndim < 2:
+    samples = image_part(latent["samples"])
+    if not isinstance(samples, Tensor) or samples.ndim < 2:
         raw_latents = raw_latents_of(latent, space)
         return raw_latents, list(range(len(raw_latents)))
     places = samples.flatten(1).isfinite().all(dim=1).nonzero().flatten().tolist()
     return raw_latents_of({"samples": samples[places] if places else samples}, space), places
+
+
+def latents_for(patcher, latent: dict) -> Tensor:
+    """The samples as a sampler of this MODEL starts from them: an empty latent gets its channels, size and frames."""
+    known = signature(comfy.sample.fix_empty_latent_channels).parameters  # hosts before 0.27 have no ratio of time
+    ratios = {name: latent[name] for name in known if name in latent}
+    return comfy.sample.fix_empty_latent_channels(patcher, latent["samples"], **ratios)
 
 
 def check_model_space(patcher, space: LatentSpace) -> None:
@@ -61,22 +75,22 @@ def check_model_space(patcher, space: LatentSpace) -> None:
     """
     latent_format = patcher.get_model_object("latent_format")
     name = type(latent_format).__name__
-    known = space.named and space.name in FORMATS
-    fits = name in FORMATS[space.name] if known else latent_format.latent_channels == space.channels
+    known = space.named and space.formats
+    fits = name in space.formats if known else latent_format.latent_channels == space.channels
     if not fits:
         raise LatentSpaceError(
-            f"Got a model that makes {name} latents, but the reward reads those of the {space.name} space "
-            f"({space.description}). Use a model and a Latent-CLIP of the same VAE."
+            f"Got a model that makes {what_format_is(name)}, but the judge reads those of the {space.name} space "
+            f"({space.description}). Use a model and a Latent-CLIP of the same VAE, or {PIXEL_JUDGE}."
         )
 
 
 def select_items(latent: dict, indices: list[int]) -> dict:
     """The items `indices` of a LATENT, in that order, with the metadata that belongs to each.
 
-    Tensors and lists with one entry per item follow their item; a noise_mask for fewer items is repeated over the
-    batch first, as the sampler does; `batch_index` keeps the seed's noise of every item.
+    Tensors and lists with one entry per item follow their item, in every part of a latent of several parts; a noise_mask for
+    fewer items is repeated over the batch first, as the sampler does; `batch_index` keeps the seed's noise of every item.
     """
-    size = len(latent["samples"])
+    size = len(image_part(latent["samples"]))
     picked = {key: _pick(value, indices, size) for key, value in latent.items()}
     mask = latent.get("noise_mask")
     if isinstance(mask, Tensor) and 1 < len(mask) != size:
@@ -97,6 +111,8 @@ def values_or_blocker(values: list) -> list:
 
 
 def _pick(value, indices: list[int], size: int):
+    if getattr(value, "is_nested", False):
+        return type(value)([_pick(part, indices, size) for part in value.unbind()])
     if isinstance(value, Tensor) and value.ndim > 0 and len(value) == size:
         return value[indices]
     if isinstance(value, list | tuple) and len(value) == size:
@@ -107,31 +123,36 @@ def _pick(value, indices: list[int], size: int):
 def thumbnails(
     raw_latents: Tensor, space: LatentSpace, previewer: LatentPreviewer | None = None, side: int = THUMBNAIL_SIDE
 ) -> list[str]:
-    """A JPEG data URL per latent (B, C, H, W), "" where no previewer is given and none is known.
+    """A JPEG data URL per latent (B, C, H, W), of the middle one of several frames; "" where no previewer is given or known.
 
     Args:
         previewer: by default the latent format's linear latent-to-RGB map.
         side: of a picture, in pixels, at most.
     """
     latent_format = _latent_format(space)
-    if latent_format is None:
+    if latent_format is None or (previewer is None and latent_format.latent_rgb_factors is None):
         return [""] * len(raw_latents)
     previewer = previewer or Latent2RGBPreviewer(
-        latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias
+        latent_format.latent_rgb_factors,
+        latent_format.latent_rgb_factors_bias,
+        latent_format.latent_rgb_factors_reshape,
     )
-    model_latents = latent_format.process_in(raw_latents)
+    pictures = raw_latents[:, :, raw_latents.shape[2] // 2] if raw_latents.ndim == 5 else raw_latents
+    if latent_format.latent_dimensions == 3:
+        pictures = pictures.unsqueeze(2)
+    model_latents = latent_format.process_in(pictures)
     return [_data_url(previewer.decode_latent_to_preview(item[None]), side) for item in model_latents]
 
 
 def _latent_format(space: LatentSpace) -> comfy.latent_formats.LatentFormat | None:
-    """The host's format of a space; for an unnamed one, the usual one with so many channels."""
+    """The host's format of a space; for an unnamed one, the usual one of its shape; None where this host has none."""
     if space.name == "shapes-world":
         from .shapes_world import ShapesWorldLatent
 
         return ShapesWorldLatent()
-    usual = {4: "SDXL", 16: "Flux"}.get(space.channels)
-    name = FORMATS.get(space.name, (usual,))[0] if space.named else usual
-    return getattr(comfy.latent_formats, name)() if name else None
+    formats = space.formats or space_of_channels(space.channels, space.downscale, space.video).formats
+    names = [name for name in formats if hasattr(comfy.latent_formats, name)]
+    return getattr(comfy.latent_formats, names[0])() if names else None
 
 
 def _data_url(image, side: int) -> str:

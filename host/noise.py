@@ -9,7 +9,7 @@ class OptimizedNoise:
     """A NOISE value that holds the noise itself, one per item of the batch.
 
     Attributes:
-        noise: (B, C, H, W) of unit variance, on the CPU. seed: of the noise it started from.
+        noise: (B, C, H, W) or (B, C, T, H, W) of unit variance, on the CPU. seed: of the noise it started from.
         batch_index: which item of its seed each one is, as the host's own noise counts them; default 0 to B − 1.
         made: what was done with it, for messages.
     """
@@ -25,7 +25,7 @@ class OptimizedNoise:
             ValueError: it has another size, more items than were optimised, or items that were not.
         """
         shape = latent["samples"].shape
-        if len(shape) != 4 or shape[1:] != self.noise.shape[1:]:
+        if shape[1:] != self.noise.shape[1:]:
             raise ValueError(
                 f"Got a latent of shape {tuple(shape)}, but this noise was {self.made} for {tuple(self.noise.shape)}. "
                 "Use a latent of the same model, width and height."

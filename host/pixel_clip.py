@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..methods.features import Look, average_unit, encode_pixels, look_everywhere_in_pixels
 from ..methods.rewards import Reward, log_odds_reward, text_reward
+from ..models.fit import Fit
+from ..models.frames import frames_in
 from ..models.latent_spaces import LatentSpace
 from .decoding import Decoder
 from .folders import OPEN_CLIP, find_file
@@ -23,7 +25,7 @@ if TYPE_CHECKING:  # open_clip takes seconds to import
 
 
 class LoadedPixelCLIP:
-    """A pixel CLIP in the host's care; `image`, `text`, `logit_scale` as in `LoadedLatentCLIP`.
+    """A pixel CLIP in the host's care; `identity`, `image`, `text`, `logit_scale` as in `LoadedLatentCLIP`.
 
     Attributes:
         logit_bias: of a sigmoid (SigLIP); None for a CLIP.
@@ -33,8 +35,11 @@ class LoadedPixelCLIP:
         """Args:
         tokenizer: of its texts; default: open_clip's own.
         """
+        from ..models.latent_clip import identity
+
         device = mm.get_torch_device()
         self.name = clip.name
+        self.identity = identity(clip.model)  # before the towers get their dtype
         self.image_size = clip.image_size
         self.resize, self.interpolation = clip.preparation.resize, clip.preparation.interpolation
         self.logit_scale, self.logit_bias = clip.logit_scale, clip.logit_bias
@@ -47,7 +52,10 @@ class LoadedPixelCLIP:
 
 @dataclass(frozen=True)
 class PixelEncoder:
-    """Raw latents → features of the decoded picture; those of several frames are averaged. Call it with its `patchers` loaded."""
+    """Raw latents → features of the decoded picture. Call it with its `patchers` loaded.
+
+    A video VAE decodes a clip as a whole, to more pictures than the latent has frames. A frame is judged by all pictures that it adds.
+    """
 
     way_back = Decoder.way_back
     clip: LoadedPixelCLIP
@@ -62,6 +70,10 @@ class PixelEncoder:
         return self.decoder.space
 
     @property
+    def reads_clips(self) -> bool:
+        return self.vae.latent_dim == 3
+
+    @property
     def patchers(self) -> list:
         return [self.vae.patcher, self.clip.image]
 
@@ -72,9 +84,9 @@ class PixelEncoder:
         return self._when_out(self._encode, raw_latents)
 
     def _encode(self, raw_latents: Tensor) -> Tensor:
-        tower, pixels = self._decode(raw_latents)
-        features = tower(encode_pixels, pixels.flatten(0, 1))
-        return average_unit(features.unflatten(0, pixels.shape[:2]))
+        tower, pixels, added = self._decode(raw_latents)
+        features = tower(encode_pixels, pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
+        return average_unit(features[:, added].flatten(0, 1))
 
     @property
     def plain(self) -> "PixelEncoder":
@@ -84,10 +96,10 @@ class PixelEncoder:
         return self._when_out(self._look, raw_latents)
 
     def _look(self, raw_latents: Tensor) -> Look:
-        tower, pixels = self._decode(raw_latents)
+        tower, pixels, added = self._decode(raw_latents)
         look = tower(look_everywhere_in_pixels, pixels.flatten(0, 1))
-        windows = look.windows.unflatten(0, pixels.shape[:2]).flatten(1, 2)
-        return Look(average_unit(look.average.unflatten(0, pixels.shape[:2])), windows)
+        average, windows = (found.unflatten(0, pixels.shape[:2])[:, added].flatten(0, 1) for found in look)
+        return Look(average_unit(average), windows.flatten(1, 2))
 
     def _when_out(self, encode, raw_latents: Tensor):
         """Item by item where the way back through the decoder has no room for all of them."""
@@ -95,14 +107,60 @@ class PixelEncoder:
         return one_by_one_when_out(encode, raw_latents, not way_back or self.decoder.fits(raw_latents))
 
     def _decode(self, raw_latents: Tensor):
-        """What reads pictures with the tower, and the pictures (B, F, 3, H, W) on its device."""
+        """What reads pictures with the tower, the pictures (B, F, 3, H, W) on its device, and which of them each frame adds (T, G)."""
         clip, network = self.clip, self.clip.image.model
         device, dtype = device_and_dtype(network)
 
         def tower(read, pixels: Tensor):
             return read(network, pixels, clip.image_size, clip.mean, clip.std, dtype, clip.resize, clip.interpolation)
 
-        return tower, self.decoder(raw_latents).to(device)
+        pixels = self.decoder(raw_latents).to(device)
+        return tower, pixels, pictures_added(pixels.shape[1], frames_in(raw_latents.shape))
+
+
+class PixelJudge:
+    """A pixel CLIP and a VAE where a LATENT_CLIP is expected: every node works on every model, at the price of a decode.
+
+    Attributes:
+        name, identity, logit_scale, space, text: as in `LoadedLatentCLIP`.
+    """
+
+    def __init__(self, clip: LoadedPixelCLIP, vae: comfy.sd.VAE):
+        self._encoder = pixel_encoder(clip, vae)
+        self.name, self.identity, self.logit_scale, self.text = clip.name, clip.identity, clip.logit_scale, clip.text
+
+    @property
+    def space(self) -> LatentSpace:
+        return self._encoder.space
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """See `TextTower.encode`."""
+        return self.text.encode(texts)
+
+    def encoder(self, fit: Fit = "tiles") -> PixelEncoder:
+        """What the CLIP was trained on is a square from the middle of a picture, whatever the fit."""
+        return self._encoder
+
+    def watcher(self, fit: Fit = "tiles", closer: bool = False) -> PixelEncoder:
+        """Squares that show all of a picture.
+
+        Raises:
+            ValueError: a closer look, which pictures do not have.
+        """
+        if closer:
+            raise ValueError("Got closer_look with a pixel judge, which has none. Switch it off, or use a Latent-CLIP.")
+        return self._encoder
+
+
+def pictures_added(pictures: int, frames: int) -> list[list[int]]:
+    """Which of a clip's decoded pictures each frame of its latent adds to those before it, as many for each: the last one fills up.
+
+    Video VAEs make one picture of the first frame, and a fixed number of every further one.
+    """
+    ends = [round(frame * (pictures - 1) / max(1, frames - 1)) for frame in range(frames)]
+    starts = [0, *(end + 1 for end in ends[:-1])]
+    most = max(end - start for start, end in zip(starts, ends)) + 1
+    return [[min(start + place, end) for place in range(most)] for start, end in zip(starts, ends)]
 
 
 def pixel_encoder(clip: LoadedPixelCLIP, vae: comfy.sd.VAE) -> PixelEncoder:

@@ -8,7 +8,6 @@ from dataclasses import replace
 import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.patcher_extension
-import comfy.sample
 import comfy.samplers
 import latent_preview
 import torch
@@ -17,12 +16,12 @@ from torch import Tensor
 from ..methods.reno import RenoSettings, RenoState, optimize_noise
 from ..methods.rewards import Reward
 from ..methods.sampling import euler
-from ..models.latent_spaces import LatentSpaceError
 from .capture import Capture
 from .climbable import (
     check_hooks,
     check_model,
     check_noise,
+    check_one_frame,
     check_repeats,
     check_sigmas,
     named_failures,
@@ -33,8 +32,8 @@ from .climbable import (
 )
 from .conditioning import cond_items, map_conds
 from .encoders import networks_of
-from .gradients import checkpointed_blocks, differentiable_attention, gradients, ordinary
-from .latents import check_model_space
+from .gradients import checkpointed_blocks, differentiable_attention, gradients, ordinary, overwriting_allowed
+from .latents import check_model_space, latents_for
 from .live import LiveRun
 from .oom import is_oom
 from .reservation import Memory, MemoryUse, Reservation, skips_negative
@@ -78,11 +77,8 @@ def run_reno(
     check_hooks(getattr(guider, "original_conds", {}), skips_negative(guider), steps)
     for judge in (reward, *([] if watch is None else [watch])):
         check_model_space(guider.model_patcher, judge.space)
-    samples = comfy.sample.fix_empty_latent_channels(guider.model_patcher, latent["samples"])
-    if samples.ndim != 4:
-        raise LatentSpaceError(
-            f"Got a latent of shape {tuple(samples.shape)}, expected images (batch, channels, height, width)."
-        )
+    samples = latents_for(guider.model_patcher, latent)
+    check_one_frame(samples)
     if len(samples) == 0:
         raise ValueError("Got an empty batch, expected at least one latent to optimise the noise of.")
     start = noise.generate_noise({**latent, "samples": samples})
@@ -164,7 +160,8 @@ class _RenoSampler(comfy.samplers.Sampler):
         judges = [network.model for network in networks_of(self.reward, self.watch)]
         loaded = [patcher.model for patcher in model_wrap.loaded_models]
         with ExitStack() as contexts:
-            contexts.enter_context(gradients([model, *judges, *loaded]))
+            contexts.enter_context(gradients([model, *judges, *loaded], model.latent_format))
+            contexts.enter_context(overwriting_allowed(model.diffusion_model))
             controls = [network for network in loaded if network not in judges]
             self._fit_memory(contexts, model, controls, model_wrap.model_patcher)
             sigmas, noise, latent_image = ordinary(sigmas), ordinary(noise), ordinary(latent_image)

@@ -9,11 +9,12 @@ from ..methods.classify import classify, label_directions
 from ..methods.reno import Iteration, RenoSettings, RenoState
 from ..methods.rewards import Reward
 from ..models.fit import Fit
+from ..models.frames import by_clip, frames_in
 from ..models.latent_spaces import LatentSpace
 from .latent_clip import LoadedLatentCLIP
-from .latents import MAX_THUMBNAILS, finite_items, thumbnails
+from .latents import MAX_THUMBNAILS, finite_items, image_part, thumbnails
 from .reservation import MemoryUse
-from .scoring import encode, evaluate, judge
+from .scoring import encode, evaluate_frames, features_of_clips, judge_frames
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class ScoreReport:
 
     Attributes:
         features: (B, D) of unit length, to tell the items apart; None where nobody asked for them.
+        frames: weighted scores of every frame (B, T), of clips.
     """
 
     reward: Reward
@@ -31,9 +33,12 @@ class ScoreReport:
     terms: dict[str, Tensor]
     thumbnails: list[str]
     features: Tensor | None = None
+    frames: Tensor | None = None
 
     def as_dict(self) -> dict:
+        clips = {} if self.frames is None else {"frames": _rows(self.frames), "of_frames": self.reward.frames}
         return {
+            **clips,
             "scores": _rounded(self.scores),
             "terms": [
                 {"name": term.name, "weight": term.weight, "values": _rounded(self.terms[term.name])}
@@ -51,11 +56,15 @@ class ClassifyReport:
     """Top label and its probability per item, and the whole table (B, L).
 
     An item that could not be judged has the empty label, NaN for every probability, and no picture.
+
+    Attributes:
+        frames: the table of every frame (B, T, L), of clips, whose mean `table` is.
     """
 
     names: list[str]
     table: Tensor
     thumbnails: list[str]
+    frames: Tensor | None = None
 
     @property
     def labels(self) -> list[str]:
@@ -66,10 +75,11 @@ class ClassifyReport:
         return self.table.amax(dim=1).tolist()
 
     def as_dict(self) -> dict:
-        return {
-            "labels": self.labels,
-            "probabilities": [dict(zip(self.names, _rounded(row))) for row in self.table],
-        }
+        clips = {} if self.frames is None else {"frames": [self._named(table) for table in self.frames]}
+        return {**clips, "labels": self.labels, "probabilities": self._named(self.table)}
+
+    def _named(self, table: Tensor) -> list[dict[str, float | None]]:
+        return [dict(zip(self.names, _rounded(row))) for row in table]
 
     def as_ui(self) -> dict:
         return {**self.as_dict(), "kind": "classes", "thumbnails": self.thumbnails}
@@ -82,14 +92,20 @@ def score_report(latent: dict, reward: Reward, with_features: bool = False) -> S
         ValueError: no score is a number.
     """
     raw_latents, places = finite_items(latent, reward.space)
-    size = len(latent["samples"])
-    values, features = judge(reward, raw_latents) if with_features else (evaluate(reward, raw_latents), None)
-    terms = {name: _in_places(value, places, size) for name, value in values.items()}
+    size, frames = len(image_part(latent["samples"])), frames_in(raw_latents.shape)
+    features, of_frames = None, None
+    if with_features:
+        values, found = judge_frames(reward, raw_latents)
+        features = _in_places(features_of_clips(found, frames), places, size)
+    else:
+        values = evaluate_frames(reward, raw_latents)
+    if frames > 1:
+        of_frames = _in_places(by_clip(reward.weigh(values), frames), places, size)
+    terms = {name: _in_places(v, places, size) for name, v in reward.over_frames(values, frames).items()}
     scores = reward.weigh(terms)
     _refuse_all_nan(scores, "score")
     pictures = _pictures(raw_latents, places, size, reward.space)
-    features = None if features is None else _in_places(features, places, size)
-    return ScoreReport(reward, scores, terms, pictures, features)
+    return ScoreReport(reward, scores, terms, pictures, features, of_frames)
 
 
 def classify_report(
@@ -101,11 +117,13 @@ def classify_report(
         ValueError: no probability is a number.
     """
     raw_latents, places = finite_items(latent, clip.space)
-    size = len(latent["samples"])
+    size, frames = len(image_part(latent["samples"])), frames_in(raw_latents.shape)
     directions = label_directions(clip.encode_text, names, templates)
-    table = classify(encode(clip.encoder(fit), raw_latents), directions, clip.logit_scale)
+    tables = by_clip(classify(encode(clip.encoder(fit), raw_latents), directions, clip.logit_scale), frames)
+    table = _in_places(tables.mean(dim=1), places, size)
     _refuse_all_nan(table, "probability")
-    return ClassifyReport(names, _in_places(table, places, size), _pictures(raw_latents, places, size, clip.space))
+    of_frames = _in_places(tables, places, size) if frames > 1 else None
+    return ClassifyReport(names, table, _pictures(raw_latents, places, size, clip.space), of_frames)
 
 
 def _in_places(values: Tensor, places: list[int], size: int) -> Tensor:
@@ -132,6 +150,10 @@ def _refuse_all_nan(values: Tensor, what: str) -> None:
 def _rounded(values: Tensor) -> list[float | None]:
     """For JSON, which has no NaN and no infinity: None stands for both."""
     return [round(value, 6) if math.isfinite(value) else None for value in values.tolist()]
+
+
+def _rows(table: Tensor) -> list[list[float | None]]:
+    return [_rounded(row) for row in table]
 
 
 def numbers(values: list[float]) -> list[float | None]:

@@ -50,8 +50,7 @@ class Scorer:
             CalibrationError: no image, or too many that cannot be read; names a file.
         """
         from ..host.concepts import directions
-        from ..host.scoring import encode_windows
-        from ..methods.gate import extra_views
+        from ..host.log_odds import log_odds
 
         known, watcher, rows = directions(self.clip, concept), self.clip.watcher(self.fit, self.closer), []
         files, unreadable = files_of(folder), []
@@ -61,8 +60,7 @@ class Scorer:
             except UnreadableError as error:
                 unreadable.append(str(error))
                 continue
-            views = [raw, *extra_views(raw, self.views)] if self.views else [raw]
-            rows.append(torch.stack([known.worst(encode_windows(watcher, view)) for view in views]).amax(dim=0))
+            rows.append(log_odds(raw, watcher, known, self.views))
         if len(unreadable) > UNREADABLE_SHARE * len(files):
             raise CalibrationError(
                 f"{len(unreadable)} of the {len(files)} files of {folder} cannot be read, such as {unreadable[0]} Repair or remove them."

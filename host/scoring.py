@@ -1,5 +1,6 @@
 """Run a reward over a batch: networks loaded by the host, chunks sized to free memory, cancel between chunks."""
 
+import math
 from collections.abc import Callable
 
 import comfy.model_management as mm
@@ -7,7 +8,9 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ..methods.features import average_unit
 from ..methods.rewards import Reward
+from ..models.frames import by_clip, frames_in, pictures_of
 from ..models.latent_spaces import check_raw_latents
 from .encoders import HostEncoder, HostWatcher, host_encoders
 from .oom import is_oom
@@ -18,13 +21,20 @@ MAX_CHUNK = 64  # more gains nothing and only raises the memory peak
 
 def evaluate(reward: Reward, raw_latents: Tensor) -> dict[str, Tensor]:
     """Value of every term for every latent, unweighted: name → (B,) float32 on the CPU."""
-    return _over_chunks(host_encoders(reward), raw_latents, reward.evaluate)
+    return reward.over_frames(evaluate_frames(reward, raw_latents), frames_in(raw_latents.shape))
 
 
-def judge(
-    reward: Reward, raw_latents: Tensor, noise_level: float | None = None, loaded: bool = False
+def evaluate_frames(reward: Reward, raw_latents: Tensor) -> dict[str, Tensor]:
+    """Value of every term for every frame, unweighted, clip by clip: name → (B·T,) float32 on the CPU."""
+    check_raw_latents(raw_latents, reward.space)
+    encoders = host_encoders(reward)
+    return _over_chunks(encoders, as_read(encoders, raw_latents), lambda chunk: reward.of_frames(chunk)[0])
+
+
+def judge_frames(
+    reward: Reward, raw_latents: Tensor, noise_level: float | None = None, loaded: bool = False, progress: bool = True
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Value of every term as `evaluate` gives it, and features that tell the latents apart, (B, D) float32 of unit length.
+    """As `evaluate_frames`, and features that tell the frames apart, (B·T, D) float32 of unit length.
 
     Args:
         noise_level: see `methods.rewards.Encoder`.
@@ -33,26 +43,53 @@ def judge(
 
     def look(chunk: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
-            values, features = reward.values_and_features(chunk, noise_level)
-        return {**values, FEATURES: features}
+            values, features = reward.of_frames(chunk, noise_level)
+        parts = [part.to(chunk.device) for part in features.values()]
+        return {**values, FEATURES: torch.cat(parts, dim=1) / math.sqrt(len(parts))}
 
     check_raw_latents(raw_latents, reward.space)
-    values = _over_chunks(host_encoders(reward), raw_latents, look, loaded, progress=False)
+    encoders = host_encoders(reward)
+    values = _over_chunks(encoders, as_read(encoders, raw_latents), look, loaded, progress)
     return values, values.pop(FEATURES)
 
 
+def judge(
+    reward: Reward, raw_latents: Tensor, noise_level: float | None = None, loaded: bool = False
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Value of every term as `evaluate` gives it, and features that tell the latents apart, (B, D) float32 of unit length.
+
+    Args:
+        noise_level, loaded: see `judge_frames`.
+    """
+    frames = frames_in(raw_latents.shape)
+    values, features = judge_frames(reward, raw_latents, noise_level, loaded, progress=False)
+    return reward.over_frames(values, frames), features_of_clips(features, frames)
+
+
+def features_of_clips(features: Tensor, frames: int) -> Tensor:
+    """The mean direction of every clip's frames: (B·T, D) → (B, D)."""
+    return average_unit(by_clip(features, frames)) if frames > 1 else features
+
+
 def encode(encoder: HostEncoder, raw_latents: Tensor) -> Tensor:
-    """Features of every latent: (B, D) float32 on the CPU."""
-    return _over_chunks([encoder], raw_latents, lambda chunk: {"features": encoder(chunk)})["features"]
+    """Features of every frame, clip by clip: (B·T, D) float32 on the CPU."""
+    seen = as_read([encoder], raw_latents)
+    return _over_chunks([encoder], seen, lambda chunk: {"features": encoder(chunk)})["features"]
 
 
 def encode_windows(watcher: HostWatcher, raw_latents: Tensor, progress: bool = True) -> Tensor:
-    """Features of every window of every latent: (B, T, D) float32 on the CPU."""
+    """Features of every window of every frame, clip by clip: (B·T, W, D) float32 on the CPU."""
 
     def look(chunk: Tensor) -> dict[str, Tensor]:
         return {"windows": watcher.look(chunk).windows}
 
-    return _over_chunks([watcher], raw_latents, look, progress=progress)["windows"]
+    return _over_chunks([watcher], as_read([watcher], raw_latents), look, progress=progress)["windows"]
+
+
+def as_read(encoders: list[HostEncoder], raw_latents: Tensor) -> Tensor:
+    """What chunks are made of: pictures, or whole clips where one of the encoders reads those."""
+    clips = any(getattr(encoder, "reads_clips", False) for encoder in encoders)
+    return raw_latents if clips else pictures_of(raw_latents)
 
 
 def _over_chunks(

@@ -86,7 +86,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a guider predicts at one step: `denoised` (B, C, H, W) in the model's space, for `x` at `sigma` (B,)."""
+    """What a guider predicts at one step: `denoised` (B, C, H, W) or (B, C, T, H, W) in the model's space, for `x` at `sigma` (B,)."""
 
     guider: Any
     x: Tensor
@@ -150,9 +150,10 @@ class Steering:
         denoised, run = executor(x, timestep, model_options, seed), self._running()
         run.asked = True
         look = run.step(timestep.flatten()[0].item()) in run.steps
-        if look and denoised.ndim != 4:
+        if look and denoised.ndim not in (4, 5):
             raise LatentSpaceError(
-                f"Got predictions of shape {tuple(denoised.shape)}, but a Latent-CLIP reads images (batch, channels, height, width)."
+                f"Got predictions of shape {tuple(denoised.shape)}, as of video with sound, but {self.name} steers images and clips (batch, "
+                "channels, frames, height, width). Take it out, and put Safety Gate or Select Best Latents behind the sampler."
             )
         run.judged |= look
         return self.steer(Prediction(executor.class_obj, x, timestep, denoised, model_options, seed), run, look)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..models.resample import area_average
+from .concepts import largest
 
 BLUR_CELLS = 32  # latent cells per cell of the blurred latent: 1024 px keep 4×4 colours, which show no content
 VIEW_NOISE = 0.15  # standard deviation of the noise of an extra view, as a share of the item's own
@@ -24,6 +25,25 @@ def reasons_to_block(scores: Tensor, names: Sequence[str], thresholds: Sequence[
     if not names or scores.ndim != 2 or scores.shape[1] != len(names) or len(thresholds) != len(names):
         return ["there is nothing to judge by"] * len(scores)
     return [_reason(row, names, thresholds) for row in scores.tolist()]
+
+
+def reasons_to_block_clips(scores: Tensor, names: Sequence[str], thresholds: Sequence[float]) -> tuple[list[str], list[int]]:
+    """Why each clip is blocked, which is when any of its frames is, and how many frames before the first such frame are clean.
+
+    Args:
+        scores: log-odds (B, T, categories); an image is a clip of one frame.
+
+    Returns:
+        (reasons, "" for those that pass; clean frames at the start of each).
+    """
+    reasons, clean = [], []
+    for clip in scores:
+        blocked = [place for place, reason in enumerate(reasons_to_block(clip, names, thresholds)) if reason]
+        (worst,) = reasons_to_block(largest(clip, dim=0)[None], names, thresholds)
+        where = f" (in {len(blocked)} of {len(clip)} frames, from frame {blocked[0] + 1} on)" if blocked and len(clip) > 1 else ""
+        reasons.append(worst + where)
+        clean.append(blocked[0] if blocked else len(clip))
+    return reasons, clean
 
 
 def _reason(row: list[float], names: Sequence[str], thresholds: Sequence[float]) -> str:

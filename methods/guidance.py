@@ -10,8 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..models.frames import by_clip, frames_in
 from .concepts import ConceptDirections
-from .rewards import Encoder, Reward, Watcher, told
+from .rewards import Encoder, Reward, Watcher, seen_by, told
 
 MARGIN = 20.0  # log-odds below its threshold to which a suspected item is pushed: in effect until sampling ends
 
@@ -76,7 +77,7 @@ class ConceptWatch:
     """Which items of a batch have shown which category, from the start of a sampling until now.
 
     It forgets nothing in between: once something was seen, that item stays a suspect until sampling ends. An item shows
-    what its worst window shows.
+    what its worst window shows, in the worst of its frames.
     """
 
     def __init__(self, encoder: Watcher, concepts: ConceptDirections):
@@ -96,12 +97,13 @@ class ConceptWatch:
         self.seen = None
 
     def look(self, raw_latents: Tensor, noise_level: float | None = None) -> tuple[Tensor, Tensor]:
-        """Raw latents (B, C, H, W) → log-odds over the thresholds, and what was seen so far, both (B, categories).
+        """Raw latents (B, C, H, W) or (B, C, T, H, W) → log-odds over the thresholds, and what was seen so far, both (B, categories).
 
         Args:
             noise_level: see `rewards.Encoder`.
         """
-        scores = self.concepts.worst(told(self.encoder, self.encoder.look, noise_level)(raw_latents).windows)
+        windows = told(self.encoder, self.encoder.look, noise_level)(seen_by(self.encoder, raw_latents)).windows
+        scores = self.concepts.worst(by_clip(windows, frames_in(raw_latents.shape)).flatten(1, 2))
         over = scores - torch.tensor(self.concepts.thresholds, device=scores.device)
         seen = ~(over.detach() <= 0).cpu()  # what cannot be judged is a suspect
         if self.seen is not None and self.seen.shape == seen.shape:
@@ -150,10 +152,10 @@ def correction(
     The correction has the direction of the objective's gradient and an RMS of at most strength × noise level: the less
     the image is decided, the more may change, and nothing at all at the end, where a change would only be a pattern that
     pleases the judge. Because samplers move in proportion to the noise that they remove, the sum over a sampling hardly
-    depends on the number of steps. An item whose value or gradient is not finite is left alone.
+    depends on the number of steps. An item whose value or gradient is not finite is left alone. Of a clip, every frame keeps the bound.
 
     Args:
-        denoised: x0 prediction (B, C, H, W) in the model's space.
+        denoised: x0 prediction (B, C, H, W) or (B, C, T, H, W) in the model's space.
         to_raw: model space → raw latents, differentiable.
         noise_level: share of noise in what the network saw, 0 to 1.
         last_direction: what this function returned at the step before, for momentum.
@@ -172,7 +174,16 @@ def correction(
     if settings.momentum and last_direction is not None:
         direction = settings.momentum * last_direction + (1 - settings.momentum) * direction
     length = settings.strength * noise_level * math.sqrt(x0[0].numel())
-    return torch.where(usable, direction * length, 0.0), direction
+    return torch.where(usable, _bounded_in_every_frame(direction * length, length), 0.0), direction
+
+
+def _bounded_in_every_frame(change: Tensor, length: float) -> Tensor:
+    """A clip's correction (B, C, T, H, W) without more in one frame than its share of `length`: one bad frame is not to take it all."""
+    if change.ndim != 5 or change.shape[2] == 1:
+        return change
+    of_frame = change.pow(2).sum(dim=(1, 3, 4), keepdim=True).sqrt()
+    share = length / math.sqrt(change.shape[2])
+    return change * (share / of_frame.clamp(min=1e-12)).clamp(max=1.0)
 
 
 def _like(per_item: Tensor, x: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..models.frames import clips_of, pictures_of
+
 
 @dataclass(frozen=True)
 class Views:
@@ -34,11 +36,14 @@ class Views:
                 raise ValueError(f"Got the views' {name} = {value}, expected {expected}.")
 
     def look(self, raw_latents: Tensor, index: int) -> Tensor:
-        """View number `index` of raw latents (B, C, H, W), of the same shape and differentiable.
+        """View number `index` of raw latents (B, C, H, W) or (B, C, T, H, W), of the same shape and differentiable.
 
         All items are shifted alike and get the same noise, each in proportion to its own spread: an item is seen as it would be
         alone.
         """
+        return clips_of(self._look(pictures_of(raw_latents), index), raw_latents)
+
+    def _look(self, raw_latents: Tensor, index: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
         view = self._shifted(raw_latents, generator)
         if not self.noise:

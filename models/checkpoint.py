@@ -77,13 +77,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     tensors, metadata = read_tensors(path)
     state_dict = original_to_custom_text(tensors)
     _refuse_other_models(path, state_dict)
-    config = _find_config(path, metadata, state_dict)
+    space = _find_space(path, metadata)
+    config = _find_config(path, metadata, state_dict, space.downscale)
     check_keys(path, state_dict, expected_shapes(config))
     check_weights(path, state_dict)
-    try:
-        space = space_of_metadata(metadata)
-    except ValueError as error:
-        raise CheckpointError(f"{path.name}: {error}.") from error
     if config["vision_cfg"]["latent_n_channels"] != space.channels:
         raise CheckpointError(
             f"{path.name}: its patch convolution takes {config['vision_cfg']['latent_n_channels']} channels, "
@@ -255,7 +252,15 @@ def _refuse_other_models(path: Path, state_dict: dict[str, Tensor]) -> None:
         raise CheckpointError(f"{path.name}: expected a Latent-CLIP, got {known}")
 
 
-def _find_config(path: Path, metadata: dict[str, str], state_dict: dict[str, Tensor]) -> dict:
+def _find_space(path: Path, metadata: dict[str, str]) -> LatentSpace:
+    """What the file says of itself; shapes never decide."""
+    try:
+        return space_of_metadata(metadata)
+    except ValueError as error:
+        raise CheckpointError(f"{path.name}: {error}.") from error
+
+
+def _find_config(path: Path, metadata: dict[str, str], state_dict: dict[str, Tensor], downscale: int) -> dict:
     """The architecture from the file's metadata, else from `<stem>.json` beside it, else from the shapes."""
     beside = path.with_suffix(".json")
     try:
@@ -266,11 +271,11 @@ def _find_config(path: Path, metadata: dict[str, str], state_dict: dict[str, Ten
             config = config.get("model_cfg", config)
         else:
             shapes = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
-            config = infer_config(shapes)
+            config = infer_config(shapes, downscale)
             LOGGER.info("%s: architecture read off its shapes: %s", path.name, name_of_config(config) or config)
         decoding_layers = config["vision_cfg"].get("latent_n_decoding_layers", 0)
         config["vision_cfg"].pop("latent_encoder_name", None)
-        config["vision_cfg"].setdefault("latent_factor", 8)
+        config["vision_cfg"].setdefault("latent_factor", downscale)
         config["vision_cfg"].setdefault("latent_n_channels", state_dict["visual.conv1.weight"].shape[1])
     except (
         KeyError,

@@ -72,5 +72,5 @@ def probe(checkpoint: Checkpoint) -> Tensor:
     grid, text = latent_grid(checkpoint.config), checkpoint.config["text_cfg"]
     noise = torch.randn(4, checkpoint.space.channels, grid, grid, generator=torch.Generator().manual_seed(0))
     tokens = SimpleTokenizer(context_length=text["context_length"])(PROMPTS).clamp(max=text["vocab_size"] - 1)
-    images = model.encode_image(noise / checkpoint.space.scale + checkpoint.space.shift)
+    images = model.encode_image(checkpoint.space.to_raw(noise))
     return F.normalize(images, dim=-1) @ F.normalize(model.encode_text(tokens), dim=-1).T

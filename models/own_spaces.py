@@ -14,7 +14,7 @@ OWN_SPACE = "latent_space_record"  # of a file's metadata, beside `latent_space`
 
 def space_as_dict(space: LatentSpace) -> dict:
     """What a file must tell of a space that may be unknown where it is read."""
-    keys = ("name", "channels", "downscale", "scale", "shift", "description")
+    keys = ("name", "channels", "downscale", "scale", "shift", "description", "video")
     return {key: getattr(space, key) for key in keys}
 
 
@@ -32,14 +32,23 @@ def space_of_dict(record: object) -> LatentSpace:
         value = record.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 100_000:
             raise ValueError(f"Got {value!r:.100} as the {key} of a latent space, expected a positive whole number.")
-    for key in ("scale", "shift"):
-        if not isinstance(record.get(key, 0.0), int | float) or isinstance(record.get(key), bool):
-            raise ValueError(f"Got {record[key]!r:.100} as the {key} of a latent space, expected a number.")
+    scale, shift = (_numbers(record, key, default) for key, default in (("scale", 1.0), ("shift", 0.0)))
     return LatentSpace(
-        name=record["name"], channels=record["channels"], downscale=record["downscale"],
-        scale=float(record.get("scale", 1.0)), shift=float(record.get("shift", 0.0)),
+        name=record["name"], channels=record["channels"], downscale=record["downscale"], scale=scale, shift=shift,
         description=str(record.get("description") or "those of the VAE that this file names"),
+        video=record.get("video") is True,
     )  # fmt: skip
+
+
+def _numbers(record: dict, key: str, default: float) -> float | tuple[float, ...]:
+    """A number, or one for each channel."""
+    value = record.get(key, default)
+    several = isinstance(value, list)
+    if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in (value if several else [value])):
+        raise ValueError(f"Got {value!r:.100} as the {key} of a latent space, expected a number, or one for each channel.")
+    if several and len(value) != record["channels"]:
+        raise ValueError(f"Got {len(value)} numbers as the {key} of a latent space of {record['channels']} channels.")
+    return tuple(map(float, value)) if several else float(value)
 
 
 def space_of_metadata(metadata: dict[str, str]) -> LatentSpace:

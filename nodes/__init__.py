@@ -6,7 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 def all_nodes() -> list[type[io.ComfyNode]]:
     """Every node of the pack, in the order of the add-node menu."""
     from .classify import LatentCLIPClassify
-    from .load import LatentCLIPLoader
+    from .load import LatentCLIPLoader, LatentCLIPPixelLoader
     from .optimize import LatentCLIPOptimizeNoise
     from .rewards import LatentCLIPCombineRewards, LatentCLIPLatentReward, LatentCLIPPixelReward, LatentCLIPTextReward
     from .safety import (
@@ -35,6 +35,7 @@ def all_nodes() -> list[type[io.ComfyNode]]:
         LatentCLIPSafetyGuidance,
         LatentCLIPSafetyGate,
         LatentCLIPShapesWorld,
+        LatentCLIPPixelLoader,
     ]
 
 

@@ -1,6 +1,7 @@
 """Keep harmful content out: a reward, a guided model, and a gate, all before any decode."""
 
 import json
+from dataclasses import replace
 from typing import Literal
 
 from comfy_api.latest import io
@@ -12,6 +13,7 @@ from .sockets import (
     LATENT_LOOKS,
     SHOWS,
     choice,
+    frames_input,
     latent_clip_input,
     number,
     reward_input,
@@ -145,17 +147,18 @@ class LatentCLIPGuideModel(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model to steer; LoRAs may come before or after."),
                 reward_input(),
                 *window_inputs(strength=0.2, start=0.0),
+                frames_input(),
             ],
             outputs=[io.Model.Output(display_name="MODEL", tooltip="The same model, steered when it is sampled.")],
         )
 
     @classmethod
-    def execute(cls, model, reward, strength, start, end, every_n, momentum):
+    def execute(cls, model, reward, strength, start, end, every_n, momentum, frames="mean"):
         from ..host.guidance import Window, guide_model
         from ..methods.guidance import ClimbReward, GuidanceSettings
 
         settings, window = GuidanceSettings(strength, momentum), Window(start, end, every_n)
-        return io.NodeOutput(guide_model(model, ClimbReward(reward), settings, window))
+        return io.NodeOutput(guide_model(model, ClimbReward(replace(reward, frames=frames)), settings, window))
 
 
 class LatentCLIPSafetyGuidance(io.ComfyNode):
@@ -283,6 +286,9 @@ class LatentCLIPSafetyGate(io.ComfyNode):
                 LATENT_LOOKS.Input("looks", optional=True,
                     tooltip="From the Safety Guidance of the model that made the images, with its look_ahead on. Blocks what it suspected late, and "
                     "what it did not make; the report then names both looks."),
+                switch("cut_clips",
+                    "A single clip without sound that begins clean is cut before its first frame that does not pass, instead of blocked. The "
+                    "report says where.", optional=True, advanced=True),
             ],
             outputs=[
                 io.Latent.Output(
@@ -307,7 +313,7 @@ class LatentCLIPSafetyGate(io.ComfyNode):
     @classmethod
     def execute(
         cls, latent, latent_clip, concepts, typed, categories, thresholds, on_block, views, fit, audit_log, log_prompt,
-        closer_look=False, looks=None,
+        closer_look=False, looks=None, cut_clips=False,
     ):  # fmt: skip
         from ..host.concepts import load_concepts
         from ..host.gate import run_gate
@@ -321,7 +327,7 @@ class LatentCLIPSafetyGate(io.ComfyNode):
 
         safe, report = run_gate(
             latent, latent_clip, read, on_block, fit, views, audit_log, texts if log_prompt else None, closer_look,
-            looks,
+            looks, cut_clips,
         )  # fmt: skip
         return io.NodeOutput(
             safe,

@@ -1,10 +1,11 @@
 """Score and select: the consumers that a batch of latents meets first."""
 
 import json
+from dataclasses import replace
 
 from comfy_api.latest import io
 
-from .sockets import CATEGORY, SHOWS, number, reward_input, switch, variety_input, whole
+from .sockets import CATEGORY, SHOWS, frames_input, number, reward_input, switch, variety_input, whole
 
 
 class LatentCLIPScore(io.ComfyNode):
@@ -19,6 +20,7 @@ class LatentCLIPScore(io.ComfyNode):
             inputs=[
                 io.Latent.Input("latent", tooltip="The latents to judge, straight from a sampler."),
                 reward_input(),
+                frames_input(),
             ],
             outputs=[
                 io.Latent.Output(display_name="LATENT", tooltip="The same latents, unchanged."),
@@ -31,10 +33,10 @@ class LatentCLIPScore(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, latent, reward):
+    def execute(cls, latent, reward, frames="mean"):
         from ..host.reports import score_report
 
-        report = score_report(latent, reward)
+        report = score_report(latent, replace(reward, frames=frames))
         return io.NodeOutput(
             latent, report.scores.tolist(), json.dumps(report.as_dict()), ui={"latent_clip": [report.as_ui()]}
         )
@@ -58,6 +60,7 @@ class LatentCLIPSelect(io.ComfyNode):
                 number("threshold", 0.2, -1000.0, 1000.0, 0.001,
                     "The minimum score, if use_threshold is on. Look at Score Latents for the usual range of your reward."),
                 variety_input(optional=True),
+                frames_input(),
             ],
             outputs=[
                 io.Latent.Output(display_name="best", tooltip="The kept latents, from best to worst."),
@@ -73,12 +76,12 @@ class LatentCLIPSelect(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, latent, reward, keep, use_threshold, threshold, variety=0.0):
+    def execute(cls, latent, reward, keep, use_threshold, threshold, variety=0.0, frames="mean"):
         from ..host.latents import items_or_blocker, values_or_blocker
         from ..host.reports import score_report
         from ..methods.select import keep_best
 
-        report = score_report(latent, reward, with_features=variety > 0)
+        report = score_report(latent, replace(reward, frames=frames), with_features=variety > 0)
         best, rest = keep_best(report.scores, keep, threshold if use_threshold else None, report.features, variety)
         return io.NodeOutput(
             items_or_blocker(latent, best),

@@ -89,6 +89,13 @@ def safety_fit_input() -> io.Combo.Input:
                "here, because the centre alone would miss the sides. squash: the windows, and all of it at once, distorted.", advanced=True)  # fmt: skip
 
 
+def frames_input() -> io.Combo.Input:
+    """What counts of a clip. Optional, as it came after version 0.1."""
+    return choice("frames", ["mean", "worst"],
+               "For latents of several frames (video models). mean: the average of all frames. worst: the frame with the lowest score, so that "
+               "one bad moment counts. An image is one frame.", optional=True, advanced=True)  # fmt: skip
+
+
 def dtype_input() -> io.Combo.Input:
     """Precision of a loaded network."""
     return choice("dtype", ["auto", "fp16", "bf16", "fp32"],

@@ -8,7 +8,7 @@ import torch
 
 from ..tools.comfy_server import PACK_FOLDER, PACK_ROOT, ComfyServer, make_base
 from ..tools.ui_to_api import ui_to_api
-from .checkpoints import save_latent_clip
+from .checkpoints import save_latent_clip, save_pixel_clip
 
 TEST_PACK = Path(__file__).parent / "host" / "test_pack"
 TINY_SDXL = "tiny_sdxl.safetensors"
@@ -61,6 +61,11 @@ class TestServer(ComfyServer):
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("latent-clip-b-8", "latent-clip-b-4-plus"):
             save_latent_clip(folder / f"{name}.safetensors")
+        pixels = self.models_dir / "open_clip"
+        pixels.mkdir(parents=True, exist_ok=True)
+        for name in set(re.findall(r'"(CLIP-[\w.-]+\.bin)"', text)):
+            save_pixel_clip(pixels / name)
+        self.run({"files": {"class_type": "TestStockFiles", "inputs": {}}})
 
     def workflow_to_prompt(self, path: Path) -> dict:
         """Convert a UI-format workflow file into the prompt that the page would queue."""

@@ -9,13 +9,18 @@ def tiny_vae(family: str):
     """A `comfy.sd.VAE` that the host has recognised by the names and shapes of its tensors; the encoders may be missing."""
     import comfy.sd
 
+    with torch.inference_mode():
+        return comfy.sd.VAE(sd=tiny_state(family))
+
+
+def tiny_state(family: str) -> dict[str, torch.Tensor]:
+    """What its file holds."""
     network = FAMILIES[family]()
     generator = torch.Generator().manual_seed(0)
     state = {name: _seeded(name, tensor, generator) for name, tensor in network.state_dict().items()}
     if family == "taesd":  # as it stands in a checkpoint: SDXL's scale
         state |= {"vae_scale": torch.tensor(0.13025), "vae_shift": torch.tensor(0.0)}
-    with torch.inference_mode():
-        return comfy.sd.VAE(sd=state)
+    return state
 
 
 def raw_latents(vae, batch: int = 2, frames: int = 0) -> torch.Tensor:

@@ -34,6 +34,7 @@ def gallery(info: dict) -> Graph:
     world, text = shapes_world(graph, "a blue star left of a red circle")
     positive, negative = encode(graph, 1, world[1], text[0]), encode(graph, 1, world[1], "", "Negative")
     graph.add(0, "LatentCLIPLoader", 110)
+    graph.add(0, "LatentCLIPPixelLoader", 170, vae=world[2])
     empty = graph.add(1, "EmptyLatentImage", 110, width=64, height=64, batch_size=4)
     instead = graph.add(1, "CLIPTextEncode", 110, clip=world[1], text="a green circle")
     stars = {"latent_clip": world[3], "concepts": "shapes-world-stars"}

@@ -45,6 +45,16 @@ STARS = {"concepts": "shapes-world-stars", "thresholds": "3"}
 STEPS = {"steps": 8, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal"}
 RENO = {"LatentCLIPOptimizeNoise": {"iterations": 20}, "EmptyLatentImage": {"batch_size": 4}}
 SEARCH = {"BasicScheduler": {"steps": 16}}
+GATED = {
+    "KSampler": STEPS,
+    "LatentCLIPSafetyGate": {"concepts": "shapes-world-stars", "on_block": "drop"},
+    "EmptyLatentImage": {"batch_size": 8},
+}
+# The nodes that load → the output of Load Shapes World that their first one becomes; those that shift noise levels go with the model.
+LOADERS = {
+    "CheckpointLoaderSimple": 0, "LatentCLIPLoader": 3, "LatentCLIPShapesWorld": 0, "UNETLoader": 0, "ModelSamplingAuraFlow": 0,
+    "ModelSamplingSD3": 0, "CLIPLoader": 1, "DualCLIPLoader": 1, "VAELoader": 2, "LatentCLIPPixelLoader": 3,
+}  # fmt: skip
 PICTURES = {
     "01 Try it now": Picture("8 judged as latents, 2 decoded", "ranked", "a blue star left of a red circle"),
     "02 Optimize noise, demo": Picture("The noise, before and after", "before", "a red triangle right of a blue cross"),
@@ -81,6 +91,16 @@ PICTURES = {
     "14 Search, then optimize": Picture(
         "Found, optimized (demo world)", "optimized", "a red triangle below a green circle", changes={"BasicScheduler": {"steps": 4}},
     ),
+    "15 Flux schnell, optimize noise": Picture(
+        "Before and after (demo world)", "before", "a yellow circle right of a green star", seed=4, changes=RENO
+    ),
+    "16 Qwen-Image, safety gate": Picture("Behind a gate (demo world)", "gated", "", seed=11, changes=GATED),
+    "17 Wan clip, safety gate": Picture("Each one judged (demo world)", "gated", "", seed=5, changes=GATED),
+    "18 Z-Image, pick the best": Picture(
+        "Best of a batch (demo world)", "ranked", "a red square above a blue triangle", seed=2,
+        changes={"KSampler": {"steps": 1}, "EmptyLatentImage": {"batch_size": 8}, "LatentCLIPSelect": {"keep": 2}},
+    ),
+    "19 Z-Image, search": Picture("6 drafts, best 2 (demo world)", "searched", "a purple star below a yellow square", changes=SEARCH),
 }  # fmt: skip
 
 TOUR = {  # the tour shows what the first three templates give
@@ -90,8 +110,7 @@ TOUR = {  # the tour shows what the first three templates give
 
 def on_shapes_world(prompt: dict, picture: Picture) -> dict:
     """The prompt of a template with Shapes World in the place of its checkpoints, and of what only they understand."""
-    loaders = {"CheckpointLoaderSimple": 0, "LatentCLIPLoader": 3, "LatentCLIPShapesWorld": 0}
-    first = {key: loaders[node["class_type"]] for key, node in prompt.items() if node["class_type"] in loaders}
+    first = {key: LOADERS[node["class_type"]] for key, node in prompt.items() if node["class_type"] in LOADERS}
     turbo = {"sampler_name": "euler", "scheduler": "simple"}
     made = {WORLD: {"class_type": "LatentCLIPShapesWorld", "inputs": {}}}
     for key, node in prompt.items():
@@ -111,8 +130,10 @@ def on_shapes_world(prompt: dict, picture: Picture) -> dict:
             inputs |= {"seed": picture.seed} | (turbo if inputs["steps"] == 1 else {})
         elif kind == "RandomNoise":
             inputs["noise_seed"] = picture.seed
-        elif kind == "EmptyLatentImage":
-            inputs |= {"width": 64, "height": 64}
+        elif kind.startswith("Empty"):  # of a picture, or of a clip, which becomes a batch
+            kind, inputs = "EmptyLatentImage", {"width": 64, "height": 64, "batch_size": inputs["batch_size"]}
+        elif kind == "SaveAnimatedWEBP":
+            kind, inputs = "SaveImage", {"images": inputs["images"], "filename_prefix": "clip"}
         elif kind == "ImageScaleBy":
             inputs["scale_by"] = 1.0
         elif kind == "PrimitiveStringMultiline":

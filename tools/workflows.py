@@ -24,6 +24,42 @@ Needs, in `models/`:
 {LATENT_CLIP_FILE}"""
 
 
+PIXEL_CLIP = "CLIP-ViT-B-32-laion2B-s34B-b79K.bin"
+PIXEL_CLIP_FILE = f"""- `open_clip/{PIXEL_CLIP}`: `open_clip_pytorch_model.bin` of laion/CLIP-ViT-B-32-laion2B-s34B-b79K on Hugging Face (MIT licence)
+"""
+Z_IMAGE = (("z_image_turbo_bf16.safetensors",), ("qwen_3_4b.safetensors",), "lumina2", "ae.safetensors")
+FLUX_SCHNELL = (("flux1-schnell.safetensors",), ("clip_l.safetensors", "t5xxl_fp16.safetensors"), "flux", "ae.safetensors")
+QWEN_IMAGE = (
+    ("qwen_image_fp8_e4m3fn.safetensors", "ModelSamplingAuraFlow", 3.1), ("qwen_2.5_vl_7b_fp8_scaled.safetensors",), "qwen_image",
+    "qwen_image_vae.safetensors",
+)  # fmt: skip
+WAN21 = (
+    ("wan2.1_t2v_1.3B_fp16.safetensors", "ModelSamplingSD3", 8.0), ("umt5_xxl_fp8_e4m3fn_scaled.safetensors",), "wan",
+    "wan_2.1_vae.safetensors",
+)  # fmt: skip
+
+
+def files_of(parts: tuple) -> str:
+    """What a workflow of `load_parts` needs, for its note."""
+    model, texts, _, vae = parts
+    files = [f"`diffusion_models/{model[0]}`", *(f"`text_encoders/{text}`" for text in texts), f"`vae/{vae}`"]
+    return "\nNeeds, in `models/`, what ComfyUI's own template of this model has, and a judge:\n- " + ", ".join(files) + f"\n{PIXEL_CLIP_FILE}"
+
+
+def load_parts(graph: Graph, parts: tuple, prompt: str) -> tuple[Node, Node, Node, Node, Node]:
+    """A model in parts, as the host's own templates load it, a pixel judge and a prompt: (model, clip, vae, judge, text)."""
+    (file, *shift), texts, kind, vae_file = parts
+    model = graph.fold(0, "UNETLoader", "Model", unet_name=file)
+    if shift:
+        model = graph.fold(0, shift[0], "Shift", model=model[0], shift=shift[1])
+    loader = "DualCLIPLoader" if len(texts) == 2 else "CLIPLoader"
+    names = dict(zip(("clip_name1", "clip_name2") if len(texts) == 2 else ("clip_name",), texts))
+    clip = graph.fold(0, loader, "Text encoder", type=kind, **names)
+    vae = graph.fold(0, "VAELoader", "VAE", vae_name=vae_file)
+    judge = graph.add(0, "LatentCLIPPixelLoader", 140, vae=vae[0], file=PIXEL_CLIP)
+    return model, clip, vae, judge, graph.add(0, "PrimitiveStringMultiline", 100, "Prompt", value=prompt)
+
+
 def shapes_world(graph: Graph, prompt: str) -> tuple[Node, Node]:
     """The demo world with a prompt: (world, text)."""
     return graph.add(0, "LatentCLIPShapesWorld", 120), graph.add(
@@ -103,9 +139,8 @@ def optimise(
 ) -> tuple[Node, Node]:
     """The advanced-sampling graph around Optimize Noise, in columns 1 and 2: (empty latent, optimize)."""
     noise = graph.add(1, "RandomNoise", 85, noise_seed=1)
-    empty = graph.add(
-        1, "EmptyLatentImage", 120, width=size, height=size, batch_size=settings.pop("batch_size", 1)
-    )  # fmt: skip
+    kind = settings.pop("empty", "EmptyLatentImage")
+    empty = graph.add(1, kind, 120, width=size, height=size, batch_size=settings.pop("batch_size", 1))
     positive = encode(graph, 1, clip, text[0])
     guider = graph.fold(1, "BasicGuider", "Guider", model=model[0], conditioning=positive[0])
     node = graph.add(
@@ -348,6 +383,7 @@ def search(
 ) -> Node:  # fmt: skip
     """The advanced-sampling graph around Search Best Images, in columns 1 and 2. `sampling`: sampler, scheduler, steps, cfg."""
     sampler_name, scheduler, steps, cfg = sampling
+    kind = settings.pop("empty", "EmptyLatentImage")
     reward = graph.add(1, "LatentCLIPTextReward", 250, latent_clip=latent_clip, text=text[0])
     noise = graph.add(1, "RandomNoise", 85, noise_seed=1)
     sigmas = graph.add(1, "BasicScheduler", 120, model=model[0], scheduler=scheduler, steps=steps, denoise=1.0)
@@ -355,7 +391,7 @@ def search(
     negative = encode(graph, 1, clip, "", "Negative")
     guider = graph.fold(1, "CFGGuider", "Guider", model=model[0], positive=positive[0], negative=negative[0], cfg=cfg)
     sampler = graph.fold(1, "KSamplerSelect", "Sampler", sampler_name=sampler_name)
-    empty = graph.fold(1, "EmptyLatentImage", "Size", width=size, height=size, batch_size=1)
+    empty = graph.fold(1, kind, "Size", width=size, height=size, batch_size=1)
     return graph.add(
         2, "LatentCLIPSearch", 770, noise=noise[0], guider=guider[0], sampler=sampler[0], sigmas=sigmas[0], latent_image=empty[0],
         reward=reward[0], **settings,
@@ -437,9 +473,110 @@ Eight candidates of four steps, cut to the best one on the way; then ten iterati
     graph.save("14 Search, then optimize")
 
 
+def flux_schnell_reno(info: dict) -> None:
+    """ReNO through Flux schnell and its VAE, with a pixel judge."""
+    graph = Graph(info, (300, 290, 400, 420))
+    graph.note(0, f"""
+## Optimize noise of FLUX.1 schnell
+There is no Latent-CLIP for Flux yet, so every iteration decodes and looks at the picture; the gradient goes through the
+judge, the VAE and Flux. Out of memory? Set *memory* to low, and *weight_dtype* of the model to fp8.
+{files_of(FLUX_SCHNELL)}
+""", 330)  # fmt: skip
+    model, clip, vae, judge, text = load_parts(graph, FLUX_SCHNELL, "a green bench and a blue bowl")
+    reward = graph.add(1, "LatentCLIPTextReward", 250, latent_clip=judge[0], text=text[0])
+    sigmas = graph.add(1, "BasicScheduler", 120, "One step", model=model[0], scheduler="simple", steps=1, denoise=1.0)
+    _empty, node = optimise(
+        graph, model, clip[0], text, reward, sigmas, 512, iterations=20, empty="EmptySD3LatentImage"
+    )
+    before_and_after(graph, node, vae[0], "flux-reno", 310)
+    graph.group_columns("Load and prompt", "What to climb, from where", "Optimise the noise", "Before and after")
+    graph.save("15 Flux schnell, optimize noise")
+
+
+def qwen_image_safety_gate(info: dict) -> None:
+    """Qwen-Image behind a gate that looks at the decoded pictures."""
+    graph = Graph(info, (300, 290, 360, 460))
+    graph.note(0, f"""
+## A gate for Qwen-Image
+The gate decodes, looks, and lets pass what is below every threshold; what shows harm becomes a grey field. Its thresholds are
+not calibrated for this judge: run `python . calibrate --help` first.
+{files_of(QWEN_IMAGE)}
+""", 330)  # fmt: skip
+    model, clip, vae, judge, text = load_parts(graph, QWEN_IMAGE, "people at a festival, evening light")
+    empty = graph.add(1, "EmptySD3LatentImage", 120, width=1328, height=1328, batch_size=1)
+    sampled = sample(graph, 1, model, clip[0], text, empty, steps=20, cfg=4.0, sampler_name="euler", scheduler="simple")
+    gate = graph.add(2, "LatentCLIPSafetyGate", 680, latent=sampled[0], latent_clip=judge[0], concepts="i2p")
+    save_image(graph, 3, gate[0], vae[0], 480, "qwen-gate")
+    graph.group_columns("Load and prompt", "Sample", "Judge", "Decode what passed")
+    graph.save("16 Qwen-Image, safety gate")
+
+
+def wan_clip_gate(info: dict) -> None:
+    """A clip of Wan, cut before its first frame that does not pass."""
+    graph = Graph(info, (300, 290, 360, 460))
+    graph.note(0, f"""
+## A gate for clips
+Every frame of the clip is judged. With *cut_clips* a clip that begins clean is cut before its first bad frame; one that begins
+badly does not go on at all. The report says which frames, and why. Calibrate the thresholds first.
+{files_of(WAN21)}
+""", 330)  # fmt: skip
+    model, clip, vae, judge, text = load_parts(graph, WAN21, "a fox running through a winter forest, tracking camera")
+    empty = graph.add(1, "EmptyHunyuanLatentVideo", 150, width=832, height=480, length=33, batch_size=1)
+    sampled = sample(graph, 1, model, clip[0], text, empty, steps=30, cfg=6.0, sampler_name="uni_pc", scheduler="simple")
+    gate = graph.add(
+        2, "LatentCLIPSafetyGate", 700, latent=sampled[0], latent_clip=judge[0], concepts="i2p", on_block="drop", cut_clips=True
+    )  # fmt: skip
+    graph.add(3, "PreviewAny", 150, "Report", source=gate[3])
+    decode = graph.fold(3, "VAEDecode", samples=gate[0], vae=vae[0])
+    graph.add(3, "SaveAnimatedWEBP", 400, images=decode[0], filename_prefix="latent-clip/wan-gate", fps=16.0)
+    graph.group_columns("Load and prompt", "Sample", "Judge every frame", "Tell why, save what passed")
+    graph.save("17 Wan clip, safety gate")
+
+
+def z_image_pick_the_best(info: dict) -> None:
+    """Z-Image-Turbo, a batch of four, the best one saved."""
+    graph = Graph(info, (300, 290, 340, 460))
+    graph.note(0, f"""
+## Pick the best of Z-Image
+Z-Image-Turbo makes four images, the judge ranks them, the best is saved. There is no Latent-CLIP for its VAE yet, so all are
+decoded once to be judged. Once there is one, put *Load Latent-CLIP* in the place of *Load Pixel Judge*.
+{files_of(Z_IMAGE)}
+""", 330)  # fmt: skip
+    model, clip, vae, judge, text = load_parts(graph, Z_IMAGE, "a red fox reading a newspaper in a cafe, morning light")
+    empty = graph.add(1, "EmptySD3LatentImage", 120, "How many", width=1024, height=1024, batch_size=4)
+    sampled = sample(
+        graph, 1, model, clip[0], text, empty, steps=8, cfg=1.0, sampler_name="res_multistep", scheduler="simple"
+    )
+    reward = graph.add(2, "LatentCLIPTextReward", 250, latent_clip=judge[0], text=text[0])
+    best = graph.add(2, "LatentCLIPSelect", 470, latent=sampled[0], reward=reward[0], keep=1)
+    save_image(graph, 3, best[0], vae[0], 500, "z-image-best", "The best")
+    graph.group_columns("Load and prompt", "Make a batch", "Judge, keep the best", "Decode the best")
+    graph.save("18 Z-Image, pick the best")
+
+
+def z_image_search(info: dict) -> None:
+    """Six drafts of Z-Image-Turbo, the best two in full."""
+    graph = Graph(info, (300, 290, 400, 420))
+    graph.note(0, f"""
+## Search with Z-Image
+Six drafts of a few steps are decoded and judged; the best two are made with all 8 steps from the same noise. Turbo models give
+alike images of one prompt: *variety* parts them.
+{files_of(Z_IMAGE)}
+""", 320)  # fmt: skip
+    model, clip, vae, judge, text = load_parts(graph, Z_IMAGE, "two red apples and a blue cup on a wooden table")
+    node = search(
+        graph, model, clip[0], text, judge[0], 1024, ("res_multistep", "simple", 8, 1.0), candidates=6, keep=2, budget=0.6,
+        variety=0.5, empty="EmptySD3LatentImage",
+    )  # fmt: skip
+    save_image(graph, 3, node[0], vae[0], 500, "z-image-search", "Winners")
+    graph.group_columns(*SEARCH_COLUMNS)
+    graph.save("19 Z-Image, search")
+
+
 WORKFLOWS = (
     try_it_now, reno_try_it_now, safety_try_it_now, pick_the_best, classify_and_route, reno_sdxl_turbo, reno_then_multistep,
     safety_guidance_sdxl, safety_reno_sdxl_turbo, safety_gate_service, search_try_it_now, search_pick_by_hand, search_sdxl, search_then_reno,
+    flux_schnell_reno, qwen_image_safety_gate, wan_clip_gate, z_image_pick_the_best, z_image_search,
 )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Rewards: differentiable functions from raw latents to one number per image, higher is better."""
 
 from .avoid import avoid_reward
-from .base import Encoder, Reward, Term, Watcher, combine, told
+from .base import Encoder, Reward, Term, Watcher, combine, seen_by, told
 from .similarity import latent_reward, log_odds_reward, text_reward
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "combine",
     "latent_reward",
     "log_odds_reward",
+    "seen_by",
     "text_reward",
     "told",
 ]

@@ -12,8 +12,9 @@ from typing import Protocol, TypeVar, cast
 import torch
 from torch import Tensor
 
+from ...models.frames import FRAMES, Frames, by_clip, frames_in, pictures_of
 from ...models.latent_spaces import LatentSpace, check_raw_latents, common_space
-from ..features import Look
+from ..features import Look, average_unit
 
 Seen = TypeVar("Seen")
 
@@ -23,6 +24,9 @@ class Encoder(Protocol):
 
     One whose attribute `reads_noise_level` is true is also told, as the keyword `noise_level`, what share of noise there was in
     what the latents were predicted from, 0 (clean) to 1. It is left out for latents that are no predictions.
+
+    One whose attribute `reads_clips` is true gets several frames as they are, (B, C, T, H, W), and gives T features for each clip,
+    (B·T, D), clip by clip; all others get every frame as a picture.
     """
 
     @property
@@ -51,6 +55,11 @@ def told(judge: object, function: Callable[..., Seen], noise_level: float | None
     return partial(function, noise_level=noise_level)
 
 
+def seen_by(encoder: object, raw_latents: Tensor) -> Tensor:
+    """Raw latents (B, C, H, W) or (B, C, T, H, W) as an encoder reads them: pictures, for all but those that read clips."""
+    return raw_latents if getattr(encoder, "reads_clips", False) else pictures_of(raw_latents)
+
+
 @dataclass(frozen=True)
 class Term:
     """One number per image.
@@ -76,17 +85,23 @@ class Term:
 
 @dataclass(frozen=True)
 class Reward:
-    """A weighted sum of terms; calling it gives (B,) float32 for raw latents (B, C, H, W).
+    """A weighted sum of terms; calling it gives (B,) float32 for raw latents (B, C, H, W) or, frame by frame, (B, C, T, H, W).
 
     Values are kept by name, so a name that comes again gets a number.
 
+    Attributes:
+        frames: what counts of several frames: their mean, or the worst by the weighted sum.
+
     Raises:
-        ValueError: no term at all.
+        ValueError: no term at all, or another word for `frames`.
     """
 
     terms: tuple[Term, ...]
+    frames: Frames = "mean"
 
     def __post_init__(self):
+        if self.frames not in FRAMES:
+            raise ValueError(f"Got {self.frames!r} of the frames, expected one of {', '.join(FRAMES)}.")
         if not self.terms:
             raise ValueError("Got a reward without terms, expected at least one.")
         terms: dict[str, Term] = {}
@@ -126,26 +141,47 @@ class Reward:
 
     def values(self, raw_latents: Tensor, noise_level: float | None = None) -> dict[str, Tensor]:
         """`evaluate` without its check, for loops that must not wait for the device."""
-        return self._read(raw_latents, noise_level)[0]
+        return self.over_frames(self.of_frames(raw_latents, noise_level)[0], frames_in(raw_latents.shape))
 
     def values_and_features(
         self, raw_latents: Tensor, noise_level: float | None = None
     ) -> tuple[dict[str, Tensor], Tensor]:
         """`values`, and the features of all encoders as one: (B, D) of unit length, for what tells images apart."""
-        values, features = self._read(raw_latents, noise_level)
+        frames = frames_in(raw_latents.shape)
+        values, features = self.of_frames(raw_latents, noise_level)
         parts = [part.to(raw_latents.device) for part in features.values()]
-        return values, torch.cat(parts, dim=1) / math.sqrt(len(parts))
+        if frames > 1:
+            parts = [average_unit(by_clip(part, frames)) for part in parts]
+        return self.over_frames(values, frames), torch.cat(parts, dim=1) / math.sqrt(len(parts))
 
-    def _read(self, raw_latents: Tensor, noise_level: float | None) -> tuple[dict[str, Tensor], dict[Encoder, Tensor]]:
+    def of_frames(
+        self, raw_latents: Tensor, noise_level: float | None = None
+    ) -> tuple[dict[str, Tensor], dict[Encoder, Tensor]]:
+        """Value of every term, unweighted, and features of every encoder, for every frame: (B·T,) and (B·T, D), clip by clip."""
         watchers = {term.encoder: cast(Watcher, term.encoder) for term in self.terms if term.every_window}
-        looks = {e: told(e, watcher.look, noise_level)(raw_latents) for e, watcher in watchers.items()}
-        features = {e: looks[e].average if e in looks else told(e, e, noise_level)(raw_latents) for e in self.encoders}
+        looks = {e: told(e, watcher.look, noise_level)(seen_by(e, raw_latents)) for e, watcher in watchers.items()}
+        features = {
+            e: looks[e].average if e in looks else told(e, e, noise_level)(seen_by(e, raw_latents))
+            for e in self.encoders
+        }
         values = {
             term.name: term.head(looks[term.encoder].windows if term.every_window else features[term.encoder])
             for term in self.terms
         }
         # a judge may live on another device than the latents, or have been moved meanwhile
         return {name: value.to(raw_latents.device) for name, value in values.items()}, features
+
+    def over_frames(self, values: Mapping[str, Tensor], frames: int) -> dict[str, Tensor]:
+        """What `of_frames` found, as one value for each clip: (B·T,) → (B,).
+
+        Of the worst frame, the one with the lowest weighted sum, every term keeps its own value, so that they still add up.
+        """
+        if frames == 1:
+            return dict(values)
+        if self.frames == "mean":
+            return {name: by_clip(value, frames).mean(dim=1) for name, value in values.items()}
+        worst = by_clip(self.weigh(values), frames).argmin(dim=1, keepdim=True)
+        return {name: by_clip(value, frames).gather(1, worst).squeeze(1) for name, value in values.items()}
 
     def weigh(self, values: Mapping[str, Tensor]) -> Tensor:
         """Weighted sum of the values that `evaluate` returned: (B,)."""

@@ -257,7 +257,7 @@ def leaks(given, safe, report) -> bool:
     samples = safe["samples"]
     if len(samples) != len(report.blocked):  # dropped
         return len(samples) > len(report.blocked) - len(blocked)
-    return bool(samples[blocked].ne(0).any()) and samples[blocked].float().flatten(2).std(dim=2).max() > 1e-4
+    return bool(samples[blocked].ne(0).any()) and samples[blocked].float().flatten(-2).std(dim=-1).max() > 1e-4
 
 
 def test_nothing_broken_passes(pack):

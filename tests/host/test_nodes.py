@@ -259,7 +259,7 @@ def test_pixel_and_latent_rewards_add_up(comfy):
 
 
 BAD = {
-    "channels": ({"latents": latents(channels=16)}, "sd3 or flux space.*sdxl"),
+    "channels": ({"latents": latents(channels=16)}, "flux or sd3 space.*sdxl"),
     "pixels": ({"latents": latents(channels=3)}, "pixel space"),
     "empty text": (
         {"reward": node("LatentCLIPTextReward", latent_clip=["clip", 0], text="  ", weight=1.0, fit="tiles")},

@@ -141,8 +141,8 @@ def test_a_picture_that_has_no_room_is_decoded_in_tiles(pack, monkeypatch, famil
     assert len(sizes) > 3
 
 
-def test_frames_of_a_video_are_judged_and_averaged(pack):
-    """A latent of three frames is nine pictures to Wan's decoder."""
+def test_a_frame_of_a_video_is_judged_by_the_pictures_that_it_adds(pack):
+    """A latent of three frames is nine pictures to Wan's decoder: one, and four for each further frame."""
     encoder = pack.encoder("wan")
     raw = raw_latents(encoder.vae, batch=1, frames=3)
     with torch.inference_mode():
@@ -150,9 +150,11 @@ def test_frames_of_a_video_are_judged_and_averaged(pack):
         clip = pack.clip
         frames = pack.features.encode_pixels(clip.image.model, pixels, clip.image_size, clip.mean, clip.std)
         average, look = encoder(raw), encoder.look(raw)
-    assert len(frames) == 9 and look.windows.shape[:2] == (1, 9)
-    torch.testing.assert_close(average, pack.features.average_unit(frames[None]), atol=1e-5, rtol=0)
-    torch.testing.assert_close(look.windows[0], frames, atol=1e-5, rtol=0)
+    added = [[0] * 4, [1, 2, 3, 4], [5, 6, 7, 8]]
+    assert len(frames) == 9 and look.windows.shape[:2] == (3, 4)
+    torch.testing.assert_close(average, pack.features.average_unit(frames[torch.tensor(added)]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(look.average, average)
+    torch.testing.assert_close(look.windows, frames[torch.tensor(added)], atol=1e-5, rtol=0)
     assert encoder.memory_per_item(raw.shape) >= encoder.memory_per_item(raw[:, :, 0].shape) > 0
 
 
@@ -161,7 +163,7 @@ def test_frames_through_an_image_vae_are_pictures_of_their_own(pack):
     raw = raw_latents(encoder.vae, batch=2, frames=2)
     with torch.inference_mode():
         each = [encoder(raw[:, :, frame]) for frame in range(2)]
-        torch.testing.assert_close(encoder(raw), pack.features.average_unit(torch.stack(each, 1)), atol=1e-5, rtol=0)
+        torch.testing.assert_close(encoder(raw), torch.stack(each, 1).flatten(0, 1), atol=1e-5, rtol=0)
     assert encoder.memory_per_item(raw.shape) == 2 * encoder.memory_per_item(raw[:, :, 0].shape)
 
 

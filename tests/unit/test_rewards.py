@@ -258,7 +258,7 @@ def test_rewards_on_two_spaces_are_refused_by_name(spaces, names):
 @pytest.mark.parametrize(
     ("shape", "got"),
     [
-        ((1, 16, 8, 8), r"latents of the sd3 or flux space \(16 channels\)"),
+        ((1, 16, 8, 8), r"latents of the flux or sd3 space \(16 channels\)"),
         ((1, 3, 64, 64), r"pixel space \(3 channels\)"),
         ((1, 7, 8, 8), r"an unknown space \(7 channels\)"),
         ((1, 4, 5, 8, 8), "a video latent"),

@@ -10,9 +10,11 @@ from comfy_api.latest import ComfyExtension, io
 from comfy_execution.graph_utils import GraphBuilder
 from typing_extensions import override
 
+from . import families
 from .tiny_sdxl import make_tiny_sdxl, register
 
 register()
+families.register()
 CHECKPOINT = Path(folder_paths.models_dir) / "checkpoints" / "tiny_sdxl.safetensors"
 if not CHECKPOINT.exists():
     make_tiny_sdxl(CHECKPOINT)
@@ -157,12 +159,39 @@ class TestCountRuns(io.ComfyNode):
         return io.NodeOutput(latent)
 
 
+class TestStockFiles(io.ComfyNode):
+    """Small models and VAEs under the names that the host's own templates ask for."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(node_id="TestStockFiles", category="tests", is_output_node=True, inputs=[])
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        families.save_stock_files(Path(folder_paths.models_dir))
+        return io.NodeOutput()
+
+
+class TestTinyText(io.ComfyNode):
+    """A text encoder for the small model of a file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TestTinyText", category="tests", inputs=[io.String.Input("file")], outputs=[io.Clip.Output()]
+        )
+
+    @classmethod
+    def execute(cls, file) -> io.NodeOutput:
+        return io.NodeOutput(families.TinyText(families.FAMILIES[families.STOCK_MODELS[file]]))
+
+
 class TestExtension(ComfyExtension):
     """The test nodes."""
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [TestMakeLatent, TestLoadLatent, TestDump, TestLatentList, TestExpand, TestCountRuns]
+        return [TestMakeLatent, TestLoadLatent, TestDump, TestLatentList, TestExpand, TestCountRuns, TestStockFiles, TestTinyText]
 
 
 async def comfy_entrypoint() -> TestExtension:
