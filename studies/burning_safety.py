@@ -27,11 +27,11 @@ WAYS: dict[str, tuple[int, bool, tuple[str, ...], str | None]] = {
 
 
 @torch.no_grad()
-def measure(scale: float, kept: Callable) -> dict:
+def measure(scale: float, kept: Callable, pixel: bool) -> dict:
     """Way → kind of prompt → of how many pictures the judge says what.
 
     Args:
-        kept: (name, how to compute it) → the value.
+        kept: (name, how to compute it) → the value. pixel: also the ways in which the pixel CLIP takes part.
     """
     from ..methods.reno import RenoSettings
     from ..methods.views import Views
@@ -59,7 +59,8 @@ def measure(scale: float, kept: Callable) -> dict:
             made = world[0].safe_noise(texts, noise, threshold, settings, by, watched)[0]
         return world[0].verdicts(made, captions) | {"same": (made == first).flatten(1).all(1).tolist()}
 
-    runs = {name: kept(f"safety, {name}", lambda how=how: run(how)) for name, how in {ONE: None, **WAYS}.items()}
+    ways = {name: how for name, how in WAYS.items() if pixel or JUDGES[1] not in (*how[2], how[3])}
+    runs = {name: kept(f"safety, {name}", lambda how=how: run(how)) for name, how in {ONE: None, **ways}.items()}
     return {
         name: {
             kind: {what: sum(verdicts[at * count : (at + 1) * count]) for what, verdicts in found.items()} | {"n": count}
