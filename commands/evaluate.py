@@ -76,7 +76,10 @@ def _generate(options: argparse.Namespace) -> str:
     images = benchmark.images if options.images is None else options.images
     plan = Plan(benchmark, prompts, arms, images, options.seed, options.batch, listed.name, hashes)
     servers = [Server(address) for address in options.server or ["127.0.0.1:8188"]]
-    report = generate(plan, options.folder, servers, lambda line: print(line, flush=True))
+    try:
+        report = generate(plan, options.folder, servers, lambda line: print(line, flush=True))
+    except KeyboardInterrupt:
+        raise EvaluationError("Stopped. The same command goes on from here.") from None
     if report.failed:
         raise EvaluationError(str(report))
     return str(report)

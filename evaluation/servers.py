@@ -22,6 +22,7 @@ Task = TypeVar("Task", bound=Hashable)
 IN_FLIGHT = 2  # prompts that a server has at once: it never waits for the next one
 STRIKES = 3  # failures in a row after which a server gets no more work
 ANSWER_SECONDS = 60  # for one answer, not for a picture
+GOODBYE_SECONDS = 5
 SLOWEST_POLL = 1.0  # seconds; below that a quarter of the time waited, and meanwhile the server has the next prompt
 
 
@@ -180,11 +181,12 @@ def hand_out(
     Raises:
         ServerGoneError: no server is left, and tasks are.
     """
-    shop = _Shop(tasks, servers)
+    shop, threads = _Shop(tasks, servers), []
     for server in servers:
         server.stopped.clear()
-        for _ in range(in_flight):
-            threading.Thread(target=shop.serve, args=(server, work), daemon=True).start()
+        threads += [threading.Thread(target=shop.serve, args=(server, work), daemon=True) for _ in range(in_flight)]
+    for thread in threads:
+        thread.start()
     try:
         for _ in tasks:
             outcome = shop.outcomes.get()
@@ -195,6 +197,9 @@ def hand_out(
             yield outcome
     finally:
         shop.close()
+        deadline = time.monotonic() + GOODBYE_SECONDS
+        for thread in threads:  # they take back what they have queued
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 class _Shop(Generic[Task]):
