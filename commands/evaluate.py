@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..host.naming import NamingJudge
 
 ERRORS = (ValueError, OSError)
+EXTRA = ("scipy", "matplotlib", "PIL")  # what the extra [evaluate] installs, by its modules
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +45,13 @@ def run(options: argparse.Namespace) -> str:
     steps = {
         "generate": _generate, "score": _score, "summary": _summary, "compare": _compare, "drift": _drift, "zero-shot": _zero_shot,
     }  # fmt: skip
-    return steps[options.step](options)
+    try:
+        return steps[options.step](options)
+    except ModuleNotFoundError as error:
+        name = (error.name or "").split(".")[0]
+        if name not in EXTRA:
+            raise
+        raise EvaluationError(f"{name} is missing. Install the extra [evaluate] of latent-clip, or {name} alone.") from error
 
 
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:
