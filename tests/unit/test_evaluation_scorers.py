@@ -195,7 +195,7 @@ def test_bad_input_on_the_command_line_is_one_clear_line(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     assert main(["evaluate", *arguments]) == 1
     assert capsys.readouterr().err.startswith("error: ")
-    assert not [path for path in tmp_path.rglob("*") if path.suffix in {".jsonl", ".json"}]
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
 def test_a_missing_package_of_the_extra_is_named(run_folder):
