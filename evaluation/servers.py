@@ -23,7 +23,8 @@ IN_FLIGHT = 2  # prompts that a server has at once: it never waits for the next 
 STRIKES = 3  # failures in a row after which a server gets no more work
 ANSWER_SECONDS = 60  # for one answer, not for a picture
 GOODBYE_SECONDS = 5
-SLOWEST_POLL = 1.0  # seconds; below that a quarter of the time waited, and meanwhile the server has the next prompt
+SLOWEST_POLL = 1.0  # seconds; below that a tenth of the time waited, and meanwhile the server has the next prompt
+LOOK_AGAIN = 5.0  # seconds between two looks whether a server still knows a prompt
 
 
 class ServerGoneError(EvaluationError):
@@ -55,6 +56,7 @@ class Server:
         self.address = (address if "://" in address else f"http://{address}").rstrip("/")
         self.limit = limit
         self.stopped = threading.Event()
+        self.waits: deque[float] = deque(maxlen=8)  # seconds of the last prompts, from POST to history
 
     def __str__(self) -> str:
         return self.address
@@ -103,19 +105,23 @@ class Server:
         return answer["prompt_id"]
 
     def _wait(self, prompt_id: str) -> dict:
-        began, look = time.monotonic(), 2.0
+        began, look = time.monotonic(), LOOK_AGAIN
+        # No prompt of late was faster than this, so nothing is asked before; the first ones, which load models, say nothing.
+        self.stopped.wait(0.8 * min(self.waits) if len(self.waits) > IN_FLIGHT else 0)
         while not self.stopped.is_set():
             history = self._json(f"/history/{prompt_id}").get(prompt_id)
-            if history and history.get("status"):
-                return history
             waited = time.monotonic() - began
-            if waited > look and not self._has(prompt_id) and not self._json(f"/history/{prompt_id}"):
-                raise ServerGoneError(f"{self} has forgotten a prompt; it was started again, or somebody emptied its queue.")
+            if history and history.get("status"):
+                self.waits.append(waited)
+                return history
             if waited > self.limit:
                 self._forget(prompt_id)
                 raise TaskFailedError(f"{self} did not finish a prompt within {self.limit:.0f} s.")
-            look = max(look, waited + 2) if waited > look else look
-            self.stopped.wait(min(SLOWEST_POLL, 0.02 + waited / 4))
+            if waited > look:
+                look = waited + LOOK_AGAIN
+                if not self._has(prompt_id) and not self._json(f"/history/{prompt_id}"):
+                    raise ServerGoneError(f"{self} has forgotten a prompt; it was started again, or somebody emptied its queue.")
+            self.stopped.wait(min(SLOWEST_POLL, 0.02 + waited / 10))
         self._forget(prompt_id)
         raise ServerGoneError("stopped")
 
