@@ -19,8 +19,8 @@ from ..tools.comfy_server import ComfyServer, make_base
 from ..tools.shapes_arms import plain
 from .timing import device_name
 
-STEPS, PROMPTS, IMAGES = 50, 1, 4  # a picture of a second or two, which is as short as real ones get
-ROUNDS = 3
+STEPS, PROMPTS, IMAGES = 50, 1, 2  # a picture of a second or two, which is as short as real ones get
+ROUNDS = 2
 
 
 def run() -> dict:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..host.naming import NamingJudge
 
 ERRORS = (ValueError, OSError)
+EXTRA = ("scipy", "matplotlib", "PIL")  # what the extra [evaluate] installs, by its modules
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +45,13 @@ def run(options: argparse.Namespace) -> str:
     steps = {
         "generate": _generate, "score": _score, "summary": _summary, "compare": _compare, "drift": _drift, "zero-shot": _zero_shot,
     }  # fmt: skip
-    return steps[options.step](options)
+    try:
+        return steps[options.step](options)
+    except ModuleNotFoundError as error:
+        name = (error.name or "").split(".")[0]
+        if name not in EXTRA:
+            raise
+        raise EvaluationError(f"{name} is missing. Install the extra [evaluate] of latent-clip, or {name} alone.") from error
 
 
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +83,10 @@ def _generate(options: argparse.Namespace) -> str:
     images = benchmark.images if options.images is None else options.images
     plan = Plan(benchmark, prompts, arms, images, options.seed, options.batch, listed.name, hashes)
     servers = [Server(address) for address in options.server or ["127.0.0.1:8188"]]
-    report = generate(plan, options.folder, servers, lambda line: print(line, flush=True))
+    try:
+        report = generate(plan, options.folder, servers, lambda line: print(line, flush=True))
+    except KeyboardInterrupt:
+        raise EvaluationError("Stopped. The same command goes on from here.") from None
     if report.failed:
         raise EvaluationError(str(report))
     return str(report)

@@ -144,8 +144,8 @@ def generate(plan: Plan, folder: Path, servers: Sequence[Server], say: Callable[
     Raises:
         EvaluationError: another run is in the folder, the folder is of another run, or no server is left.
     """
+    versions = {str(server): server.versions() for server in servers}
     with only_run(folder):
-        versions = {str(server): server.versions() for server in servers}
         _begin(plan, folder, versions)
         for arm in plan.arms:
             plan.benchmark.prepare(folder / arm.name, plan.prompts, plan.images)

@@ -36,8 +36,8 @@ def score_run(folder: Path, scorer: Scorer, arms: Sequence[str] = (), say: Calla
     Raises:
         EvaluationError: pictures are missing, damaged, or not the ones that were made.
     """
+    run = read_run(folder)
     with only_run(folder):
-        run = read_run(folder)
         prompts = {prompt.index: prompt for prompt in prompts_of(run)}
         pictures = [record for record in pictures_of(folder) if not arms or record["arm"] in arms]
         _check_complete(run, pictures, list(arms) or list(run["arms"]), folder)

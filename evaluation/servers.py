@@ -22,7 +22,9 @@ Task = TypeVar("Task", bound=Hashable)
 IN_FLIGHT = 2  # prompts that a server has at once: it never waits for the next one
 STRIKES = 3  # failures in a row after which a server gets no more work
 ANSWER_SECONDS = 60  # for one answer, not for a picture
-SLOWEST_POLL = 1.0  # seconds; below that a quarter of the time waited, and meanwhile the server has the next prompt
+GOODBYE_SECONDS = 5
+SLOWEST_POLL = 1.0  # seconds; below that a tenth of the time waited, and meanwhile the server has the next prompt
+LOOK_AGAIN = 5.0  # seconds between two looks whether a server still knows a prompt
 
 
 class ServerGoneError(EvaluationError):
@@ -54,6 +56,7 @@ class Server:
         self.address = (address if "://" in address else f"http://{address}").rstrip("/")
         self.limit = limit
         self.stopped = threading.Event()
+        self.waits: deque[float] = deque(maxlen=8)  # seconds of the last prompts, from POST to history
 
     def __str__(self) -> str:
         return self.address
@@ -102,19 +105,23 @@ class Server:
         return answer["prompt_id"]
 
     def _wait(self, prompt_id: str) -> dict:
-        began, look = time.monotonic(), 2.0
+        began, look = time.monotonic(), LOOK_AGAIN
+        # No prompt of late was faster than this, so nothing is asked before; the first ones, which load models, say nothing.
+        self.stopped.wait(0.8 * min(self.waits) if len(self.waits) > IN_FLIGHT else 0)
         while not self.stopped.is_set():
             history = self._json(f"/history/{prompt_id}").get(prompt_id)
-            if history and history.get("status"):
-                return history
             waited = time.monotonic() - began
-            if waited > look and not self._has(prompt_id) and not self._json(f"/history/{prompt_id}"):
-                raise ServerGoneError(f"{self} has forgotten a prompt; it was started again, or somebody emptied its queue.")
+            if history and history.get("status"):
+                self.waits.append(waited)
+                return history
             if waited > self.limit:
                 self._forget(prompt_id)
                 raise TaskFailedError(f"{self} did not finish a prompt within {self.limit:.0f} s.")
-            look = max(look, waited + 2) if waited > look else look
-            self.stopped.wait(min(SLOWEST_POLL, 0.02 + waited / 4))
+            if waited > look:
+                look = waited + LOOK_AGAIN
+                if not self._has(prompt_id) and not self._json(f"/history/{prompt_id}"):
+                    raise ServerGoneError(f"{self} has forgotten a prompt; it was started again, or somebody emptied its queue.")
+            self.stopped.wait(min(SLOWEST_POLL, 0.02 + waited / 10))
         self._forget(prompt_id)
         raise ServerGoneError("stopped")
 
@@ -180,11 +187,12 @@ def hand_out(
     Raises:
         ServerGoneError: no server is left, and tasks are.
     """
-    shop = _Shop(tasks, servers)
+    shop, threads = _Shop(tasks, servers), []
     for server in servers:
         server.stopped.clear()
-        for _ in range(in_flight):
-            threading.Thread(target=shop.serve, args=(server, work), daemon=True).start()
+        threads += [threading.Thread(target=shop.serve, args=(server, work), daemon=True) for _ in range(in_flight)]
+    for thread in threads:
+        thread.start()
     try:
         for _ in tasks:
             outcome = shop.outcomes.get()
@@ -195,6 +203,9 @@ def hand_out(
             yield outcome
     finally:
         shop.close()
+        deadline = time.monotonic() + GOODBYE_SECONDS
+        for thread in threads:  # they take back what they have queued
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 class _Shop(Generic[Task]):

@@ -2,6 +2,9 @@
 
 import json
 import random
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -27,6 +30,7 @@ from latent_clip.evaluation.workflow import workflow_of
 from latent_clip.tests.host_server import TestServer
 from latent_clip.tools import evaluate as run_evaluate
 from latent_clip.tools import shapes_arms
+from latent_clip.tools.comfy_server import PACK_ROOT
 
 
 @pytest.fixture
@@ -160,6 +164,25 @@ def test_the_command_line_goes_on_where_it_was(comfy, prompts, tmp_path, capsys)
     assert "made with seed 0, now 5" in capsys.readouterr().err
     assert main([*command[:-1], "http://127.0.0.1:9"]) == 1
     assert "does not answer" in capsys.readouterr().err
+
+
+def test_ctrl_c_takes_back_what_is_queued_and_the_same_command_goes_on(comfy, prompts, tmp_path):
+    (tmp_path / "reno.json").write_text(json.dumps(shapes_arms.reno(20)))
+    command = [sys.executable, str(PACK_ROOT), "evaluate", "generate", str(tmp_path / "run"), "--benchmark", "geneval", "--server", comfy.url]
+    command += ["--prompts", str(tmp_path / "evaluation_metadata.jsonl"), "--arm", f"reno={tmp_path / 'reno.json'}", "--limit", "2", "--images", "3"]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "run" / "pictures.jsonl").exists():
+        assert running.poll() is None, running.stderr.read()
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 1 and said.strip() == "error: Stopped. The same command goes on from here."
+    time.sleep(0.5)
+    assert comfy.get("/queue") == {"queue_running": [], "queue_pending": []}
+    made = len(pictures_of(tmp_path / "run"))
+    assert 1 <= made < 6
+    assert subprocess.run(command, timeout=120).returncode == 0
+    assert len((tmp_path / "run" / "pictures.jsonl").read_text().splitlines()) == 6
 
 
 def test_generated_pictures_are_named_in_their_classes(comfy, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import subprocess
 import sys
 from dataclasses import asdict
 
@@ -194,7 +195,15 @@ def test_bad_input_on_the_command_line_is_one_clear_line(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     assert main(["evaluate", *arguments]) == 1
     assert capsys.readouterr().err.startswith("error: ")
-    assert not [path for path in tmp_path.rglob("*") if path.suffix in {".jsonl", ".json"}]
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_a_missing_package_of_the_extra_is_named(run_folder):
+    code = "import sys; sys.modules['scipy'] = None; from latent_clip.commands import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", code, "evaluate", "summary", str(run_folder)], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.strip() == (
+        "error: scipy is missing. Install the extra [evaluate] of latent-clip, or scipy alone."
+    )
 
 
 def test_results_are_the_ones_kept_last(run_folder):

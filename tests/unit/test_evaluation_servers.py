@@ -176,13 +176,30 @@ def test_what_is_no_comfyui_or_a_broken_one(status, content, error, message):
         server.run({})
 
 
-def test_a_server_that_was_started_again_has_forgotten_the_prompt():
+def test_a_server_that_was_started_again_has_forgotten_the_prompt(monkeypatch):
+    monkeypatch.setattr("latent_clip.evaluation.servers.LOOK_AGAIN", 0.3)
     answers = {"/prompt": {"prompt_id": "x", "node_errors": {}}, "/queue": {"queue_running": [], "queue_pending": []}}
     with (
         answering(lambda path: (200, json.dumps(answers.get(path, {})).encode())) as server,
         pytest.raises(ServerGoneError, match="has forgotten a prompt"),
     ):
         server.run({})
+
+
+def test_a_prompt_that_never_ends_is_taken_back():
+    queued = {"queue_running": [[0, "x"]], "queue_pending": []}
+    answers = {"/prompt": {"prompt_id": "x", "node_errors": {}}, "/queue": queued}
+    asked = []
+
+    def answer(path):
+        asked.append(path)
+        return 200, json.dumps(answers.get(path, {})).encode()
+
+    with answering(answer) as server:
+        server.limit = 1
+        with pytest.raises(TaskFailedError, match="did not finish a prompt within 1 s"):
+            server.run({})
+    assert asked[-1] == "/interrupt" and len(asked) < 30
 
 
 def test_half_a_graph_is_not_run():
