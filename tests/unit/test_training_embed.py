@@ -311,6 +311,9 @@ def test_members_of_a_sample_stand_together(tmp_path):
 def test_a_space_of_its_own_travels_and_a_known_one_is_known_by_name():
     assert space_of_dict(json.loads(json.dumps(space_as_dict(SPACE)))) == SPACE
     assert space_of_dict({"name": "sdxl", "channels": 99}) is LATENT_SPACES["sdxl"]
+    assert space_of_dict(json.loads(json.dumps(space_as_dict(LATENT_SPACES["wan21"])))) is LATENT_SPACES["wan21"]
+    video = LatentSpace("film", 16, 8, 1.0, 0.0, "of a test", video=True)
+    assert space_of_dict(json.loads(json.dumps(space_as_dict(video)))) == video
     for wrong in (
         {},
         {"name": "x", "channels": 0, "downscale": 8},
@@ -326,6 +329,7 @@ def test_latents_that_are_far_from_those_of_the_training_are_told():
         torch.randn(4, 2, 8, 8) * torch.tensor([2.0, 1.0])[:, None, None] + torch.tensor([1.0, 0.0])[:, None, None]
     )
     assert unlike(latents, statistics) == "" == unlike(latents * 0.3, statistics)
+    assert unlike(latents.unsqueeze(2).expand(-1, -1, 3, -1, -1), statistics) == ""
     assert "times what it was" in unlike(latents * 5, statistics)
     assert "standard deviations off" in unlike(latents + 8, statistics)
     for wrong in ("", "[]", "null", '{"mean": [1], "std": [0]}', '{"mean": [1, 2], "std": [1]}'):
