@@ -136,7 +136,7 @@ def _dataset(encoder, settings, options: argparse.Namespace):
         teacher = {"name": path.name, "sha256": sha256_of(path), "licence": options.teacher_licence}
     return Dataset(
         space=space_as_dict(space_of(options.space, encoder)), vae=encoder.told,
-        views={"names": list(settings.views), "side": settings.side}, teacher=teacher, source=options.source,
+        views={"names": list(settings.views), "side": settings.side}, teacher=teacher, source=_shown(options.source),
         licence=options.licence, moments=encoder.moments, predictions=_predictions(options),
     )  # fmt: skip
 
@@ -149,3 +149,8 @@ def _predictions(options: argparse.Namespace) -> dict | None:
     if not options.predictions:
         return None
     return {"checkpoint": Path(options.predictions).name, "levels": options.levels, "cfg": options.cfg}
+
+
+def _shown(source: str) -> str:
+    """What the shards and the card tell of a source: no folders of this machine."""
+    return source if "://" in source else Path(source).name

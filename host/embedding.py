@@ -62,7 +62,8 @@ def space_of(name: str, encoder: HostEncoder) -> LatentSpace:
     name = name or (SHAPES_WORLD if encoder.told["name"] == SHAPES_WORLD else "")
     if not name:
         own = f"{Path(encoder.told['name']).stem}-{encoder.told['sha256'][:8]}"
-        return LatentSpace(own, encoder.channels, encoder.downscale, 1.0, 0.0, f"those of {encoder.told['name']}")
+        description = f"those of {encoder.told['name']}"
+        return LatentSpace(own, encoder.channels, encoder.downscale, 1.0, 0.0, description, video=encoder.vae.latent_dim == 3)
     if name not in LATENT_SPACES:
         raise ValueError(
             f"Got --space {name}, expected one of {', '.join(LATENT_SPACES)}, or none for a space of its own."

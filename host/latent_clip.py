@@ -207,6 +207,8 @@ class LatentWatcher(LatentEncoder):
 
     def look(self, raw_latents: Tensor, **noise_level: float) -> Look:
         tower = self.clip.image.model
+        if not noise_level:
+            self.clip.doubt(raw_latents)
         device, dtype = device_and_dtype(tower)
         read = partial(tower, **noise_level) if noise_level else tower
         return one_by_one_when_out(

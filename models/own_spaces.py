@@ -82,7 +82,7 @@ FAR = 2.5  # standard deviations of a channel's mean, or ratio of its spread, th
 
 
 def unlike(raw_latents: Tensor, statistics: dict[str, list[float]]) -> str:
-    """What is odd about raw latents (B, C, H, W) for a tower that was trained on latents of these statistics; "" for nothing.
+    """What is odd about raw latents (B, C, H, W) or (B, C, T, H, W) for a tower that was trained on latents of these statistics; "" for nothing.
 
     A VAE of the same shape may write other numbers. That two spaces are alike in these does not show that they are one.
 
@@ -90,9 +90,9 @@ def unlike(raw_latents: Tensor, statistics: dict[str, list[float]]) -> str:
         statistics: mean and std of every channel, as `training` writes them.
     """
     mean, std = (torch.tensor(statistics[key], device=raw_latents.device) for key in ("mean", "std"))
-    values = raw_latents.detach().float()
-    shift = ((values.mean((0, 2, 3)) - mean) / std).abs().amax().item()
-    spread = (values.std((0, 2, 3), correction=0) / std).amax().item()
+    values = raw_latents.detach().float().movedim(1, 0).flatten(1)
+    shift = ((values.mean(1) - mean) / std).abs().amax().item()
+    spread = (values.std(1, correction=0) / std).amax().item()
     if max(shift, spread) < FAR:
         return ""
     return f"a channel's mean is {shift:.1f} standard deviations off, and the widest spread is {spread:.1f} times what it was"

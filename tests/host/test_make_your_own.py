@@ -134,3 +134,14 @@ def test_what_is_trained_loads_and_judges(pack, host_env, shards, tmp_path, capl
     }  # fmt: skip
     executor = host_env.execute(prompt)
     assert executor.success, executor.status_messages
+
+
+@pytest.mark.parametrize(("channels", "fits"), [(4, True), (16, False)])
+def test_of_a_model_a_space_of_its_own_knows_the_channels_only(pack, channels, fits):
+    space = pack("models.own_spaces").space_of_dict({"name": "mine-1a2b", "channels": channels, "downscale": 8})
+    check, (model, _) = pack("host.latents").check_model_space, pack("host.shapes_world").load_generator()
+    if fits:
+        return check(model, space)
+    with pytest.raises(ValueError, match="mine-1a2b"):
+        check(model, space)
+    return None

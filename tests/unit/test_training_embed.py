@@ -15,7 +15,7 @@ from PIL import Image
 webdataset = pytest.importorskip("webdataset")
 
 from latent_clip.models.latent_spaces import LATENT_SPACES, LatentSpace  # noqa: E402
-from latent_clip.models.own_spaces import space_as_dict, space_of_dict  # noqa: E402
+from latent_clip.models.own_spaces import space_as_dict, space_of_dict, statistics_of, unlike  # noqa: E402
 from latent_clip.training.embed import Settings, Tools, begin, embed  # noqa: E402
 from latent_clip.training.pictures import Skipped, cut, read_upright, views_of  # noqa: E402
 from latent_clip.training.shards import (  # noqa: E402
@@ -311,6 +311,9 @@ def test_members_of_a_sample_stand_together(tmp_path):
 def test_a_space_of_its_own_travels_and_a_known_one_is_known_by_name():
     assert space_of_dict(json.loads(json.dumps(space_as_dict(SPACE)))) == SPACE
     assert space_of_dict({"name": "sdxl", "channels": 99}) is LATENT_SPACES["sdxl"]
+    assert space_of_dict(json.loads(json.dumps(space_as_dict(LATENT_SPACES["wan21"])))) is LATENT_SPACES["wan21"]
+    video = LatentSpace("film", 16, 8, 1.0, 0.0, "of a test", video=True)
+    assert space_of_dict(json.loads(json.dumps(space_as_dict(video)))) == video
     for wrong in (
         {},
         {"name": "x", "channels": 0, "downscale": 8},
@@ -318,3 +321,17 @@ def test_a_space_of_its_own_travels_and_a_known_one_is_known_by_name():
     ):
         with pytest.raises(ValueError, match="latent space"):
             space_of_dict(wrong)
+
+
+def test_latents_that_are_far_from_those_of_the_training_are_told():
+    statistics = statistics_of({"channels": json.dumps({"mean": [1.0, 0.0], "std": [2.0, 1.0]})})
+    latents = (
+        torch.randn(4, 2, 8, 8) * torch.tensor([2.0, 1.0])[:, None, None] + torch.tensor([1.0, 0.0])[:, None, None]
+    )
+    assert unlike(latents, statistics) == "" == unlike(latents * 0.3, statistics)
+    assert unlike(latents.unsqueeze(2).expand(-1, -1, 3, -1, -1), statistics) == ""
+    assert "times what it was" in unlike(latents * 5, statistics)
+    assert "standard deviations off" in unlike(latents + 8, statistics)
+    for wrong in ("", "[]", "null", '{"mean": [1], "std": [0]}', '{"mean": [1, 2], "std": [1]}'):
+        assert statistics_of({"channels": wrong}) is None
+    assert statistics_of({}) is None
