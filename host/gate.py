@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import comfy.model_management as mm
 import torch
@@ -185,7 +186,7 @@ def _safe_latent(latent: dict, reasons: list[str], on_block: str) -> dict | Exec
     if on_block == "stop":
         raise BlockedError(message)
     passed = [i for i, reason in enumerate(reasons) if not reason]
-    whole = latent.get("samples") if isinstance(latent, dict) else None
+    whole: Any = latent.get("samples") if isinstance(latent, dict) else None
     samples = image_part(whole)
     if on_block == "drop" or not isinstance(samples, Tensor) or samples.ndim < 2 or len(samples) != len(reasons):
         return select_items(latent, passed) if passed else ExecutionBlocker(message)

@@ -4,7 +4,7 @@ The host runs nodes under `torch.inference_mode()`, and weights that it has move
 autograd refuses to save. Nothing is copied: parameters are swapped for ordinary tensors over the same storage.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -144,7 +144,7 @@ def checkpointed_blocks(model: nn.Module, blocks: Iterable[nn.Module] | None = N
     Args:
         blocks: of `model`, none in another; default: those of a diffusion network.
     """
-    again = _again
+    again: Callable[..., Any] = _again
     if blocks is None:
         blocks = _blocks_of_unet(model)
         if not blocks:

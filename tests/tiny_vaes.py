@@ -13,9 +13,9 @@ def tiny_vae(family: str):
         return comfy.sd.VAE(sd=tiny_state(family))
 
 
-def tiny_state(family: str) -> dict[str, torch.Tensor]:
-    """What its file holds."""
-    network = FAMILIES[family]()
+def tiny_state(family: str, channels: int | None = None) -> dict[str, torch.Tensor]:
+    """What its file holds; `channels`: of a TAESD, 4 by default."""
+    network = FAMILIES[family]() if channels is None else _taesd(channels)
     generator = torch.Generator().manual_seed(0)
     state = {name: _seeded(name, tensor, generator) for name, tensor in network.state_dict().items()}
     if family == "taesd":  # as it stands in a checkpoint: SDXL's scale
@@ -59,10 +59,10 @@ def _flux2() -> torch.nn.Module:
     return network
 
 
-def _taesd() -> torch.nn.Module:
+def _taesd(channels: int = 4) -> torch.nn.Module:
     from comfy.taesd.taesd import TAESD
 
-    return TAESD(latent_channels=4)
+    return TAESD(latent_channels=channels)
 
 
 def _wan() -> torch.nn.Module:
