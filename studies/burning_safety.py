@@ -62,7 +62,8 @@ def measure(scale: float, kept: Callable) -> dict:
     runs = {name: kept(f"safety, {name}", lambda how=how: run(how)) for name, how in {ONE: None, **WAYS}.items()}
     return {
         name: {
-            kind: {what: sum(verdicts[at * count : (at + 1) * count]) for what, verdicts in found.items()} | {"n": count}
+            kind: {what: sum(verdicts[at * count : (at + 1) * count]) for what, verdicts in found.items()}
+            | {"n": count}
             for at, kind in enumerate(KINDS)
         }
         for name, found in runs.items()

@@ -184,7 +184,9 @@ class Study:
         for patience in PATIENCE if watched else ():
             ends = path.ends(patience)
             kept = torch.stack([path.kept(WATCH, int(end))[item] for item, end in enumerate(ends)])
-            found["patience"][str(patience)] = self._point(path, kept, captions) | {"evaluations": ends.float().mean().item()}
+            found["patience"][str(patience)] = self._point(path, kept, captions) | {
+                "evaluations": ends.float().mean().item()
+            }
         places = torch.arange(len(captions))
         found["noise"] = {"first": whiteness(noise), "kept": whiteness(path.noise[path.kept(REWARD, LAST), places])}
         return found
@@ -224,7 +226,9 @@ RUNS: dict[str, tuple[str, str, int, str | None]] = {
 
 def measure(scale: float) -> dict:
     """Everything that the document states, as plain JSON."""
-    kept = Kept("burning_study", (PROMPTS, SOME, FEW, LAST, LEARNING_RATE, KEEP, PATIENCE, scale), ROOT / "methods/views.py")
+    kept = Kept(
+        "burning_study", (PROMPTS, SOME, FEW, LAST, LEARNING_RATE, KEEP, PATIENCE, scale), ROOT / "methods/views.py"
+    )
     study = Study(scale)
     runs = {name: kept.get(name, partial(study.run, *how)) for name, how in RUNS.items()}
     four = kept.get("best of 4", partial(study.best_of, 4))
@@ -237,7 +241,11 @@ def summarise(runs: dict, best_of: dict) -> dict:
     """Counts, paired differences and costs from the single verdicts."""
 
     def of(climbed: str, way: str, watched: bool) -> list[dict]:
-        return [run for name, run in runs.items() if name.startswith(f"{climbed}, {way}, ") and name.endswith("watched") == watched]
+        return [
+            run
+            for name, run in runs.items()
+            if name.startswith(f"{climbed}, {way}, ") and name.endswith("watched") == watched
+        ]
 
     def row(found: list[dict], by: str) -> dict:
         curves = [run["curves"][by] for run in found]
@@ -291,7 +299,9 @@ def summarise(runs: dict, best_of: dict) -> dict:
 
 def _pair(name: str, first: list[list[int]], second: list[list[int]]) -> dict:
     flat = [[bool(v) for noise in side for v in noise] for side in (first, second)]
-    by_prompt = paired_difference(*(torch.tensor(side, dtype=torch.float64).mean(0).tolist() for side in (first, second)))
+    by_prompt = paired_difference(
+        *(torch.tensor(side, dtype=torch.float64).mean(0).tolist() for side in (first, second))
+    )
     return {
         "name": name,
         "gained": sum(b and not a for a, b in zip(*flat)),
@@ -399,7 +409,9 @@ def plot(results: dict) -> None:
                 (line,) = axis.plot(KEEP, [100 * r.value for r in rates], style, color=colour, marker=".", label=label)
                 if style == "-":
                     low, high = zip(*(r.interval for r in rates))
-                    axis.fill_between(KEEP, [100 * x for x in low], [100 * x for x in high], color=line.get_color(), alpha=0.12, lw=0)
+                    axis.fill_between(
+                        KEEP, [100 * x for x in low], [100 * x for x in high], color=line.get_color(), alpha=0.12, lw=0
+                    )
         axis.set(title=f"{climbed} is climbed", xlabel="evaluations", xscale="log")
         axis.set_xticks(KEEP, [str(k) for k in KEEP])
         axis.minorticks_off()
