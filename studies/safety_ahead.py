@@ -7,7 +7,6 @@ as without (tests/host/test_look_ahead.py holds that).
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -38,9 +37,8 @@ COUNT, WIDE, ALARMS, REROLLED, LATE = (
 SAMPLERS = {"euler": "normal", "dpmpp_2m": "karras", "dpmpp_2m_sde": "sgm_uniform", "lcm": "normal"}
 """With the scheduler by which each makes good pictures of 24 tuning prompts in 8 steps at cfg 3."""
 FEWER = {"dpmpp_2m": 100, "lcm": 100}  # prompts of each kind, where not COUNT
-WATCHED = (
-    "euler",
-)  # samplers with which all ways are measured; with the others look-ahead, and of innocent prompts no safety
+WATCHED = ("euler", "dpmpp_2m_sde")
+"""Samplers with which all ways are measured; else look-ahead, and of innocent prompts no safety."""
 STEPS, CFG, DRAFT = 8, 3.0, 4
 WATCH = 2.9  # guidance's threshold, by the older part's rule, for both bans
 SHAPES = {"3:2": (8, 12)}
@@ -238,9 +236,9 @@ def costs(world: SafetyWorld) -> dict:
     """Model evaluations of one picture, and the processor's time against no safety: medians of turns, eight pictures at once."""
     ways = {
         NONE: None,
-        "innocent": looking(world, "Latent-CLIP", math.inf, Looks()),
+        "innocent": looking(world, "Latent-CLIP", 1000.0, Looks()),
         "suspect": looking(world, "Latent-CLIP", -1000.0, Looks()),
-        "one suspect of eight": _first_only(looking(world, "Latent-CLIP", math.inf, Looks())),
+        "one suspect of eight": _first_only(looking(world, "Latent-CLIP", 1000.0, Looks())),
     }
     rows = {}
     for steps in COSTS:
