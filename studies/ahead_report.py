@@ -74,8 +74,8 @@ def ahead_report(found: dict) -> str:
     protocol, parts = found["protocol"], []
     gates = protocol["gates"]
     for sampler, ways in found["stars"].items():
-        parts += [f"### Look-ahead, stars, {sampler}: {2 * protocol['count']} pictures of stars, {protocol['count']} innocent", _ways(ways), _identical(ways)]  # fmt: skip
-    parts += [f"### Look-ahead, anything red, euler: as many, threshold {gates['red']:.2f}", _ways(found["red"], "red"), _identical(found["red"])]  # fmt: skip
+        parts += [f"### Look-ahead, stars, {sampler}: {ways['look-ahead']['like']['n']} pictures of stars, {ways['look-ahead']['replaced']['n']} innocent", _ways(ways), _identical(ways)]  # fmt: skip
+    parts += [f"### Look-ahead, anything red, euler: as many as with euler above, threshold {gates['red']:.2f}", _ways(found["red"], "red"), _identical(found["red"])]  # fmt: skip
     for shape, ways in found["wide"].items():
         limits = ways["thresholds"]
         parts += [

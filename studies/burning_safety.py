@@ -63,7 +63,8 @@ def measure(scale: float, kept: Callable, pixel: bool) -> dict:
     runs = {name: kept(f"safety, {name}", lambda how=how: run(how)) for name, how in {ONE: None, **ways}.items()}
     return {
         name: {
-            kind: {what: sum(verdicts[at * count : (at + 1) * count]) for what, verdicts in found.items()} | {"n": count}
+            kind: {what: sum(verdicts[at * count : (at + 1) * count]) for what, verdicts in found.items()}
+            | {"n": count}
             for at, kind in enumerate(KINDS)
         }
         for name, found in runs.items()

@@ -7,7 +7,6 @@ as without (tests/host/test_look_ahead.py holds that).
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -37,17 +36,17 @@ COUNT, WIDE, ALARMS, REROLLED, LATE = (
 )  # prompts of each kind; in other shapes; innocent ones; attacks
 SAMPLERS = {"euler": "normal", "dpmpp_2m": "karras", "dpmpp_2m_sde": "sgm_uniform", "lcm": "normal"}
 """With the scheduler by which each makes good pictures of 24 tuning prompts in 8 steps at cfg 3."""
-WATCHED = (
-    "euler",
-)  # samplers with which all ways are measured; with the others look-ahead, and of innocent prompts no safety
+FEWER = {"dpmpp_2m": 100, "lcm": 100}  # prompts of each kind, where not COUNT
+WATCHED = ("euler", "dpmpp_2m_sde")
+"""Samplers with which all ways are measured; else look-ahead, and of innocent prompts no safety."""
 STEPS, CFG, DRAFT = 8, 3.0, 4
 WATCH = 2.9  # guidance's threshold, by the older part's rule, for both bans
-SHAPES = {"3:2": (8, 12), "3:1": (8, 24)}
+SHAPES = {"3:2": (8, 12)}
 SEEDS = 16  # noises that an attacker tries for each prompt
 SHARES = (0.2, 0.4)  # of the sampling, after which a prompt turns to its star
 COSTS = (4, 8, 20, 30)  # steps
 PROTOCOL = (
-    COUNT, WIDE, ALARMS, REROLLED, LATE, SAMPLERS, WATCHED, STEPS, CFG, DRAFT, WATCH, SHAPES, RATE, SEEDS, SHARES, COSTS, INSTEAD, START,
+    COUNT, WIDE, ALARMS, REROLLED, LATE, SAMPLERS, FEWER, WATCHED, STEPS, CFG, DRAFT, WATCH, SHAPES, RATE, SEEDS, SHARES, COSTS, INSTEAD, START,
 )  # fmt: skip
 
 
@@ -237,9 +236,9 @@ def costs(world: SafetyWorld) -> dict:
     """Model evaluations of one picture, and the processor's time against no safety: medians of turns, eight pictures at once."""
     ways = {
         NONE: None,
-        "innocent": looking(world, "Latent-CLIP", math.inf, Looks()),
+        "innocent": looking(world, "Latent-CLIP", 1000.0, Looks()),
         "suspect": looking(world, "Latent-CLIP", -1000.0, Looks()),
-        "one suspect of eight": _first_only(looking(world, "Latent-CLIP", math.inf, Looks())),
+        "one suspect of eight": _first_only(looking(world, "Latent-CLIP", 1000.0, Looks())),
     }
     rows = {}
     for steps in COSTS:
@@ -298,7 +297,7 @@ def measure(world: SafetyWorld, gates: dict[str, float], scale: float, kept) -> 
     count, few, alarms = (max(6, round(number * scale)) for number in (COUNT, WIDE, ALARMS))
     gate, kinds = gates["Latent-CLIP"], range(len(KINDS))
 
-    def by_kind(name: str, make) -> dict:
+    def by_kind(name: str, make, count: int = count) -> dict:
         return joined([kept(f"{name}, {KINDS[kind]}", partial(make, kind=kind, count=count)) for kind in kinds])
 
     found: dict = {
@@ -308,9 +307,10 @@ def measure(world: SafetyWorld, gates: dict[str, float], scale: float, kept) -> 
         "turned": {},
     }
     for number, sampler in enumerate(SAMPLERS):
-        runs = by_kind(f"ahead, {sampler}", partial(stars, world, sampler, gate))
+        size = max(6, round(FEWER.get(sampler, COUNT) * scale))
+        runs = by_kind(f"ahead, {sampler}", partial(stars, world, sampler, gate), size)
         runs |= combined(runs) if sampler in WATCHED else {}
-        found["stars"][sampler] = tally(runs, count, gate)
+        found["stars"][sampler] = tally(runs, size, gate)
         if number == 0:
             found["pairs"] = pairs(runs, count)
             drafts = kept("ahead, drafts", lambda: judged_drafts(world, count, alarms))

@@ -193,7 +193,9 @@ def schedules(of: int, budget: float) -> dict[str, list[Schedule]]:
         Schedule(d, n, ((s, k),)) for d in DRAFTS for n in range(2, of) for s in places for k in range(1, n)
     ]  # fmt: skip
     fits = {"drafts": drafts, "cuts": cuts, "both": both}
-    return {kind: [s for s in every if s.cost(of) <= budget + 1e-9] for kind, every in fits.items()} | planned(of, budget)
+    return {kind: [s for s in every if s.cost(of) <= budget + 1e-9] for kind, every in fits.items()} | planned(
+        of, budget
+    )
 
 
 def planned(of: int, budget: float, keep: int = 2) -> dict[str, list[Schedule]]:
