@@ -312,7 +312,7 @@ def report(results: dict) -> str:
     success = table(
         ["climbed, how, kept by whom", *KEEP, "n", "50: Wilson 95 %"],
         [
-            [name, *(cell(row[str(k)]) for k in KEEP), row["1"]["n"], str(Rate(row["50"]["hits"], row["50"]["n"])).split(", n")[0]]
+            [name, *(cell(row[str(k)]) for k in KEEP), row["1"]["n"], str(Rate(row["50"]["hits"], row["50"]["n"])).split(", n")[0] + ")"]
             for name, row in results["rows"].items()
         ],
     )  # fmt: skip

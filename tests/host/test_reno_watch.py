@@ -38,7 +38,7 @@ def test_what_the_watch_keeps_is_what_score_finds_best(comfy):
     for item, score in enumerate(json.loads(wires["report"])["scores"]):
         first = trace["iterations"][0]["rewards"][item]
         allowed = [i["watch"][item] for i in trace["iterations"] if i["rewards"][item] >= first]
-        assert score == pytest.approx(max(allowed), abs=1e-4) and trace["best"][item] >= first
+        assert score == pytest.approx(max(allowed), abs=1e-4) and trace["best"][item] >= first - 1e-6  # rounded
 
 
 def test_an_item_ends_when_the_watch_has_turned_down(comfy):
@@ -60,7 +60,7 @@ def test_views_change_the_climb_and_the_best_is_judged_without_them(comfy):
     assert json.loads(plain["trace"])["settings"]["views"] is None
     assert not torch.equal(wires["best"]["samples"], plain["best"]["samples"])
     assert json.loads(wires["report"])["scores"] == pytest.approx(trace["best"], abs=1e-4)
-    assert all(best >= first for best, first in zip(trace["best"], trace["iterations"][0]["rewards"]))
+    assert all(best >= first - 1e-6 for best, first in zip(trace["best"], trace["iterations"][0]["rewards"]))
 
 
 def test_a_watch_of_other_latents_is_refused(comfy):
