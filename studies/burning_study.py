@@ -405,7 +405,7 @@ def plot(results: dict) -> None:
         axis.set(title=f"{climbed} is climbed", xlabel="evaluations", xscale="log")
         axis.set_xticks(KEEP, [str(k) for k in KEEP])
         axis.minorticks_off()
-        axis.legend(fontsize=8, loc="lower right")
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
     axes[0].set_ylabel("judged right, %")
     IMAGES.mkdir(exist_ok=True)
     figure.savefig(IMAGES / "burning-study.png", dpi=90)
