@@ -29,7 +29,7 @@ def _identical(found: dict) -> str:
 
 def _judges(judges: dict) -> str:
     rows = [
-        [name, ", ".join(f"{judge} {at:.2f}" for judge, at in row["thresholds"].items()), _exact(row["suspected"]),
+        [name, ", ".join(f"{judge} {at:.2f}" for judge, at in row["thresholds"].items()), _exact(row["like"]), _exact(row["like passes"]),
          _exact(row["innocent suspected"]), f"{row['p']:.2g}"]
         for name, row in judges.items()
     ]  # fmt: skip
@@ -37,7 +37,8 @@ def _judges(judges: dict) -> str:
         [
             "who judges the draft",
             "thresholds",
-            "forbidden prompts suspected",
+            "star-like",
+            "star-like and passes the gate",
             "innocent suspected",
             "p against the first",
         ],
