@@ -16,8 +16,9 @@ from pathlib import Path
 
 from . import EvaluationError
 from .benchmarks import Benchmark, Prompt
+from .hand_out import Outcome, hand_out
 from .records import append_records, only_run, read_records, sha256_of, write_file
-from .servers import Made, Outcome, Server, TaskFailedError, hand_out
+from .servers import Made, Server, TaskFailedError
 from .workflow import Workflow
 
 RUN, PICTURES = "run.json", "pictures.jsonl"

@@ -1,9 +1,8 @@
-"""Running ComfyUIs, and the work handed out over them: what one does not finish, another does."""
+"""A running ComfyUI: queue a prompt, wait for it, fetch its pictures. Standard library only."""
 
 from __future__ import annotations
 
 import json
-import queue
 import threading
 import time
 import urllib.error
@@ -11,18 +10,13 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 from . import EvaluationError
 
-Task = TypeVar("Task", bound=Hashable)
 IN_FLIGHT = 2  # prompts that a server has at once: it never waits for the next one
-STRIKES = 3  # failures in a row after which a server gets no more work
 ANSWER_SECONDS = 60  # for one answer, not for a picture
-GOODBYE_SECONDS = 5
 SLOWEST_POLL = 1.0  # seconds; below that a tenth of the time waited, and meanwhile the server has the next prompt
 LOOK_AGAIN = 5.0  # seconds between two looks whether a server still knows a prompt
 
@@ -161,144 +155,6 @@ class Server:
             raise ServerGoneError(f"{self} does not answer: {reason}. Is ComfyUI running there?") from error
         except Exception as error:  # http.client's own, such as IncompleteRead: a server that dies while it answers
             raise ServerGoneError(f"{self} broke off its answer: {error!r}.") from error
-
-
-@dataclass(frozen=True)
-class Outcome(Generic[Task]):
-    """A task that is finished, or given up with the reason: `made` or `error`."""
-
-    task: Task
-    server: str
-    made: Made | None = None
-    error: str = ""
-
-
-def hand_out(
-    tasks: Sequence[Task], servers: Sequence[Server], work: Callable[[Server, Task], Made], in_flight: int = IN_FLIGHT
-) -> Iterator[Outcome[Task]]:
-    """Do every task once, on whichever server is free; yields as they end, in any order.
-
-    A server that is gone gives its tasks back. A task that fails is tried on every other server before it is given up, and a
-    server that fails `STRIKES` tasks in a row gets no more. A caller that stops reading stops the work.
-
-    Args:
-        work: called in threads of the servers.
-
-    Raises:
-        ServerGoneError: no server is left, and tasks are.
-    """
-    shop, threads = _Shop(tasks, servers), []
-    for server in servers:
-        server.stopped.clear()
-        threads += [threading.Thread(target=shop.serve, args=(server, work), daemon=True) for _ in range(in_flight)]
-    for thread in threads:
-        thread.start()
-    try:
-        for _ in tasks:
-            outcome = shop.outcomes.get()
-            if isinstance(outcome, BaseException):
-                raise outcome
-            if outcome is None:
-                raise ServerGoneError(shop.epitaph())
-            yield outcome
-    finally:
-        shop.close()
-        deadline = time.monotonic() + GOODBYE_SECONDS
-        for thread in threads:  # they take back what they have queued
-            thread.join(max(0.0, deadline - time.monotonic()))
-
-
-class _Shop(Generic[Task]):
-    """The tasks that are open, and who may take which; `outcomes` ends with None where no server is left."""
-
-    def __init__(self, tasks: Sequence[Task], servers: Sequence[Server]):
-        self.open = deque(tasks)
-        self.left = len(tasks)
-        self.servers = servers
-        self.alive = set(servers)
-        self.tried: dict[Task, dict[Server, str]] = {}
-        self.strikes = dict.fromkeys(servers, 0)
-        self.reasons: dict[Server, str] = {}
-        self.outcomes: queue.Queue[Outcome[Task] | BaseException | None] = queue.Queue()
-        self.change = threading.Condition()
-
-    def serve(self, server: Server, work: Callable[[Server, Task], Made]) -> None:
-        """Thread body: take and do tasks until there are none, or until the server is out."""
-        while (task := self._take(server)) is not None:
-            self._do(server, task, work)
-
-    def _do(self, server: Server, task: Task, work: Callable[[Server, Task], Made]) -> None:
-        try:
-            made = work(server, task)
-        except ServerGoneError as error:
-            self._give_back(server, task, str(error))
-        except TaskFailedError as error:
-            self._fail(server, task, str(error))
-        except BaseException as error:  # a mistake of ours: whoever reads the outcomes shall see it
-            self.outcomes.put(error)
-        else:
-            self._finish(Outcome(task, str(server), made), server)
-
-    def _take(self, server: Server) -> Task | None:
-        with self.change:
-            while self.left > 0 and server in self.alive:
-                for task in self.open:
-                    if server not in self.tried.get(task, {}):
-                        self.open.remove(task)
-                        return task
-                self.change.wait()
-            return None
-
-    def _finish(self, outcome: Outcome[Task], server: Server | None = None) -> None:
-        with self.change:
-            if server is not None:
-                self.strikes[server] = 0
-            self.left -= 1
-            self.outcomes.put(outcome)
-            self.change.notify_all()
-
-    def _give_back(self, server: Server, task: Task, reason: str) -> None:
-        with self.change:
-            self.open.appendleft(task)
-            self._dismiss(server, reason)
-
-    def _fail(self, server: Server, task: Task, reason: str) -> None:
-        with self.change:
-            self.tried.setdefault(task, {})[server] = reason
-            self.open.append(task)
-            self.strikes[server] += 1
-            if self.strikes[server] >= STRIKES:
-                self._dismiss(server, f"{STRIKES} failures in a row, the last: {reason}")
-            self._sweep()
-            self.change.notify_all()
-
-    def _dismiss(self, server: Server, reason: str) -> None:
-        self.alive.discard(server)
-        self.reasons.setdefault(server, reason)
-        self._sweep()
-        if not self.alive and self.left > 0:
-            self.outcomes.put(None)
-        self.change.notify_all()
-
-    def _sweep(self) -> None:
-        """Give up what every server that is left has failed. Not where none is left: then the run ends, and goes on later."""
-        for task in list(self.open):
-            tried = self.tried.get(task, {})
-            if self.alive and self.alive <= tried.keys():
-                self.open.remove(task)
-                self._finish(Outcome(task, ", ".join(map(str, tried)), error=list(tried.values())[-1]))
-
-    def epitaph(self) -> str:
-        """Why no server is left."""
-        return "\n".join(["No server is left:", *(f"  {server}: {reason}" for server, reason in self.reasons.items())])
-
-    def close(self) -> None:
-        """Let every thread end; prompts that are queued are taken back."""
-        with self.change:
-            self.left = 0
-            for server in self.servers:
-                server.stopped.set()
-            self.change.notify_all()
 
 
 def _images(history: dict, output: str | None) -> list[dict]:

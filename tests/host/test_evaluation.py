@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -170,7 +171,9 @@ def test_ctrl_c_takes_back_what_is_queued_and_the_same_command_goes_on(comfy, pr
     (tmp_path / "reno.json").write_text(json.dumps(shapes_arms.reno(20)))
     command = [sys.executable, str(PACK_ROOT), "evaluate", "generate", str(tmp_path / "run"), "--benchmark", "geneval", "--server", comfy.url]
     command += ["--prompts", str(tmp_path / "evaluation_metadata.jsonl"), "--arm", f"reno={tmp_path / 'reno.json'}", "--limit", "2", "--images", "3"]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # A program that was started in the background, as a test run may be, hands on that Ctrl-C is ignored.
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     while not (tmp_path / "run" / "pictures.jsonl").exists():
         assert running.poll() is None, running.stderr.read()
         time.sleep(0.05)

@@ -7,7 +7,7 @@ import pytest
 from latent_clip.evaluation import EvaluationError
 from latent_clip.evaluation.benchmarks import Prompt, i2p, prompts
 from latent_clip.evaluation.generate import Arm, Plan, Report, Task, model_hashes, pack_version
-from latent_clip.evaluation.servers import Outcome
+from latent_clip.evaluation.hand_out import Outcome
 from latent_clip.evaluation.workflow import workflow_of
 
 GRAPH = {

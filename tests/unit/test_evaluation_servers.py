@@ -9,7 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from latent_clip.evaluation.servers import Made, Server, ServerGoneError, TaskFailedError, hand_out
+from latent_clip.evaluation.hand_out import hand_out
+from latent_clip.evaluation.servers import Made, Server, ServerGoneError, TaskFailedError
 
 GOOD, BAD = Server("http://127.0.0.1:1"), Server("http://127.0.0.1:2")
 MADE = Made([b""], 0.0)
