@@ -1,7 +1,7 @@
 """A Latent-CLIP of Shapes World that may be told the noise level: made by training/, and measured on half-finished images.
 
-It starts from the shipped one, which is also its teacher: of what the generator predicts from a noisy latent it learns to say what
-the shipped one says of the clean latent. Half of what it reads is clean, so that finished images are read as before.
+It starts from the shipped one, which is also its teacher: of what the generator predicts on its way from noise to a picture it learns to
+say what the shipped one says of the finished picture. Half of what it reads is finished, so that such pictures are read as before.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..training.shards import Dataset, Sample, finished, write_shard
 from .measures import CHUNK, World, noise_for
 from .second_vae import FOLDER_OF
 
-SCENES, LEVELS, STEPS, BANDS = 2500, 4, 350, 16
+SAMPLED, DRAWN, STEPS, BANDS = 1200, 1200, 400, 16
 SAMPLING = 8  # steps; "a quarter of the steps" is after the second
 CFG = 3.0
 
@@ -46,50 +46,36 @@ def shipped_file() -> Path:
 
 
 @torch.no_grad()
-def make_shards(world: World, name: str, count: int) -> Path:
-    """Shards of latents, with what the generator predicts of each at random levels on the way of its own sampler."""
+def make_shards(world: World, name: str, sampled: int, drawn: int) -> Path:
+    """Shards of `sampled` latents of the generator, with what it predicted on the way to each, and of `drawn` scenes without."""
     folder = FOLDER_OF / name
     header = Dataset(
         space_as_dict(LATENT_SPACES["shapes-world"]), {"name": "shapes-world", "sha256": ""}, {"names": ["centre"], "side": 64},
-        {"name": "Shapes World Latent-CLIP"}, "Shapes World",
+        {"name": "Shapes World Latent-CLIP"}, "Shapes World", predictions={"steps": SAMPLING, "cfg": CFG},
     )  # fmt: skip
     header.write(folder)
     done, rng = finished(folder).ids, random.Random(name)
-    scenes = sample_corpus(f"half finished {name}", count)
+    scenes = sample_corpus(f"half finished {name}", sampled + drawn)
     captions = [str(pick_caption(rng, scene, 0.4, reading_order=False)) for scene in scenes]
-    for start in range(0, count, 500):
+    for start in range(0, len(scenes), 200):
         if f"{start:06}" in done:
             continue
-        part = range(start, min(start + 500, count))
-        latents = world.encode(render(scenes[start : part.stop]))
+        part = slice(start, min(start + 200, len(scenes)))
+        texts = captions[part]
+        steps: list[Tensor] = []
+        if start < sampled:
+            latents, steps, levels = follow(world, texts, noise_for(40_000 + start, len(texts)))
+        else:
+            latents = world.encode(render(scenes[part]))
         features = world.latent_features(latents)
-        x0, levels = predictions(world, latents, captions[start : part.stop], start)
         write_shard(folder, [
-            Sample(f"{n:06}", {"latent": latents[i : i + 1]}, [captions[n]], {}, {"features": features[i : i + 1]},
-                   {"x0": x0[i], "levels": levels[i]})
-            for i, n in enumerate(part)
+            Sample(
+                f"{start + i:06}", {"latent": latents[i : i + 1]}, [texts[i]], {}, {"features": features[i : i + 1]},
+                {"x0": torch.stack([x0[i] for x0 in steps]), "levels": torch.tensor(levels)} if steps else {},
+            )
+            for i in range(len(texts))
         ])  # fmt: skip
     return folder
-
-
-def predictions(world: World, latents: Tensor, captions: list[str], seed: int) -> tuple[Tensor, Tensor]:
-    """x0 (N, L, 4, 8, 8) raw and levels (N, L): one sampler step from the latent with noise on it, at guidance 1 or `CFG` in turn."""
-    generator, sampling = torch.Generator().manual_seed(seed), world.model.get_model_object("model_sampling")
-    sigmas = sampling.sigmas
-    x0, levels = [], []
-    for number in range(LEVELS):
-        # steps of short schedules lie at high noise, where the first choices are made
-        at = (1 - torch.rand(1, generator=generator) ** 1.5) * (len(sigmas) - 1)
-        sigma = sigmas[int(at)].item()
-        noise = torch.randn(latents.shape, generator=generator)
-        made = []
-        for start in range(0, len(latents), CHUNK):
-            part = slice(start, start + CHUNK)
-            texts = captions[part]
-            made.append(one_prediction(world, latents[part], noise[part], texts, sigma, 1.0 if number % 2 else CFG))
-        x0.append(torch.cat(made))
-        levels.append(torch.full((len(latents),), level_of(sigma)))
-    return torch.stack(x0, 1), torch.stack(levels, 1)
 
 
 def level_of(sigma: float) -> float:
@@ -97,25 +83,12 @@ def level_of(sigma: float) -> float:
     return sigma / (1 + sigma * sigma) ** 0.5
 
 
-def one_prediction(world: World, latents: Tensor, noise: Tensor, texts: list[str], sigma: float, cfg: float) -> Tensor:
-    """What the stock sampler's first step from `sigma` predicts, as raw latents."""
-    import comfy.samplers
-
-    seen: list[Tensor] = []
-    comfy.sample.sample_custom(
-        world.model, noise, cfg, comfy.samplers.sampler_object("euler"), torch.tensor([sigma, 0.0]),
-        world.condition(texts), world.condition([""] * len(texts)), latents,
-        callback=lambda step, x0, x, total: seen.append(x0), disable_pbar=True,
-    )  # fmt: skip
-    return seen[0] / LATENT_SCALE
-
-
 @torch.enable_grad()
 def train_aware(shards: Path, held_out: Path) -> tuple[Path, float]:
     """The file, and the processor seconds that it took."""
     options = Options(
-        shards, FOLDER_OF / "noise_aware.safetensors", FOLDER_OF / "noise_aware", val_data=held_out, start=str(shipped_file()),
-        patch_size=1, distil=1.0, noise_bands=BANDS, noised=0.7, batch_size=96, train_num_samples=96 * STEPS, lr=5e-4, wd=0.05, warmup=50,
+        shards, FOLDER_OF / "noise_aware_sampled.safetensors", FOLDER_OF / "noise_aware_sampled", val_data=held_out, start=str(shipped_file()),
+        patch_size=1, distil=1.0, noise_bands=BANDS, noised=0.8, batch_size=96, train_num_samples=96 * STEPS, lr=1.5e-4, wd=0.05, warmup=50,
         ema=0.995, precision="fp32", workers=0, shuffle=2000, save_every=250, probe_every=250,
     )  # fmt: skip
     began = time.process_time()

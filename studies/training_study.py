@@ -130,11 +130,11 @@ def half_finished(kept: Kept, world) -> dict:
     from .measures import clip_verdicts
 
     def make() -> dict:
-        held_out = study.make_shards(world, "held_out_noised", 500)
-        path, seconds = study.train_aware(study.make_shards(world, "noised", study.SCENES), held_out)
+        held_out = study.make_shards(world, "held_out_sampled", 0, 400)
+        path, seconds = study.train_aware(study.make_shards(world, "sampled", study.SAMPLED, study.DRAWN), held_out)
         return {"file": str(path), "seconds": seconds}
 
-    made = kept.get("half finished: made", make)
+    made = kept.get("half finished, sampled: made", make)
     aware = study.aware_model(Path(made["file"]))
 
     def tasks(tower) -> dict[str, list[bool]]:
@@ -145,10 +145,10 @@ def half_finished(kept: Kept, world) -> dict:
 
     return {
         "made": made,
-        "early": kept.get("half finished: early", lambda: study.measure(world, aware, "training study early", EARLY_PROMPTS, EARLY_OF)),
+        "early": kept.get("half finished, sampled: early", lambda: study.measure(world, aware, "training study early again", EARLY_PROMPTS, EARLY_OF)),
         "tasks": {
-            "shipped": kept.get("half finished: clean, shipped", lambda: tasks(world.latent_clip.image.model)),
-            "aware": kept.get("half finished: clean, aware", lambda: tasks(aware.visual)),
+            "shipped": kept.get("half finished, sampled: clean, shipped", lambda: tasks(world.latent_clip.image.model)),
+            "aware": kept.get("half finished, sampled: clean, aware", lambda: tasks(aware.visual)),
         },
     }  # fmt: skip
 
