@@ -5,7 +5,7 @@ import logging
 import torch
 from torch import Tensor
 
-from ..methods.capture import CapturedGenerator, CudaRecording, captured_reward
+from ..methods.capture import CapturedEncoder, CapturedGenerator, CudaRecording, captured_reward
 from ..methods.reno import Generate
 from ..methods.rewards import Reward
 
@@ -28,7 +28,8 @@ class Capture:
         device, offloaded_bytes: of the diffusion model, and those of its weights that are copied there for every evaluation.
         """
         self.generate, self.reward, self._called = generate, reward, False
-        self._why_not, self._encoders = _why_not(device, offloaded_bytes), []
+        self._why_not = _why_not(device, offloaded_bytes)
+        self._encoders: list[CapturedEncoder] = []
         if not self._why_not:
             self._captured = CapturedGenerator(generate, size, CudaRecording)
             self.reward, self._encoders = captured_reward(reward, CudaRecording)

@@ -46,7 +46,8 @@ class Predictor:
         positive, negative = ([[self._encode(texts), {}]] for texts in (captions, [""] * len(captions)))
         made = []
         for number, sigma in enumerate(self.sigmas):
-            noise, seen = torch.randn(raw_latents.shape, generator=generator), []
+            noise = torch.randn(raw_latents.shape, generator=generator)
+            seen: list[Tensor] = []
             comfy.sample.sample_custom(
                 self.model, noise, self.cfg if number % 2 else 1.0, comfy.samplers.sampler_object("euler"), torch.tensor([sigma, 0.0]),
                 positive, negative, raw_latents, callback=lambda step, x0, x, total, seen=seen: seen.append(x0), disable_pbar=True,

@@ -162,9 +162,9 @@ class CapturedGenerator:
             return self.generate(noise, items)
         members = self.buckets.holding(items)
         if self._captured is None or members != self._members:
-            self._members = list(members)
+            rows = self._members = list(members)
             self._captured = None  # its memory is free before the next is made
-            self._captured = Captured(lambda x, rows=self._members: (self.generate(x, rows),), self.record)
+            self._captured = Captured(lambda x: (self.generate(x, rows),), self.record)
         if members == items:
             return self._captured(noise)[0]
         places = torch.tensor([members.index(item) for item in items]).to(noise.device)
