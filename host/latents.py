@@ -61,10 +61,20 @@ def finite_items(latent: dict, space: LatentSpace) -> tuple[Tensor, list[int]]:
 
 
 def latents_for(patcher, latent: dict) -> Tensor:
-    """The samples as a sampler of this MODEL starts from them: an empty latent gets its channels, size and frames."""
+    """The samples as a sampler of this MODEL starts from them: an empty latent gets its channels, size and frames.
+
+    Raises:
+        LatentSpaceError: clips of frames for a model of images.
+    """
     known = signature(comfy.sample.fix_empty_latent_channels).parameters  # hosts before 0.27 have no ratio of time
     ratios = {name: latent[name] for name in known if name in latent}
-    return comfy.sample.fix_empty_latent_channels(patcher, latent["samples"], **ratios)
+    samples = comfy.sample.fix_empty_latent_channels(patcher, latent["samples"], **ratios)
+    if samples.ndim == 5 and patcher.get_model_object("latent_format").latent_dimensions == 2:
+        raise LatentSpaceError(
+            f"Got clips of frames of shape {tuple(samples.shape)} for a model that makes images, expected images (batch, channels, height, "
+            "width). Connect an Empty Latent Image, or a model of videos."
+        )
+    return samples
 
 
 def check_model_space(patcher, space: LatentSpace) -> None:
