@@ -62,7 +62,8 @@ class Reservation:
     def __call__(self, executor, model: comfy.model_patcher.ModelPatcher, noise_shape, conds: dict, *args, **kwargs):
         shape, device = (self.batch, *noise_shape[1:]), model.load_device
         passes = self.steps * _evaluations(conds, skips_negative(self.guider))
-        fast, low = (self._bytes(_per_evaluation(model, shape, factor) * passes, shape) for factor in (FAST, LOW))
+        cells = math.prod(shape[2:]) + reference_cells(model.model, conds)
+        fast, low = (self._bytes(_per_evaluation(model, cells, factor) * passes, shape) for factor in (FAST, LOW))
         cast = bytes_when_cast(model)
         room = room_beside(model, conds, device) - cast
         if self.memory == "auto":
@@ -92,16 +93,24 @@ def images_of(memory: float, model, shape: tuple[int, ...]) -> int:
     return math.ceil(memory / model.model.memory_required([1, *shape[1:]]))
 
 
-def _per_evaluation(model, shape: tuple[int, ...], factor: float) -> float:
-    """Bytes that one evaluation with gradients needs for one image."""
+def reference_cells(model, conds: dict[str, list[dict]]) -> int:
+    """Latent cells of the reference images that a prompt brings along: a network computes with them as with the image's own."""
+    if "ref_latents" not in model.memory_usage_factor_conds:
+        return 0
+    shapes = [model.extra_conds_shapes(**entry).get("ref_latents", [0]) for group in conds.values() for entry in group or []]
+    return max((math.prod(shape[2:]) if len(shape) > 2 else 0 for shape in shapes), default=0)
+
+
+def _per_evaluation(model, cells: int, factor: float) -> float:
+    """Bytes that one evaluation with gradients needs for one image of so many latent cells."""
     if not _fused_attention(model.load_device):
-        factor += UNFUSED[factor] * math.prod(shape[2:]) / UNFUSED_CELLS
-    return factor * _sampling_bytes(model.model, shape)
+        factor += UNFUSED[factor] * cells / UNFUSED_CELLS
+    return factor * _sampling_bytes(model.model, cells)
 
 
-def _sampling_bytes(model, shape: tuple[int, ...]) -> float:
+def _sampling_bytes(model, cells: int) -> float:
     """The host's estimate of sampling one image with fused attention; without, its own counts the matrices already."""
-    return math.prod(shape[2:]) * model.get_dtype_inference().itemsize * 0.01 * model.memory_usage_factor * 2**20
+    return cells * model.get_dtype_inference().itemsize * 0.01 * model.memory_usage_factor * 2**20
 
 
 def _fused_attention(device: torch.device) -> bool:
