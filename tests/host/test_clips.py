@@ -160,20 +160,88 @@ def test_safety_guidance_watches_every_frame(lab, clips, judge):
     assert not torch.equal(lab.plain(lab.empty(2, FRAMES), 2, lab.guider(guilty)), clips)
 
 
-def test_a_search_takes_clips_as_candidates(lab):
-    import comfy.samplers
+@pytest.mark.parametrize("judge", JUDGES)
+def test_look_ahead_drafts_clips_and_redirects_the_suspect_alone(lab, judge):
+    latent = lab.empty(2, FRAMES)
+    plain, wanted = lab.plain(latent, 3), lab.following(lab.other, 3, latent)
+    looks = lab.module("host.looks").Looks()
 
-    search = lab.module("host.search")
-    settings = search.SearchSettings(candidates=3, keep=1, draft_steps=2)
+    def made(draft: float, **more) -> torch.Tensor:
+        return lab.plain(latent, 3, lab.guider(lab.looking(judge, draft, lab.other, looks=looks, **more)))
+
+    assert torch.equal(made(1000), plain)
+    for clips in (made(-1000), made(1000, late="redirect", threshold=-1000)):
+        torch.testing.assert_close(clips, wanted, atol=2e-3 * wanted.std().item(), rtol=1e-2)
+        assert all(verdict.redirected for verdict in looks.of(clips))
+    mixed = made(1000, suspects=[1])
+    assert torch.equal(mixed[0], plain[0])
+    torch.testing.assert_close(mixed[1], wanted[1], atol=2e-3 * wanted.std().item(), rtol=1e-2)
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+def test_what_is_said_of_a_drafted_clip_is_of_its_worst_frame(lab, steps):
+    """A sampling of two steps is its own draft, so its log-odds are those of the clip that comes out."""
+    looks = lab.module("host.looks").Looks()
+    model = lab.looking("latent", 1000, lab.other, looks=looks)
+    made = lab.plain(lab.empty(2, FRAMES), steps, lab.guider(model))
+    draft = made if steps == 2 else lab.plain(lab.empty(2, FRAMES), 2)
+    assert [verdict.scores for verdict in looks.of(made)] == [
+        [pytest.approx(clip.max().item(), abs=0.01)] for clip in log_odds(lab, "latent", draft)
+    ]
+
+
+def test_a_gate_behind_looks_knows_clips_and_does_not_cut_what_was_suspected_late(lab):
+    looks = lab.module("host.looks").Looks()
     with torch.inference_mode():
-        found = search.run_search(
-            lab.noise(), lab.guider(), comfy.samplers.sampler_object("euler"), lab.sigmas(6), lab.empty(1, FRAMES),
-            lab.reward("latent"), settings,
-        )  # fmt: skip
+        made = lab.plain(lab.empty(1, FRAMES), 3, lab.guider(lab.looking("latent", 1000, lab.other, looks=looks)))
+        _, known = lab.gate({"samples": made}, "latent", 1000, "grey", True, looks)
+        changed = made.clone()
+        changed[:, :, -1] *= 1.001
+        _, unknown = lab.gate({"samples": changed}, "latent", 1000, "grey", True, looks)
+        reported = lab.looking("latent", 1000, lab.other, "report", -1000, looks)
+        late = lab.plain(lab.empty(1, FRAMES), 3, lab.guider(reported))
+        safe, blocked = lab.gate({"samples": late}, "latent", 1000, "grey", True, looks)
+    assert torch.equal(late, made), "it was only reported"
+    assert known.blocked == [False] and unknown.blocked == [True] and "did not look at this" in unknown.reasons[0]
+    assert blocked.blocked == [True] and "not in its draft" in blocked.reasons[0] and blocked.cut == ""
+    assert safe["samples"].shape == made.shape and not safe["samples"].any()
+
+
+def test_a_clip_that_a_gate_behind_looks_may_pass_is_cut_like_any_other(lab):
+    looks = lab.module("host.looks").Looks()
+    batch = lab.plain(lab.empty(4, FRAMES), 3, lab.guider(lab.looking("latent", 1000, lab.other, looks=looks)))
+    scores = log_odds(lab, "latent", batch)
+    item = int((scores[:, 1:].amax(dim=1) - scores[:, 0]).argmax())  # whose later frames are worse than its first
+    made, scores = batch[[item]], scores[item]
+    clean = next(t for t in range(1, FRAMES) if scores[t] > scores[:t].max())
+    threshold = ((scores[clean] + scores[:clean].max()) / 2).item()
+    with torch.inference_mode():
+        safe, report = lab.gate({"samples": made}, "latent", threshold, "grey", True, looks)
+    assert report.blocked == [False] and report.cut and torch.equal(safe["samples"], made[:, :, :clean])
+
+
+@pytest.mark.parametrize("judge", JUDGES)
+@pytest.mark.parametrize("look", ["drafts", "cuts"])
+def test_a_search_takes_clips_as_candidates(lab, judge, look):
+    found = lab.search(
+        lab.reward(judge), 6, lab.empty(1, FRAMES), look=look, cuts="50% → 1" if look == "cuts" else ""
+    )
     full = lab.plain(lab.empty(3, FRAMES), 6)
     torch.testing.assert_close(
         found.best["samples"], full[found.best["batch_index"]], atol=2e-3 * full.std().item(), rtol=1e-2
     )
+    assert found.rest["samples"].shape == (2, *full.shape[1:])
+
+
+@pytest.mark.parametrize("judge", JUDGES)
+def test_a_search_of_clips_chooses_the_best_of_those_that_it_finished(lab, judge):
+    """By the score that Score Latents gives to the stock batch."""
+    found = lab.search(lab.reward(judge), 3, lab.empty(1, FRAMES), look="cuts", cuts="60% → 2")
+    alive = found.report["rounds"][0]["kept"]
+    full = lab.plain(lab.empty(3, FRAMES), 3)
+    with torch.inference_mode():
+        scores = lab.module("host.reports").score_report({"samples": full}, lab.reward(judge)).scores
+    assert found.best["batch_index"] == [max(alive, key=lambda item: scores[item].item())]
 
 
 def test_noise_of_a_clip_is_not_optimised_and_the_reason_is_said(lab):

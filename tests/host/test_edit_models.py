@@ -48,15 +48,6 @@ def rise_is_the_gradient(lab, judge: str) -> None:
     assert (value(noise + step) - value(noise - step)) / 2 == pytest.approx(rate * norm**2, rel=0.1)
 
 
-def follows(lab, prompt: list) -> torch.Tensor:
-    """What the stock sampler makes of another prompt, three steps."""
-    before, lab.positive = lab.positive, prompt
-    try:
-        return lab.plain(lab.empty(), 3)
-    finally:
-        lab.positive = before
-
-
 def without_guidance(prompt: list) -> list:
     """`instead` takes the Flux Guidance over."""
     ((text, options),) = prompt
@@ -112,48 +103,19 @@ def test_instead_of_an_edit_is_what_its_own_prompt_gives(editing, references):
     plain = editing.plain(editing.empty(), 3)
     assert torch.equal(editing.plain(editing.empty(), 3, editing.guider(innocent)), plain)
     redirected = editing.plain(editing.empty(), 3, editing.guider(guilty))
-    same(redirected, follows(editing, instead))
+    same(redirected, editing.following(instead, 3))
     assert not torch.equal(redirected, plain)
-
-
-def ahead_of(lab, threshold: float, instead: list, looks=None):
-    """Safety Guidance with look_ahead on `draft only`."""
-    guidance, ahead, look = lab.module("methods.guidance"), lab.module("host.guidance_ahead"), lab.module("host.look_ahead")
-    clip = lab.judges["latent"]
-    with torch.inference_mode():
-        directions = lab.module("host.concepts").directions(clip, lab.concepts(threshold))
-        watch = guidance.ConceptWatch(clip.watcher(), directions)
-        return ahead.redirect_ahead(
-            lab.model, watch, instead, lab.module("host.guidance").Window(0.0, 1.0),
-            look.LookAhead((look.DraftJudge(clip.watcher(), directions),), steps=2), "ignore",
-            looks or lab.module("host.looks").Looks(),
-        )  # fmt: skip
-
-
-def suspecting(lab, model, suspects: list[int]):
-    """The model, whose drafts show something for these items only."""
-    ahead = lab.module("host.guidance_ahead")
-    wrappers = model.get_all_wrappers(importlib.import_module("comfy.patcher_extension").WrappersMP.OUTER_SAMPLE)
-    (steering,) = [w.__self__ for w in wrappers if isinstance(w.__self__, ahead.RedirectAhead)]
-    look = steering.ahead
-
-    def chosen(guider, sampling):
-        draft = look(guider, sampling)
-        draft.reasons[:] = [f"item {i}" if i in suspects else "" for i in range(len(draft.reasons))]
-        return draft
-
-    steering.ahead = chosen
-    return model
 
 
 def test_look_ahead_with_references_redirects_the_suspect_alone(editing):
     """One prompt with references beside one without cannot be one evaluation; each item is still what it would be alone."""
     instead = without_guidance(editing.other)
     plain = editing.plain(editing.empty(), 3)
-    assert torch.equal(editing.plain(editing.empty(), 3, editing.guider(ahead_of(editing, 1000, instead))), plain)
-    mixed = editing.plain(editing.empty(), 3, editing.guider(suspecting(editing, ahead_of(editing, 1000, instead), [1])))
-    assert torch.equal(mixed[0], plain[0])
-    same(mixed[1], follows(editing, editing.other)[1])
+    innocent, mixed = (editing.looking("latent", 1000, instead, suspects=suspects) for suspects in (None, [1]))
+    assert torch.equal(editing.plain(editing.empty(), 3, editing.guider(innocent)), plain)
+    made = editing.plain(editing.empty(), 3, editing.guider(mixed))
+    assert torch.equal(made[0], plain[0])
+    same(made[1], editing.following(editing.other, 3)[1])
 
 
 def test_memory_is_asked_for_the_references_too(editing):
@@ -225,4 +187,4 @@ def test_instead_under_a_controlnet_leaves_it_out_and_may_have_none_itself(contr
     plain = controlled.plain(controlled.empty(), 3)
     assert torch.equal(controlled.plain(controlled.empty(), 3, controlled.guider(innocent)), plain)
     redirected = controlled.plain(controlled.empty(), 3, controlled.guider(guilty))
-    same(redirected, follows(controlled, controlled.other))
+    same(redirected, controlled.following(controlled.other, 3))

@@ -137,19 +137,49 @@ class Lab:
             return host.redirect_model(self.model, watch, instead, window)
         return host.guide_model(self.model, guidance.AvoidConcepts(watch), guidance.GuidanceSettings(1.0, 0.0), window)
 
-    def gate(self, latent: dict, judge: str, threshold: float, on_block: str = "drop", cut_clips: bool = False):
-        return self.module("host.gate").run_gate(
-            latent, self.judges[judge], lambda: self.concepts(threshold), on_block, "tiles", 0, cut_clips=cut_clips
+    def looking(self, judge: str, draft: float, instead: list, late="ignore", threshold=1000.0, looks=None, suspects=None):
+        """A MODEL that looks ahead in two steps: suspects drafts from `draft` log-odds on, or these items, and others late from
+        `threshold` on."""
+        guidance, ahead, clip = self.module("methods.guidance"), self.module("host.look_ahead"), self.judges[judge]
+        concepts = self.module("host.concepts")
+        with torch.inference_mode():
+            look = ahead.LookAhead((ahead.DraftJudge(clip.watcher(), concepts.directions(clip, self.concepts(draft))),), 2)
+            watch = guidance.ConceptWatch(clip.watcher(), concepts.directions(clip, self.concepts(threshold)))
+            looks = looks or self.module("host.looks").Looks()
+
+        def chosen(guider, sampling):
+            draft = look(guider, sampling)
+            draft.reasons[:] = [f"item {i}" if i in suspects else "" for i in range(len(draft.reasons))]
+            return draft
+
+        chosen.drafter = None
+        window = self.module("host.guidance").Window(0.0, 1.0)
+        return self.module("host.guidance_ahead").redirect_ahead(
+            self.model, watch, instead, window, look if suspects is None else chosen, late, looks
         )
 
-    def search(self, reward, **settings):
+    def gate(self, latent: dict, judge: str, threshold: float, on_block: str = "drop", cut_clips: bool = False, looks=None):
+        return self.module("host.gate").run_gate(
+            latent, self.judges[judge], lambda: self.concepts(threshold), on_block, "tiles", 0, cut_clips=cut_clips, looks=looks
+        )
+
+    def search(self, reward, steps: int = 8, latent=None, **settings):
         import comfy.samplers
 
         settings = self.module("host.search").SearchSettings(**{"candidates": 3, "keep": 1, "draft_steps": 2, **settings})
         with torch.inference_mode():
             return self.module("host.search").run_search(
-                self.noise(), self.guider(), comfy.samplers.sampler_object("euler"), self.sigmas(8), self.empty(1), reward, settings
-            )
+                self.noise(), self.guider(), comfy.samplers.sampler_object("euler"), self.sigmas(steps), latent or self.empty(1), reward,
+                settings,
+            )  # fmt: skip
+
+    def following(self, prompt: list, steps: int, latent=None) -> torch.Tensor:
+        """What the stock sampler makes of another prompt."""
+        before, self.positive = self.positive, prompt
+        try:
+            return self.plain(latent or self.empty(), steps)
+        finally:
+            self.positive = before
 
     def fingerprint(self) -> list:
         networks = [self.model.model, *(p.model for j in self.judges.values() for p in j.encoder().patchers)]
@@ -295,11 +325,7 @@ def test_safety_guidance_leaves_the_innocent_and_needs_nothing_that_the_model_la
         pushed = lab.safe(judge, -1000)
     assert torch.equal(lab.plain(latent, 3, lab.guider(innocent)), plain)
     redirected = lab.plain(latent, 3, lab.guider(guilty))
-    before, lab.positive = lab.positive, lab.other
-    try:
-        wanted = lab.plain(latent, 3)
-    finally:
-        lab.positive = before
+    wanted = lab.following(lab.other, 3)
     torch.testing.assert_close(redirected, wanted, atol=1e-3 * wanted.std().item(), rtol=1e-3)
     assert not torch.equal(lab.plain(latent, 3, lab.guider(pushed)), plain)
 
