@@ -76,7 +76,7 @@ def gallery(info: dict) -> Graph:
         reward=match[0], keep=1,
     )  # fmt: skip
     gate = graph.add(6, "LatentCLIPSafetyGate", 600, latent=latent, **stars, on_block="grey")
-    ends = [best[0], score[0], classify[0], optimised[0], found[0], gate[0], sample(guide[0], 8)]
+    ends = [best[0], score[0], classify[3], optimised[0], found[0], gate[0], sample(guide[0], 8)]
     for end in ends:
         graph.add(7, "PreviewImage", 200, images=graph.add(7, "VAEDecode", 60, samples=end, vae=world[2])[0])
     return graph
@@ -108,10 +108,13 @@ def main() -> None:
 
 
 def cut_out(page: ComfyPage, node_id: int) -> Image.Image:
-    """One node as the page shows it."""
+    """One node as the page shows it, moved to where no other one reaches into it."""
     width, height = page.js(
         """([id, scale, corner]) => {
-            const node = app.graph.getNodeById(id), { ds } = app.canvas, [x, y, width, height] = node.getBounding();
+            const node = app.graph.getNodeById(id), { ds } = app.canvas;
+            node.pos = [1e5 + 1e4 * id, 0];
+            app.canvas.draw(true, true);
+            const [x, y, width, height] = node.getBounding();
             ds.scale = scale;
             ds.offset[0] = corner[0] / scale - x;
             ds.offset[1] = corner[1] / scale - y;
