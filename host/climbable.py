@@ -200,9 +200,12 @@ def named_failures(patches: list[str]) -> Iterator[None]:
     except RuntimeError as error:
         if is_oom(error) or not any(words in str(error) for words in NO_WAY_BACK):
             raise
+        on_it, advice = f"On it: {', '.join(patches)}.", "Bypass what is not needed for Optimize Noise."
+        if not patches:
+            on_it = "No other node has patched it, so its own code is the reason."
+            advice = "Use Search Best Images or Guide Model by Reward, which need no gradient of the model."
         raise ValueError(
-            f"Got a model that cannot be differentiated. On it: {', '.join(patches) or 'no patch of another node'}. Bypass what is "
-            f"not needed for Optimize Noise. PyTorch says: {str(error).splitlines()[0][:200]}"
+            f"Got a model that cannot be differentiated. {on_it} {advice} PyTorch says: {str(error).splitlines()[0][:200]}"
         ) from error
 
 

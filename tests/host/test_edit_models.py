@@ -23,7 +23,7 @@ def winners_are_of_the_stock_batch(lab, judge: str, look: str) -> None:
 def first_iteration_is_stock(lab, judge: str) -> None:
     stock = lab.plain(lab.empty(1), 1)
     results = [lab.reno(lab.reward(judge), memory=memory) for memory in ("fast", "low")]
-    for state, used in results:
+    for state, _used in results:
         torch.testing.assert_close(state.first_latents, stock, atol=2e-4 * stock.std().item(), rtol=1e-3)
         assert state.iterations[0].gradient_norms[0] > 0 and state.rewards.item() >= state.iterations[0].rewards[0]
     torch.testing.assert_close(results[0][0].noise, results[1][0].noise, atol=1e-5, rtol=1e-4)
@@ -35,7 +35,7 @@ def rise_is_the_gradient(lab, judge: str) -> None:
     reward = lab.reward(judge, weight=100.0)
     tiny = {"optimizer": "sgd", "prior_weight": 0.0, "gradient_clip": 1e9, "iterations": 2}
     norm = lab.reno(reward, learning_rate=1e-9, **tiny)[0].iterations[0].gradient_norms[0]
-    rate = 0.2 / norm**2
+    rate = 0.02 / norm**2
     state, _ = lab.reno(reward, learning_rate=rate, **tiny)
     noise = lab.noise().generate_noise({"samples": lab.module("host.latents").latents_for(lab.model, lab.empty(1))})
     step = state.noise.cpu() - noise

@@ -253,7 +253,7 @@ def test_the_gradient_equals_finite_differences(lab, judge):
     reward = lab.reward(judge, weight=100.0)
     tiny = {"optimizer": "sgd", "prior_weight": 0.0, "gradient_clip": 1e9}
     norm = lab.reno(reward, iterations=2, learning_rate=1e-9, **tiny)[0].iterations[0].gradient_norms[0]
-    rate = 0.02 / norm**2 * 10  # the reward is to rise by about 0.2 of its hundred
+    rate = 0.02 / norm**2  # the reward is to rise by about 0.02 of its hundred: random decoders curve it strongly
     state, _ = lab.reno(reward, iterations=2, learning_rate=rate, **tiny)
     assert state.best_iteration == [1], "a small step up the gradient must raise the reward"
     samples = lab.module("host.latents").latents_for(lab.model, lab.empty(1))

@@ -1,7 +1,7 @@
 """Diffusion models of the layouts that people use, small enough to sample in milliseconds on a CPU. For tests only.
 
 Every file is what the stock UNETLoader opens: the network is the host's own class, its weights random but seeded. Most are
-recognised as they are, by shapes alone; Z-Image and Qwen-Image have sizes that the host's detection takes for given, so small
+recognised as they are, by shapes alone; Z-Image, Qwen-Image and Cosmos-Predict2 have sizes that the host's detection takes for given, so small
 ones are registered beside them, as for the tiny SDXL.
 """
 
@@ -46,6 +46,7 @@ Z_IMAGE = {
     "n_heads": 2, "n_kv_heads": 2, "axes_dims": [32, 48, 48], "axes_lens": [1536, 512, 512], "rope_theta": 256.0,
     "ffn_dim_multiplier": 8.0 / 3.0, "z_image_modulation": True, "time_scale": 1000.0, "pad_tokens_multiple": 32,
 }  # fmt: skip
+COSMOS = {"num_blocks": 2, "num_heads": 1}
 QWEN_IMAGE = {"num_attention_heads": 1, "joint_attention_dim": CONTEXT}
 
 
@@ -84,6 +85,16 @@ def _sd15() -> torch.nn.Module:
         image_size=32, in_channels=4, out_channels=4, model_channels=32, num_res_blocks=[1, 1], channel_mult=[1, 2], num_heads=2,
         use_spatial_transformer=True, legacy=False, context_dim=CONTEXT, transformer_depth=[1, 1], transformer_depth_middle=1,
         transformer_depth_output=[1, 1, 1, 1], use_linear_in_transformer=False, **_COMMON,
+    )  # fmt: skip
+
+
+def _cosmos_predict2() -> torch.nn.Module:
+    from comfy.ldm.cosmos.predict2 import MiniTrainDIT
+
+    return MiniTrainDIT(
+        max_img_h=240, max_img_w=240, max_frames=128, in_channels=16, out_channels=16, patch_spatial=2, patch_temporal=1,
+        model_channels=WIDTH, **COSMOS, crossattn_emb_channels=1024, pos_emb_cls="rope3d", pos_emb_learnable=True, use_adaln_lora=True,
+        rope_h_extrapolation_ratio=4.0, rope_w_extrapolation_ratio=4.0, rope_enable_fps_modulation=False, **_COMMON,
     )  # fmt: skip
 
 
@@ -142,12 +153,13 @@ FAMILIES = {
         Family("z-image", "flux", _z_image, (16, 8, 8), 6),
         Family("qwen-image", "wan21", _qwen_image, (16, 1, 8, 8), 2),
         Family("wan21", "wan21", _wan21, (16, 1, 8, 8), 2, context=4096, cfg=3.0),
+        Family("cosmos-predict2", "wan21", _cosmos_predict2, (16, 1, 8, 8), 2, context=1024, cfg=3.0),
     )
 }  # fmt: skip
 
 
 def register() -> None:
-    """Let UNETLoader open the small SD 1.5, Z-Image and Qwen-Image. Changes the host for everyone: never in a shipped pack."""
+    """Let UNETLoader open the small SD 1.5, Z-Image, Qwen-Image and Cosmos-Predict2. Changes the host for everyone: never in a shipped pack."""
     small = [
         type("TinySD15", (supported_models.SD15,), {
             "unet_config": {"model_channels": 32, "context_dim": CONTEXT, "adm_in_channels": None, "use_temporal_attention": False,
@@ -159,6 +171,9 @@ def register() -> None:
         }),
         type("TinyQwenImage", (supported_models.QwenImage,), {
             "unet_config": {"image_model": "qwen_image", "num_layers": 2}, "unet_extra_config": QWEN_IMAGE,
+        }),
+        type("TinyCosmosPredict2", (supported_models.CosmosT2IPredict2,), {
+            "unet_config": {"image_model": "cosmos_predict2", "in_channels": 16, "model_channels": WIDTH}, "unet_extra_config": COSMOS,
         }),
     ]  # fmt: skip
     known = {model.__name__ for model in supported_models.models}
