@@ -62,7 +62,7 @@ class Reservation:
     def __call__(self, executor, model: comfy.model_patcher.ModelPatcher, noise_shape, conds: dict, *args, **kwargs):
         shape, device = (self.batch, *noise_shape[1:]), model.load_device
         passes = self.steps * _evaluations(conds, skips_negative(self.guider))
-        cells = math.prod(shape[2:]) + reference_cells(model.model, conds)
+        cells = math.prod(shape[2:]) * prompt_factor(model.model, shape, conds)
         fast, low = (self._bytes(_per_evaluation(model, cells, factor) * passes, shape) for factor in (FAST, LOW))
         cast = bytes_when_cast(model)
         room = room_beside(model, conds, device) - cast
@@ -93,22 +93,24 @@ def images_of(memory: float, model, shape: tuple[int, ...]) -> int:
     return math.ceil(memory / model.model.memory_required([1, *shape[1:]]))
 
 
-def reference_cells(model, conds: dict[str, list[dict]]) -> int:
-    """Latent cells of the reference images that a prompt brings along: a network computes with them as with the image's own."""
-    if "ref_latents" not in model.memory_usage_factor_conds:
-        return 0
-    shapes = [model.extra_conds_shapes(**entry).get("ref_latents", [0]) for group in conds.values() for entry in group or []]
-    return max((math.prod(shape[2:]) if len(shape) > 2 else 0 for shape in shapes), default=0)
+def prompt_factor(model, shape: tuple[int, ...], conds: dict[str, list[dict]]) -> float:
+    """So many times the memory of an image alone it takes with what its prompt brings along: reference images count like it."""
+    shapes: dict[str, list] = {}
+    for entry in (entry for group in conds.values() for entry in group or []):
+        for name, of_one in model.extra_conds_shapes(**entry).items():
+            shapes[name] = [max([of_one, *shapes.get(name, [])], key=math.prod)]
+    image = [1, *shape[1:]]
+    return model.memory_required(image, cond_shapes=shapes) / model.memory_required(image)
 
 
-def _per_evaluation(model, cells: int, factor: float) -> float:
+def _per_evaluation(model, cells: float, factor: float) -> float:
     """Bytes that one evaluation with gradients needs for one image of so many latent cells."""
     if not _fused_attention(model.load_device):
         factor += UNFUSED[factor] * cells / UNFUSED_CELLS
     return factor * _sampling_bytes(model.model, cells)
 
 
-def _sampling_bytes(model, cells: int) -> float:
+def _sampling_bytes(model, cells: float) -> float:
     """The host's estimate of sampling one image with fused attention; without, its own counts the matrices already."""
     return cells * model.get_dtype_inference().itemsize * 0.01 * model.memory_usage_factor * 2**20
 

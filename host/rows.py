@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .conditioning import RowsOfConds
 from .oom import is_oom
-from .reservation import images_of, room_beside
+from .reservation import images_of, prompt_factor, room_beside
 
 KEY = "latent_clip_rows"
 LOGGER = logging.getLogger(__name__)
@@ -69,12 +69,13 @@ class Rows:
     def reserve(self, executor, model, noise_shape, conds: dict, *args, **kwargs):
         """Wrapper of the host's prepare_sampling: room for the rows of one evaluation, and not for the whole batch."""
         shape = [1, *noise_shape[1:]]
+        factor = prompt_factor(model.model, tuple(shape), conds)
         if not self.at_once:
-            per_row = SLACK * model.model.memory_required(shape)
+            per_row = SLACK * factor * model.model.memory_required(shape)
             room = room_beside(model, conds, model.load_device) - self.judge_bytes
             self._chunk = max(1, min(self.size, int(room / per_row)))
         more = max(0, noise_shape[0] - self.size)  # for what guides the model
-        images = self._chunk + more + images_of(self.judge_bytes, model, tuple(shape))
+        images = math.ceil((self._chunk + more) * factor) + images_of(self.judge_bytes, model, tuple(shape))
         return executor(model, (images, *shape[1:]), conds, *args, **kwargs)
 
     def count(self, executor, x: Tensor, timestep: Tensor, model_options: dict, seed=None) -> Tensor:

@@ -118,12 +118,28 @@ def test_look_ahead_with_references_redirects_the_suspect_alone(editing):
     same(made[1], editing.following(editing.other, 3)[1])
 
 
-def test_memory_is_asked_for_the_references_too(editing):
-    reservation = editing.module("host.reservation")
-    plain, edited = (reservation.reference_cells(editing.model.model, {"positive": [options]}) for options in (
-        {}, {"reference_latents": editing.positive[0][1]["reference_latents"]},
-    ))  # fmt: skip
-    assert (plain, edited) == (0, 8 * 8 + 8 * 12)
+def test_memory_is_counted_for_the_references_too(editing, monkeypatch):
+    """64 cells of the image, 64 and 96 of its references: fewer candidates fit, and more is asked for."""
+    rows, reservation = editing.module("host.rows"), editing.module("host.reservation")
+    references = {"positive": [{"reference_latents": editing.positive[0][1]["reference_latents"]}], "negative": [{}]}
+    shape, model = (1, *editing.family.latent), editing.model
+    assert reservation.prompt_factor(model.model, shape, {"positive": [{}], "negative": None}) == 1
+    assert reservation.prompt_factor(model.model, shape, references) == pytest.approx((64 + 64 + 96) / 64)
+    room = 7.1 * rows.SLACK * model.model.memory_required([*shape])
+    monkeypatch.setattr(rows, "room_beside", lambda *args: room)
+    seen = []
+    monkeypatch.setattr(model.model, "apply_model", lambda x, *a, f=model.model.apply_model, **k: seen.append(len(x)) or f(x, *a, **k))
+    editing.search(editing.reward("latent"), candidates=6)
+    assert max(seen) == 2, "7 images alone"
+    asked = []
+
+    def prepare(model, noise_shape, conds):
+        asked.append(noise_shape[0])
+
+    for conds in ({"positive": [{}]}, references):
+        ask = reservation.Reservation("low", editing.reward("latent"), 1, 1, editing.guider())
+        ask(prepare, model, (1, *shape[1:]), conds)
+    assert asked[1] > 1.5 * asked[0]
 
 
 # ControlNets
