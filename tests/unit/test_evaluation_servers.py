@@ -9,15 +9,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from latent_clip.evaluation.hand_out import hand_out
+from latent_clip.evaluation.hand_out import STRIKES, hand_out
 from latent_clip.evaluation.servers import Made, Server, ServerGoneError, TaskFailedError
 
 GOOD, BAD = Server("http://127.0.0.1:1"), Server("http://127.0.0.1:2")
 MADE = Made([b""], 0.0)
 
 
+PAUSES = (0.01, 0.02)
+
+
 def run(tasks, servers, work):
-    return {outcome.task: outcome for outcome in hand_out(tasks, servers, work)}
+    return {outcome.task: outcome for outcome in hand_out(tasks, servers, work, pauses=PAUSES)}
 
 
 def test_every_task_is_done_once_by_both():
@@ -54,8 +57,62 @@ def test_where_no_server_is_left_the_reasons_are_told():
 
     done = []
     with pytest.raises(ServerGoneError, match=r"(?s)No server is left:.*:1 is on fire.*:2 is on fire"):
-        done.extend(outcome.task for outcome in hand_out(range(20), [GOOD, BAD], work))
+        done.extend(outcome.task for outcome in hand_out(range(20), [GOOD, BAD], work, pauses=PAUSES))
     assert sorted(done) == list(range(6))
+
+
+class Back(Server):
+    """A server that is there again when it is asked the `asked`-th time."""
+
+    def __init__(self, asked):
+        super().__init__("http://127.0.0.1:3")
+        self.asked, self.times = asked, []
+
+    def versions(self):
+        self.times.append(time.monotonic())
+        if len(self.times) % self.asked:
+            raise ServerGoneError("not yet")
+        return {}
+
+
+def test_a_server_that_comes_back_works_on():
+    server, went, done = Back(2), [], Counter()
+
+    def work(server, task):
+        if task == 5 and not went:
+            went.append(time.monotonic())
+            raise ServerGoneError("restarted")
+        done[task] += 1
+        return MADE
+
+    outcomes = run(range(12), [server], work)
+    assert all(outcome.made for outcome in outcomes.values()) and done == Counter(range(12))
+    first, second = server.times
+    assert first - went[0] >= PAUSES[0] and second - first >= PAUSES[1]
+
+
+def test_a_server_that_comes_back_and_does_nothing_is_left():
+    def work(server, task):
+        raise ServerGoneError("out of memory at start")
+
+    server = Back(1)
+    with pytest.raises(ServerGoneError, match="No server is left:\n.*:3: out of memory at start"):
+        run(range(12), [server], work)
+    assert len(server.times) == STRIKES - 1
+
+
+def test_a_task_that_kills_its_server_is_given_up_and_the_others_are_made():
+    server = Back(1)
+
+    def work(server, task):
+        if task == 3:
+            raise ServerGoneError("crashed")
+        time.sleep(0.002)
+        return MADE
+
+    outcomes = {o.task: o for o in hand_out(range(40), [server], work, 2, (0.05,))}
+    assert [task for task, outcome in outcomes.items() if not outcome.made] == [3]
+    assert outcomes[3].error == "lost 3 times, the last: crashed"
 
 
 def test_a_failing_task_is_tried_elsewhere_and_then_given_up():
