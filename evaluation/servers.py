@@ -198,7 +198,11 @@ def _rewards(history: dict, count: int) -> list[float] | None:
     reports = [report for out in history.get("outputs", {}).values() for report in out.get("latent_clip", [])]
     found = []
     for report in reports:
-        values = report.get("best") if report.get("kind") == "reno" else report.get("scores")
+        if report.get("winners") and report.get("rounds"):  # of Search: the last look is at the finished pictures
+            scores = report["rounds"][-1].get("scores", {})
+            values = [scores.get(str(winner)) for winner in report["winners"]]
+        else:
+            values = report.get("best") if report.get("kind") == "reno" else report.get("scores")
         if values and report.get("kept"):
             values = [values[at] for at in report["kept"]]
         if values and len(values) == count and all(isinstance(value, (int, float)) for value in values):

@@ -96,7 +96,7 @@ def test_a_server_that_comes_back_and_does_nothing_is_left():
         raise ServerGoneError("out of memory at start")
 
     server = Back(1)
-    with pytest.raises(ServerGoneError, match="No server is left:\n.*:3: out of memory at start"):
+    with pytest.raises(ServerGoneError, match=r"No server is left:\n.*:3: out of memory at start"):
         run(range(12), [server], work)
     assert len(server.times) == STRIKES - 1
 
