@@ -182,12 +182,12 @@ def _start(ray, cluster: str, cpus: int | None) -> None:
                 log_to_driver=False,
             )  # fmt: skip
             return
-        except Exception as error:  # Ray raises a bare Exception where its processes are slow to start
-            ray.shutdown()
-            if not mine or turn == STARTS:
+        except Exception as error:  # Ray raises a bare one where its processes are slow to start
+            if not mine or turn == STARTS or "timed out" not in str(error):
                 raise EvaluationError(
                     f"Ray at {cluster}: {_first_line(error)}. Expected a running cluster, such as HEAD:6379 after `ray start --head`, or local."
                 ) from error
+            ray.shutdown()
 
 
 def _first_line(error: BaseException) -> str:
