@@ -6,10 +6,11 @@ import time
 import pytest
 
 from latent_clip.evaluation import EvaluationError
-from latent_clip.evaluation.fleet import RayServer, fleet, placed
+from latent_clip.evaluation.fleet import RayServer, _start, fleet, placed
 from latent_clip.evaluation.hand_out import hand_out
 from latent_clip.evaluation.servers import ServerGoneError
 from latent_clip.tests.fleet_pieces import Work
+from latent_clip.training.ray_embed import _start as embed_start
 
 
 def test_a_loopback_address_is_one_on_every_machine():
@@ -29,8 +30,6 @@ class Reachable(RayServer):
 @pytest.fixture(scope="module")
 def cluster():
     ray = pytest.importorskip("ray")
-    from latent_clip.evaluation.fleet import _start
-
     _start(ray, "local", 2)
     yield ray
     ray.shutdown()
@@ -70,3 +69,30 @@ def test_no_such_cluster_is_said_at_once(address):
     pytest.importorskip("ray")
     with pytest.raises(EvaluationError, match=f"Ray at {address}: .*Expected a running cluster"), fleet([], address):
         pass
+
+
+class Slow:
+    """Ray's init and shutdown as they are where its processes take longer than it waits, the first `late` times."""
+
+    def __init__(self, late, says="The current node timed out during startup."):
+        self.late, self.says, self.begun, self.ended = late, says, 0, 0
+
+    def init(self, **settings):
+        self.begun += 1
+        if self.begun <= self.late:
+            raise Exception(self.says)
+
+    def shutdown(self):
+        self.ended += 1
+
+
+def test_a_slow_start_of_ray_is_tried_again_and_nothing_else_is():
+    for start in (_start, embed_start):
+        start(ray := Slow(2), "local", 2)
+        assert (ray.begun, ray.ended) == (3, 2)
+    with pytest.raises(EvaluationError, match="Ray at local: The current node timed out during startup"):
+        _start(Slow(9), "local", 2)
+    other = Slow(1, "called ray.init twice")
+    with pytest.raises(EvaluationError, match="twice"):
+        _start(other, "local", 2)
+    assert (other.begun, other.ended) == (1, 0), "a Ray of the caller's stays"
