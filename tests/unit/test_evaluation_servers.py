@@ -194,7 +194,7 @@ def test_no_tasks_need_no_server():
 
 
 @contextmanager
-def answering(answer):
+def answering(answer, port=0):
     """A program at an address: answer(path) → (status, bytes)."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -211,7 +211,7 @@ def answering(answer):
         def log_message(self, *words):
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -219,6 +219,39 @@ def answering(answer):
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_a_program_that_is_stopped_and_started_at_its_address_works_on():
+    began, end, gone, done = (threading.Event() for _ in range(4))
+    ports = []
+
+    def program():
+        for again in (False, True):
+            with answering(lambda path: (200, b"{}"), *ports) as server:
+                if not again:
+                    ports.append(int(server.address.rsplit(":", 1)[1]))
+                    began.set()
+                (done if again else end).wait(30)
+            gone.set()
+            time.sleep(0.05)
+
+    def work(server, task):
+        if task == 5 and not gone.is_set():
+            end.set()
+            gone.wait(30)
+        server.versions()
+        return MADE
+
+    thread = threading.Thread(target=program)
+    thread.start()
+    try:
+        began.wait(30)
+        outcomes = list(hand_out(range(12), [Server(f"127.0.0.1:{ports[0]}")], work, pauses=(0.05, 1, 5, 20)))
+    finally:
+        end.set()
+        done.set()
+        thread.join()
+    assert gone.is_set() and sorted(o.task for o in outcomes if o.made) == list(range(12))
 
 
 @pytest.mark.parametrize(("status", "content", "error", "message"), [
