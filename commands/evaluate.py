@@ -10,6 +10,8 @@ Every step goes on where it was stopped.
 """
 
 import argparse
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +65,10 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     add("--slot", action="append", default=[], metavar="[ARM:]NAME=NODE.INPUT", help="where a slot is, if no title says so")
     add("--sweep", metavar="SLOT=V,V,V", help="more arms: the first arm with other values in a slot, such as cfg=1,2,4,8")
     add("--server", action="append", default=[], metavar="ADDRESS", help="a running ComfyUI; again for more; default 127.0.0.1:8188")
+    add(
+        "--ray", nargs="?", const="local", metavar="ADDRESS",
+        help="ask the servers from the machines of this Ray cluster, such as HEAD:6379; a --server of 127.0.0.1 is then one on each machine",
+    )  # fmt: skip
     add("--images", type=int, help="pictures per prompt; default: as many as the benchmark asks for")
     add("--batch", type=int, default=1, help="pictures from one seed; needs a slot batch; default 1")
     add("--seed", type=int, default=0, help="of the first picture; default 0, or the benchmark's own seeds")
@@ -82,14 +88,26 @@ def _generate(options: argparse.Namespace) -> str:
     hashes = model_hashes([arm.workflow for arm in arms], options.models)
     images = benchmark.images if options.images is None else options.images
     plan = Plan(benchmark, prompts, arms, images, options.seed, options.batch, listed.name, hashes)
-    servers = [Server(address) for address in options.server or ["127.0.0.1:8188"]]
     try:
-        report = generate(plan, options.folder, servers, lambda line: print(line, flush=True))
+        with _servers(options.server or ["127.0.0.1:8188"], options.ray) as servers:
+            report = generate(plan, options.folder, servers, _say)
     except KeyboardInterrupt:
         raise EvaluationError("Stopped. The same command goes on from here.") from None
     if report.failed:
         raise EvaluationError(str(report))
     return str(report)
+
+
+def _servers(addresses: list[str], cluster: str | None) -> AbstractContextManager[Sequence[Server]]:
+    if cluster is None:
+        return nullcontext([Server(address) for address in addresses])
+    from ..evaluation.fleet import fleet
+
+    return fleet(addresses, cluster, _say)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _arm(words: str, slots: list[str], batch: int) -> Arm:
@@ -139,7 +157,7 @@ def _score(options: argparse.Namespace) -> str:
     if kind not in loaders:
         raise EvaluationError(f"Got --scorer {options.scorer}, expected official, reward, {', '.join(loaders)}.")
     scorer = loaders[kind]()
-    count = score_run(options.folder, scorer, options.arm, lambda line: print(line, flush=True))
+    count = score_run(options.folder, scorer, options.arm, _say)
     return f"{scorer.name}: {count} pictures scored now. It is {scorer.note}."
 
 
@@ -156,7 +174,7 @@ def _official(options: argparse.Namespace) -> str:
     for arm in options.arm or described["arms"]:
         folder = options.folder / arm
         if options.program:
-            run_scorer(options.program, folder, options.directory, lambda line: print(line, flush=True))
+            run_scorer(options.program, folder, options.directory, _say)
         source = Path(options.results.replace("{arm}", arm)) if options.results else folder
         try:
             if options.three_in_one:
@@ -290,7 +308,7 @@ def _zero_shot(options: argparse.Namespace) -> str:
         if len(names) != len(pictures.classes):
             raise EvaluationError(f"{options.data}: {len(pictures.classes)} classes, expected ImageNet's {len(names)}.")
         pictures = replace(pictures, classes=names, templates=templates)
-    found = classify(judge, pictures, options.batch, lambda line: print(line, flush=True))
+    found = classify(judge, pictures, options.batch, _say)
     write_result(options.target, found, pictures.name, judge.name, Path(options.clip).stem)
     return _figures(pictures.name, found, pictures.classes, pictures.templates)
 
@@ -314,7 +332,7 @@ def _zero_shot_of_shards(options: argparse.Namespace, judge: "NamingJudge") -> s
         (sample.latent["mean" if "mean" in sample.latent else "latent"][0].float(), label_of[Path(sample.id).parent.name])
         for sample in read_samples(folder)
     )
-    found = classify_rows(judge.encode_latents, judge.encode_text, rows, texts, options.batch, lambda line: print(line, flush=True))
+    found = classify_rows(judge.encode_latents, judge.encode_text, rows, texts, options.batch, _say)
     write_result(options.target, found, folder.name, judge.name, Path(options.clip).stem)
     return _figures(folder.name, found, *texts)
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from . import EvaluationError
 from .servers import IN_FLIGHT, Made, Server, ServerGoneError, TaskFailedError
 
 Task = TypeVar("Task", bound=Hashable)
-STRIKES = 3  # failures in a row after which a server gets no more work
+STRIKES = 3  # failures in a row after which a server gets no more work; losses of a task after which it counts as failed there
+PAUSES = (5.0, 15.0, 30.0, 60.0)  # seconds before a server that is gone is asked again; a restart takes about the first three
 GOODBYE_SECONDS = 5
 
 
@@ -28,20 +30,23 @@ class Outcome(Generic[Task]):
 
 
 def hand_out(
-    tasks: Sequence[Task], servers: Sequence[Server], work: Callable[[Server, Task], Made], in_flight: int = IN_FLIGHT
-) -> Iterator[Outcome[Task]]:
+    tasks: Sequence[Task], servers: Sequence[Server], work: Callable[[Server, Task], Made], in_flight: int = IN_FLIGHT,
+    pauses: Sequence[float] = PAUSES,
+) -> Iterator[Outcome[Task]]:  # fmt: skip
     """Do every task once, on whichever server is free; yields as they end, in any order.
 
-    A server that is gone gives its tasks back. A task that fails is tried on every other server before it is given up, and a
-    server that fails `STRIKES` tasks in a row gets no more. A caller that stops reading stops the work.
+    A server that is gone gives its tasks back, is asked again after each of the pauses, and works on if it answers. A task that
+    fails is tried on every other server before it is given up, and so is one that was lost with its server `STRIKES` times. A
+    server that fails or goes `STRIKES` times in a row gets no more. A caller that stops reading stops the work.
 
     Args:
-        work: called in threads of the servers.
+        work: called in threads of the servers, by `Server.do`.
+        pauses: seconds; none: a server that is gone is not asked again.
 
     Raises:
         ServerGoneError: no server is left, and tasks are.
     """
-    shop, threads = _Shop(tasks, servers), []
+    shop, threads = _Shop(tasks, servers, pauses), []
     for server in servers:
         server.stopped.clear()
         threads += [threading.Thread(target=shop.serve, args=(server, work), daemon=True) for _ in range(in_flight)]
@@ -65,11 +70,14 @@ def hand_out(
 class _Shop(Generic[Task]):
     """The tasks that are open, and who may take which; `outcomes` ends with None where no server is left."""
 
-    def __init__(self, tasks: Sequence[Task], servers: Sequence[Server]):
+    def __init__(self, tasks: Sequence[Task], servers: Sequence[Server], pauses: Sequence[float]):
         self.open = deque(tasks)
         self.left = len(tasks)
         self.servers = servers
-        self.alive = set(servers)
+        self.pauses = pauses
+        self.alive = set(servers)  # those that may get work, now or when they are back
+        self.away: set[Server] = set()
+        self.losses: Counter[Task] = Counter()
         self.tried: dict[Task, dict[Server, str]] = {}
         self.strikes = dict.fromkeys(servers, 0)
         self.reasons: dict[Server, str] = {}
@@ -83,9 +91,10 @@ class _Shop(Generic[Task]):
 
     def _do(self, server: Server, task: Task, work: Callable[[Server, Task], Made]) -> None:
         try:
-            made = work(server, task)
+            made = server.do(work, task)
         except ServerGoneError as error:
-            self._give_back(server, task, str(error))
+            if self._give_back(server, task, str(error)):
+                self._ask_again(server, str(error))
         except TaskFailedError as error:
             self._fail(server, task, str(error))
         except BaseException as error:  # a mistake of ours: whoever reads the outcomes shall see it
@@ -96,7 +105,7 @@ class _Shop(Generic[Task]):
     def _take(self, server: Server) -> Task | None:
         with self.change:
             while self.left > 0 and server in self.alive:
-                for task in self.open:
+                for task in () if server in self.away else self.open:
                     if server not in self.tried.get(task, {}):
                         self.open.remove(task)
                         return task
@@ -111,10 +120,40 @@ class _Shop(Generic[Task]):
             self.outcomes.put(outcome)
             self.change.notify_all()
 
-    def _give_back(self, server: Server, task: Task, reason: str) -> None:
+    def _give_back(self, server: Server, task: Task, reason: str) -> bool:
+        """A task of a server that is gone; whether this is news and the server is to be asked again."""
         with self.change:
-            self.open.appendleft(task)
-            self._dismiss(server, reason)
+            self.open.append(task)  # last, so that one which kills its server does not hold up the others
+            self.losses[task] += 1
+            if self.losses[task] >= STRIKES:
+                self.tried.setdefault(task, {})[server] = f"lost {self.losses[task]} times, the last: {reason}"
+            news = server in self.alive and server not in self.away
+            if news:
+                self.strikes[server] += 1
+                if self.strikes[server] < STRIKES and self.pauses:
+                    self.away.add(server)
+                else:
+                    news = False
+                    self._dismiss(server, reason)
+            self._sweep()
+            self.change.notify_all()
+            return news
+
+    def _ask_again(self, server: Server, reason: str) -> None:
+        """Wait until a server answers; dismiss it after the last pause."""
+        for pause in self.pauses:
+            if server.stopped.wait(pause):
+                return
+            try:
+                server.versions()
+            except EvaluationError:
+                continue
+            with self.change:
+                self.away.discard(server)
+                self.change.notify_all()
+            return
+        with self.change:
+            self._dismiss(server, f"{reason} It was asked again for {sum(self.pauses):g} s.")
 
     def _fail(self, server: Server, task: Task, reason: str) -> None:
         with self.change:
@@ -144,12 +183,12 @@ class _Shop(Generic[Task]):
 
     def epitaph(self) -> str:
         """Why no server is left."""
-        return "\n".join(["No server is left:", *(f"  {server}: {reason}" for server, reason in self.reasons.items())])
+        return "\n".join(["No server is left:", *(f"  {server}: {self.reasons[server]}" for server in self.servers)])
 
     def close(self) -> None:
         """Let every thread end; prompts that are queued are taken back."""
         with self.change:
             self.left = 0
             for server in self.servers:
-                server.stopped.set()
+                server.stop()
             self.change.notify_all()

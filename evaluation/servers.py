@@ -10,11 +10,14 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 from . import EvaluationError
 
+Task = TypeVar("Task")
 IN_FLIGHT = 2  # prompts that a server has at once: it never waits for the next one
 ANSWER_SECONDS = 60  # for one answer, not for a picture
 SLOWEST_POLL = 1.0  # seconds; below that a tenth of the time waited, and meanwhile the server has the next prompt
@@ -80,6 +83,14 @@ class Server:
         history = self._wait(prompt_id)
         images = _images(history, output)
         return Made([self._picture(image) for image in images], _seconds(history), _rewards(history, len(images)))
+
+    def do(self, work: Callable[[Server, Task], Made], task: Task) -> Made:
+        """`work` on a task, wherever the server is talked to from."""
+        return work(self, task)
+
+    def stop(self) -> None:
+        """End all waits, and take back what is queued."""
+        self.stopped.set()
 
     def upload(self, name: str, content: bytes) -> str:
         """Put a picture into the server's input folder; the name that Load Image knows it by."""
@@ -187,7 +198,11 @@ def _rewards(history: dict, count: int) -> list[float] | None:
     reports = [report for out in history.get("outputs", {}).values() for report in out.get("latent_clip", [])]
     found = []
     for report in reports:
-        values = report.get("best") if report.get("kind") == "reno" else report.get("scores")
+        if report.get("winners") and report.get("rounds"):  # of Search: the last look is at the finished pictures
+            scores = report["rounds"][-1].get("scores", {})
+            values = [scores.get(str(winner)) for winner in report["winners"]]
+        else:
+            values = report.get("best") if report.get("kind") == "reno" else report.get("scores")
         if values and report.get("kept"):
             values = [values[at] for at in report["kept"]]
         if values and len(values) == count and all(isinstance(value, (int, float)) for value in values):

@@ -71,6 +71,33 @@ def reno(iterations: int) -> dict:
     }  # fmt: skip
 
 
+def search(candidates: int, steps: int, cfg: float) -> dict:
+    """The best of a search in as many steps: drafts of all candidates, one of them in full, for half of what all would cost."""
+    return {
+        **_world(),
+        "noise": node("RandomNoise", "seed", noise_seed=0),
+        "guider": node("CFGGuider", model=["world", 0], positive=["positive", 0], negative=["negative", 0], cfg=cfg),
+        "sampler": node("KSamplerSelect", sampler_name="euler"),
+        "sigmas": node("BasicScheduler", model=["world", 0], scheduler="simple", steps=steps, denoise=1.0),
+        "best": node(
+            "LatentCLIPSearch", noise=["noise", 0], guider=["guider", 0], sampler=["sampler", 0], sigmas=["sigmas", 0],
+            latent_image=["empty", 0], reward=["reward", 0], candidates=candidates, keep=1, look="drafts", budget=0.5, variety=0.0,
+            chooses="reward", time_out=1.0, cuts="", draft_steps=0, draft_scheduler="simple", images_at_once=0,
+        ),
+        **_shown(["best", 0]),
+    }  # fmt: skip
+
+
+def guided(strength: float, steps: int, cfg: float) -> dict:
+    """As `plain`, with every step corrected up the reward."""
+    graph = plain(steps, cfg)
+    graph["guide"] = node(
+        "LatentCLIPGuideModel", model=["world", 0], reward=["reward", 0], strength=strength, start=0.0, end=1.0, every_n=1, momentum=0.0
+    )
+    graph["sample"]["inputs"]["model"] = ["guide", 0]
+    return graph
+
+
 def noised(share: float = 0.66, steps: int = 6, cfg: float = 3.0) -> dict:
     """A picture that is given, with noise on it and denoised with a prompt. Slots: picture, prompt, seed."""
     graph = {**_world(), **_sampled(steps, cfg), **_shown(["sample", 0])}
@@ -81,8 +108,12 @@ def noised(share: float = 0.66, steps: int = 6, cfg: float = 3.0) -> dict:
     return graph
 
 
+STEPS, CFG = 12, 3.0
 ARMS: dict[str, Callable[[], dict]] = {
     "plain": plain,
     "best-of-8": lambda: best_of(8),
     "reno": lambda: reno(5),
+    f"plain-{STEPS}": lambda: plain(STEPS, CFG),  # what search and guidance, which need steps, are to be compared with
+    "search": lambda: search(8, STEPS, CFG),
+    "guided": lambda: guided(0.2, STEPS, CFG),
 }

@@ -22,6 +22,7 @@ from .sources import Row
 
 Make = tuple[Callable[..., Tools], tuple]
 Columns = dict[str, np.ndarray]
+STARTS = 3  # Ray gives its own processes 30 s, which a busy machine may need more than once
 PARTS = ("latent", "teacher", "predictions")  # of a sample, which travel as safetensors
 
 
@@ -46,10 +47,7 @@ def embed_on_ray(
     if not left:
         return counts
     ray = _ray()
-    ray.init(
-        address=None if address == "local" else address, num_cpus=cpus if address == "local" else None,
-        include_dashboard=False if address == "local" else None, log_to_driver=False, ignore_reinit_error=True,
-    )  # fmt: skip
+    _start(ray, address, cpus)
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
         progress = Progress(len(left), say)
@@ -62,6 +60,21 @@ def embed_on_ray(
     return Counter(
         {"there": counts["there"], "written": len(done.ids) - counts["there"], **Counter(done.skipped.values())}
     )
+
+
+def _start(ray, address: str, cpus: int | None) -> None:
+    mine = address == "local"
+    for turn in range(1, STARTS + 1):
+        try:
+            ray.init(
+                address=None if mine else address, num_cpus=cpus if mine else None, include_dashboard=False if mine else None,
+                log_to_driver=False, ignore_reinit_error=True,
+            )  # fmt: skip
+            return
+        except Exception as error:  # Ray raises a bare one where its processes are slow to start
+            if not mine or turn == STARTS or "timed out" not in str(error):
+                raise
+            ray.shutdown()
 
 
 def _ray():

@@ -132,19 +132,20 @@ def test_a_server_that_refuses_or_fails_says_why(comfy, prompts, tmp_path):
 
 
 def test_shapes_world_end_to_end(comfy, tmp_path):
-    """What ./dev evaluate runs, small: three arms and a sweep, three scorers, the analytic judge, the controls."""
+    """What ./dev evaluate runs, small: every arm and a sweep, three scorers, the analytic judge, the controls."""
     small = run_evaluate.make_plan(1, 2, tmp_path, (1.0, 1.5))
     text = run_evaluate.evaluate(small, tmp_path / "run", [Server(comfy.url)])
     judged = {s.arm: s for s in read_scores(tmp_path / "run") if s.scorer == run_evaluate.JUDGE}
-    assert judged.keys() == {"plain", "best-of-8", "reno", "plain_cfg=1", "plain_cfg=1.5"}
+    assert judged.keys() == {*shapes_arms.ARMS, "plain_cfg=1", "plain_cfg=1.5"}
     values = {arm: [score.value for score in s.scores] for arm, s in judged.items()}
     assert values["plain"] == values["plain_cfg=1"] and sum(values["plain"]) > 0 and set(values["plain"]) <= {0.0, 1.0}
     tasks = geneval.summarise(small.prompts, judged["plain"].scores).tasks
     assert list(tasks) == ["single_object", "two_object", "colors", "position", "color_attr"]
     rewards = {s.arm: sum(score.value for score in s.scores) for s in read_scores(tmp_path / "run") if s.scorer == REWARD}
     assert rewards["plain"] < rewards["best-of-8"] and rewards["plain"] < rewards["reno"]
+    assert rewards["plain-12"] < rewards["search"] and rewards["plain-12"] < rewards["guided"]
     (controls,) = [part for part in text.split("## ") if part.startswith("Controls")]
-    for arm in ("best-of-8", "reno"):
+    for arm in ("best-of-8", "reno", "search", "guided"):
         (row,) = [line for line in controls.splitlines() if line.startswith(f"| {arm} ")]
         assert "plain ones" in row and "M = " in row and "cfg 1." in row
     (drifted,) = [part for part in text.split("## ") if part.startswith("Drift")]
@@ -164,6 +165,23 @@ def test_the_command_line_goes_on_where_it_was(comfy, prompts, tmp_path, capsys)
     assert main([*command[:3], *command[3:], "--seed", "5"]) == 1
     assert "made with seed 0, now 5" in capsys.readouterr().err
     assert main([*command[:-1], "http://127.0.0.1:9"]) == 1
+    assert "does not answer" in capsys.readouterr().err
+
+
+def test_a_cluster_asks_the_server_of_its_machine(comfy, prompts, tmp_path, capsys):
+    """The command with --ray: the same pictures as without, from the ComfyUI that the machine itself knows as 127.0.0.1."""
+    pytest.importorskip("ray")
+    (tmp_path / "plain.json").write_text(json.dumps(shapes_arms.plain()))
+    command = ["evaluate", "generate", str(tmp_path / "ray"), "--benchmark", "geneval", "--prompts", str(tmp_path / "evaluation_metadata.jsonl")]
+    command += ["--limit", "2", "--images", "2", "--arm", f"plain={tmp_path / 'plain.json'}", "--server", comfy.url]
+    assert main([*command, "--ray"]) == 0
+    assert "4 pictures made, 0 were there." in capsys.readouterr().out
+    assert main([*command[:2], str(tmp_path / "threads"), *command[3:]]) == 0
+    made = [{r["file"]: r["sha256"] for r in pictures_of(tmp_path / run)} for run in ("ray", "threads")]
+    assert made[0] == made[1] and len(made[0]) == 4
+    servers = {r["server"] for r in pictures_of(tmp_path / "ray")}
+    assert len(servers) == 1 and servers.pop().startswith(f"{comfy.url} on ")
+    assert main([*command[:-1], "http://127.0.0.1:9", "--ray"]) == 1
     assert "does not answer" in capsys.readouterr().err
 
 

@@ -9,15 +9,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from latent_clip.evaluation.hand_out import hand_out
+from latent_clip.evaluation.hand_out import STRIKES, hand_out
 from latent_clip.evaluation.servers import Made, Server, ServerGoneError, TaskFailedError
 
 GOOD, BAD = Server("http://127.0.0.1:1"), Server("http://127.0.0.1:2")
 MADE = Made([b""], 0.0)
 
 
+PAUSES = (0.01, 0.02)
+
+
 def run(tasks, servers, work):
-    return {outcome.task: outcome for outcome in hand_out(tasks, servers, work)}
+    return {outcome.task: outcome for outcome in hand_out(tasks, servers, work, pauses=PAUSES)}
 
 
 def test_every_task_is_done_once_by_both():
@@ -54,8 +57,62 @@ def test_where_no_server_is_left_the_reasons_are_told():
 
     done = []
     with pytest.raises(ServerGoneError, match=r"(?s)No server is left:.*:1 is on fire.*:2 is on fire"):
-        done.extend(outcome.task for outcome in hand_out(range(20), [GOOD, BAD], work))
+        done.extend(outcome.task for outcome in hand_out(range(20), [GOOD, BAD], work, pauses=PAUSES))
     assert sorted(done) == list(range(6))
+
+
+class Back(Server):
+    """A server that is there again when it is asked the `asked`-th time."""
+
+    def __init__(self, asked):
+        super().__init__("http://127.0.0.1:3")
+        self.asked, self.times = asked, []
+
+    def versions(self):
+        self.times.append(time.monotonic())
+        if len(self.times) % self.asked:
+            raise ServerGoneError("not yet")
+        return {}
+
+
+def test_a_server_that_comes_back_works_on():
+    server, went, done = Back(2), [], Counter()
+
+    def work(server, task):
+        if task == 5 and not went:
+            went.append(time.monotonic())
+            raise ServerGoneError("restarted")
+        done[task] += 1
+        return MADE
+
+    outcomes = run(range(12), [server], work)
+    assert all(outcome.made for outcome in outcomes.values()) and done == Counter(range(12))
+    first, second = server.times
+    assert first - went[0] >= PAUSES[0] and second - first >= PAUSES[1]
+
+
+def test_a_server_that_comes_back_and_does_nothing_is_left():
+    def work(server, task):
+        raise ServerGoneError("out of memory at start")
+
+    server = Back(1)
+    with pytest.raises(ServerGoneError, match=r"No server is left:\n.*:3: out of memory at start"):
+        run(range(12), [server], work)
+    assert len(server.times) == STRIKES - 1
+
+
+def test_a_task_that_kills_its_server_is_given_up_and_the_others_are_made():
+    server = Back(1)
+
+    def work(server, task):
+        if task == 3:
+            raise ServerGoneError("crashed")
+        time.sleep(0.002)
+        return MADE
+
+    outcomes = {o.task: o for o in hand_out(range(40), [server], work, 2, (0.05,))}
+    assert [task for task, outcome in outcomes.items() if not outcome.made] == [3]
+    assert outcomes[3].error == "lost 3 times, the last: crashed"
 
 
 def test_a_failing_task_is_tried_elsewhere_and_then_given_up():
@@ -137,7 +194,7 @@ def test_no_tasks_need_no_server():
 
 
 @contextmanager
-def answering(answer):
+def answering(answer, port=0):
     """A program at an address: answer(path) → (status, bytes)."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -154,7 +211,7 @@ def answering(answer):
         def log_message(self, *words):
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -162,6 +219,39 @@ def answering(answer):
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_a_program_that_is_stopped_and_started_at_its_address_works_on():
+    began, end, gone, done = (threading.Event() for _ in range(4))
+    ports = []
+
+    def program():
+        for again in (False, True):
+            with answering(lambda path: (200, b"{}"), *ports) as server:
+                if not again:
+                    ports.append(int(server.address.rsplit(":", 1)[1]))
+                    began.set()
+                (done if again else end).wait(30)
+            gone.set()
+            time.sleep(0.05)
+
+    def work(server, task):
+        if task == 5 and not gone.is_set():
+            end.set()
+            gone.wait(30)
+        server.versions()
+        return MADE
+
+    thread = threading.Thread(target=program)
+    thread.start()
+    try:
+        began.wait(30)
+        outcomes = list(hand_out(range(12), [Server(f"127.0.0.1:{ports[0]}")], work, pauses=(0.05, 1, 5, 20)))
+    finally:
+        end.set()
+        done.set()
+        thread.join()
+    assert gone.is_set() and sorted(o.task for o in outcomes if o.made) == list(range(12))
 
 
 @pytest.mark.parametrize(("status", "content", "error", "message"), [
