@@ -14,6 +14,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "workflows"
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 COLUMN, GAP, TITLE, INSET = 340, 50, 30, 10
 FOLDED = 60  # height that is kept for an unfolded node, which then takes what it needs
+MISSING = 3  # more for what loads a file, below which Nodes 2.0 says that it is not there
 ACROSS, BELOW = 30, 20  # space between columns and between nodes where the columns have widths of their own
 
 
@@ -62,7 +63,10 @@ class Graph:
 
     def fold(self, column: int, type: str, title: str | None = None, /, **inputs) -> Node:
         """Place a node that nobody has to set: only its title is shown until it is opened."""
-        return self.add(column, type, FOLDED, title, folded=True, **inputs)
+        node = self.add(column, type, FOLDED, title, folded=True, **inputs)
+        if type.endswith("Loader"):
+            self.heights[column] += MISSING
+        return node
 
     def _column(self, column: int) -> tuple[int, int]:
         """(left, width) of a column."""

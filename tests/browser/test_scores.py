@@ -307,10 +307,13 @@ def test_the_panel_leaves_no_trace_in_workflow_and_prompt(desk):
     prompt = judging(6)
     desk.load_prompt(prompt)
     saved = {n["type"]: n for n in desk.graph()["nodes"]}
-    assert saved["LatentCLIPScore"].get("widgets_values", []) == []
-    assert saved["LatentCLIPSelect"]["widgets_values"] == [2, False, 0.2, 0]
+    assert saved["LatentCLIPScore"].get("widgets_values", []) == ["mean"]
+    assert saved["LatentCLIPSelect"]["widgets_values"] == [2, False, 0.2, 0, "mean"]
     assert saved["LatentCLIPClassify"]["widgets_values"] == ["a photo\na drawing", "a {}", "", "tiles"]
-    assert {key: n["inputs"] for key, n in desk.prompt().items()} == {key: n["inputs"] for key, n in prompt.items()}
+    defaults = {"LatentCLIPScore": {"frames": "mean"}, "LatentCLIPSelect": {"frames": "mean"}}
+    assert {key: n["inputs"] for key, n in desk.prompt().items()} == {
+        key: defaults.get(n["class_type"], {}) | n["inputs"] for key, n in prompt.items()
+    }
     desk.load(desk.graph())
     assert desk.prompt()["7"]["inputs"]["threshold"] == 0.2
 

@@ -272,7 +272,7 @@ def test_a_run_inside_a_subgraph(desk, comfy):
 def test_the_panel_leaves_no_trace_in_workflow_and_prompt(desk):
     desk.load(WORKFLOW)
     (saved,) = [node for node in desk.graph()["nodes"] if node["type"] == NODE]
-    assert len(saved["widgets_values"]) == 9
+    assert len(saved["widgets_values"]) == 12
     (inputs,) = [node["inputs"] for node in desk.prompt().values() if node["class_type"] == NODE]
     assert "latent_clip_trace" not in json.dumps(inputs)
     assert inputs["use_target"] is False
