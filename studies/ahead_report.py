@@ -46,6 +46,19 @@ def _judges(judges: dict) -> str:
     )
 
 
+def _run_by_two(found: dict) -> str:
+    one, two = found["stars"]["euler"]["look-ahead"], found["two judges, run"]
+    rows = {"one judge, at the gate's threshold": one, "two judges, at half the rate each": two}
+    names = ("star", "like", "unreadable", "replaced", "right", "like passes", "lost")
+    columns = ["drafts judged by", *WAYS[1:5], "innocent right", *WAYS[5:]]
+    return table(columns, [[name, *(_exact(row[cell]) for cell in names)] for name, row in rows.items()])
+
+
+def _against(found: dict, first: str, second: str, names: tuple[str, str]) -> str:
+    rows = [[name, row[first], row[second], f"{row['p']:.2g}"] for name, row in found.items()]
+    return table(["of a picture", *names, "p"], rows)
+
+
 def _attacks(found: dict) -> str:
     rows = [
         [name, _exact(row["suspected"]), _exact(row["like"]), _exact(row["like passes"])] for name, row in found.items()
@@ -80,19 +93,19 @@ def ahead_report(found: dict) -> str:
     for shape, ways in found["wide"].items():
         limits = ways["thresholds"]
         parts += [
-            f"### Look-ahead, stars, {shape}, euler: {2 * protocol['wide']} pictures of stars, {protocol['wide']} innocent; thresholds of this shape: "
+            f"### Look-ahead, stars, {shape}, euler: {ways['look-ahead']['like']['n']} pictures of stars, {ways['look-ahead']['replaced']['n']} innocent; thresholds of this shape: "
             f"drafts {limits['draft']:.2f}, gate {limits['picture']:.2f}",
             _ways(ways),
         ]  # fmt: skip
-    rows = [
-        [name, row["guidance only"], row["look-ahead only"], f"{row['p']:.2g}"] for name, row in found["pairs"].items()
-    ]
     return "\n\n".join([
         *parts,
         "### Look-ahead against guidance, euler, paired by prompt and noise (exact McNemar)",
-        table(["of a picture", "by guidance only", "by look-ahead only", "p"], rows),
+        _against(found["pairs"], "guidance only", "look-ahead only", ("by guidance only", "by look-ahead only")),
         "### One judge of drafts or two, at equal suspicion of 600 other innocent drafts",
         _judges(found["judges"]),
+        "### The two judges, run: the same prompts and noises, euler",
+        _run_by_two(found),
+        _against(found["two judges, run"]["against one"], "one only", "two only", ("with one judge only", "with two only")),
         "### Attacks on look-ahead",
         _attacks(found["attacks"] | found["rerolled"]),
         _turned(found["turned"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -61,14 +62,20 @@ class Kept:
         ]
         digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:12]
         self.path = CACHE / name / f"{digest}.json"
-        self.values = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.values = self._stored()
         self.began = time.perf_counter()
+
+    def _stored(self) -> dict:
+        return json.loads(self.path.read_text()) if self.path.exists() else {}
 
     def get(self, name: str, compute: Callable):
         """The stored value, or a computed and stored one."""
         if name not in self.values:
-            self.values[name] = compute()
+            value = compute()
+            self.values = self._stored() | self.values | {name: value}  # another process may do other parts meanwhile
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps(self.values))
+            unfinished = self.path.with_suffix(f".{os.getpid()}.part")
+            unfinished.write_text(json.dumps(self.values))
+            unfinished.replace(self.path)
         print(f"{time.perf_counter() - self.began:6.0f} s  {name}", flush=True)
         return self.values[name]

@@ -22,30 +22,37 @@ from ..host.look_ahead import DraftJudge, LookAhead
 from ..host.looks import Looks
 from ..host.steering import Window
 from ..methods.calibration import calibrate
-from .ahead_counts import AHEAD, RATE, REDIRECT, REPORT, combined, joined, pairs, share_of, tally, two_judges
+from .ahead_counts import (
+    AHEAD,
+    RATE,
+    REDIRECT,
+    REPORT,
+    against,
+    combined,
+    joined,
+    kind_of,
+    pairs,
+    share_of,
+    tally,
+    thresholds_of_two,
+    two_judges,
+)
 from .measures import noise_for
 from .safety_protocol import GUIDE, INSTEAD, KINDS, NONE, SHIFT, START
 from .safety_runs import BATCH, RED, STARS, Ban, SafetyWorld, around
 
-COUNT, WIDE, ALARMS, REROLLED, LATE = (
-    300,
-    40,
-    600,
-    60,
-    40,
-)  # prompts of each kind; in other shapes; innocent ones; attacks
+COUNT, ALARMS, REROLLED, LATE = 300, 600, 60, 40  # prompts of each kind; innocent ones; attacks
 SAMPLERS = {"euler": "normal", "dpmpp_2m": "karras", "dpmpp_2m_sde": "sgm_uniform", "lcm": "normal"}
 """With the scheduler by which each makes good pictures of 24 tuning prompts in 8 steps at cfg 3."""
-FEWER = {"dpmpp_2m": 100, "lcm": 100}  # prompts of each kind, where not COUNT
+BLOCKS = {"dpmpp_2m": (100, 3), "lcm": (100, 3), "3:2": (40, 3), "3:1": (40, 3)}
+"""(prompts of each kind in a block, blocks), where not (COUNT, 1). Each block draws prompts and noises of its own, and is kept."""
 STEPS, CFG, DRAFT = 8, 3.0, 4
 WATCH = 2.9  # guidance's threshold, by the older part's rule, for both bans
-SHAPES = {"3:2": (8, 12)}
+SHAPES = {"3:2": (8, 12), "3:1": (8, 24)}
 SEEDS = 16  # noises that an attacker tries for each prompt
 SHARES = (0.2, 0.4)  # of the sampling, after which a prompt turns to its star
 COSTS = (4, 8, 20, 30)  # steps
-PROTOCOL = (
-    COUNT, WIDE, ALARMS, REROLLED, LATE, SAMPLERS, FEWER, STEPS, CFG, DRAFT, WATCH, SHAPES, RATE, SEEDS, SHARES, COSTS, INSTEAD, START,
-)  # fmt: skip
+PROTOCOL = (STEPS, CFG, DRAFT, WATCH, RATE, SEEDS, SHIFT, INSTEAD, START)  # of every part; what else makes one is in its name
 
 
 def draw(
@@ -65,11 +72,15 @@ def draw_all(world: SafetyWorld, texts: Sequence[str], noise: Tensor, **how) -> 
     return torch.cat([draw(world, world.world.condition(texts[part]), noise[part], **how) for part in parts])
 
 
-def looking(world: SafetyWorld, judge: str, threshold: float, looks: Looks, model=None):
-    """A MODEL that looks ahead and does not watch, as Safety Guidance makes it."""
-    found = world.judges[judge]
-    ahead = LookAhead((DraftJudge(found.watcher, found.at(threshold)),), DRAFT)
-    prompt, watch = world.world.condition([INSTEAD]), world._watch(judge, WATCH)
+def looking(world: SafetyWorld, judges: dict[str, float], looks: Looks, model=None):
+    """A MODEL that looks ahead and does not watch, as Safety Guidance makes it.
+
+    Args:
+        judges: of drafts, with their thresholds; the first one would watch too.
+    """
+    every = [(world.judges[name], threshold) for name, threshold in judges.items()]
+    ahead = LookAhead(tuple(DraftJudge(judge.watcher, judge.at(threshold)) for judge, threshold in every), DRAFT)
+    prompt, watch = world.world.condition([INSTEAD]), world._watch(next(iter(judges)), WATCH)
     return redirect_ahead(model or world.world.model, watch, prompt, Window(START, 1.0), ahead, "ignore", looks)
 
 
@@ -79,15 +90,20 @@ def noises(seed: int, count: int, shape: tuple[int, int] = (8, 8)) -> Tensor:
 
 
 def compare(
-    world: SafetyWorld, captions: list[Caption], noise: Tensor, ban: Ban, judge: str, threshold: float, ways=(NONE, GUIDE, AHEAD),
+    world: SafetyWorld, captions: list[Caption], noise: Tensor, ban: Ban, judges: dict[str, float], ways=(NONE, GUIDE, AHEAD),
     model=None, **how,
 ) -> dict:  # fmt: skip
-    """What each way makes of the captions: way → what the judges see of each picture."""
-    texts, looks = [str(caption) for caption in captions], Looks()
+    """What each way makes of the captions: way → what the judges see of each picture.
+
+    Args:
+        judges: as of `looking`; the first one scores what was made.
+        ways: `same` is said against the first of them.
+    """
+    judge, texts, looks = next(iter(judges)), [str(caption) for caption in captions], Looks()
     models = {
         NONE: lambda: model,
         GUIDE: lambda: world.redirected(judge, WATCH, START, INSTEAD, model),
-        AHEAD: lambda: looking(world, judge, threshold, looks, model),
+        AHEAD: lambda: looking(world, judges, looks, model),
     }
     plain, runs = None, {}
     for way in ways:
@@ -106,18 +122,47 @@ def compare(
 # --------------------------------------------------------------------------------------------------------- parts
 
 
-def stars(world: SafetyWorld, sampler: str, threshold: float, kind: int, count: int) -> dict:
+def nth(block: int) -> str:
+    """How the names of parts and the seeds of prompts tell blocks apart."""
+    return f", block {block + 1}" if block else ""
+
+
+def by_kind(kept, name: str, make, count: int, blocks: int = 1) -> dict:
+    """Runs of all kinds of prompts, kind after kind, of parts that are kept one by one."""
+    parts = [
+        kept(f"ahead, {name}, {KINDS[kind]}, {count} prompts{nth(block)}", partial(make, kind=kind, count=count, block=block))
+        for kind in range(len(KINDS)) for block in range(blocks)
+    ]  # fmt: skip
+    return joined(parts)
+
+
+def sizes(name: str, scale: float) -> tuple[int, int]:
+    """(prompts of each kind in a block, blocks) of a sampler or shape."""
+    count, blocks = BLOCKS.get(name, (COUNT, 1))
+    return max(6, round(count * scale)), blocks
+
+
+def asked_for(kind: int, count: int, block: int = 0, ban: Ban = STARS) -> tuple[list[Caption], Tensor]:
+    """(prompts, noises) of one kind."""
+    name, seed = ("safety ahead", 71_000) if ban is STARS else ("safety ahead, red", 72_000)
+    return ban.prompts(f"{name}{nth(block)}", count)[KINDS[kind]], noise_for(seed + 10 * block + kind, count)
+
+
+def stars(world: SafetyWorld, sampler: str, threshold: float, kind: int, count: int, block: int) -> dict:
     """One kind of prompt by one sampler."""
-    captions, noise = STARS.prompts("safety ahead", count)[KINDS[kind]], noise_for(71_000 + kind, count)
-    return compare(
-        world, captions, noise, STARS, "Latent-CLIP", threshold, sampler=sampler, scheduler=SAMPLERS[sampler]
-    )
+    how = {"sampler": sampler, "scheduler": SAMPLERS[sampler]}
+    return compare(world, *asked_for(kind, count, block), STARS, {"Latent-CLIP": threshold}, **how)
 
 
-def red(world: SafetyWorld, threshold: float, kind: int, count: int) -> dict:
-    """The same of what is red."""
-    captions, noise = RED.prompts("safety ahead, red", count)[KINDS[kind]], noise_for(72_000 + kind, count)
-    return compare(world, captions, noise, RED, "red", threshold)
+def run_by_two(world: SafetyWorld, thresholds: dict[str, float], kind: int, count: int, block: int) -> dict:
+    """One kind of prompt by euler, the same as of `stars`, whose drafts two judges see. `same` is of innocent pictures only."""
+    ways = (NONE, AHEAD) if KINDS[kind] == "unrelated" else (AHEAD,)
+    return {AHEAD: compare(world, *asked_for(kind, count, block), STARS, thresholds, ways)[AHEAD]}
+
+
+def red(world: SafetyWorld, threshold: float, kind: int, count: int, block: int) -> dict:
+    """The same as `stars`, of what is red."""
+    return compare(world, *asked_for(kind, count, block, RED), RED, {"red": threshold})
 
 
 def wide_thresholds(world: SafetyWorld, shape: str, count: int) -> dict:
@@ -130,17 +175,29 @@ def wide_thresholds(world: SafetyWorld, shape: str, count: int) -> dict:
     return found
 
 
-def wide(world: SafetyWorld, shape: str, threshold: float, count: int) -> dict:
-    """Every kind of prompt in this shape, without guidance."""
-    sets = STARS.prompts("safety ahead, wide", count)
-    captions, noise = [c for kind in KINDS for c in sets[kind]], noises(74_000, 3 * count, SHAPES[shape])
-    return compare(world, captions, noise, STARS, "Latent-CLIP", threshold, (NONE, AHEAD))
+def wide(world: SafetyWorld, shape: str, threshold: float, count: int, block: int) -> dict:
+    """Every kind of prompt in this shape, kind after kind, without guidance."""
+    sets = STARS.prompts(f"safety ahead, wide{nth(block)}", count)
+    captions, noise = [c for kind in KINDS for c in sets[kind]], noises(74_000 + block, 3 * count, SHAPES[shape])
+    return compare(world, captions, noise, STARS, {"Latent-CLIP": threshold}, (NONE, AHEAD))
+
+
+def wide_runs(world: SafetyWorld, shape: str, scale: float, kept) -> tuple[dict, dict]:
+    """(runs of all kinds of prompts, kind after kind; thresholds of drafts and of pictures) in this shape."""
+    count, blocks = sizes(shape, scale)
+    alarms = max(6, round(ALARMS * scale)) // 6
+    limits = kept(f"ahead, {shape}, thresholds of {alarms}", partial(wide_thresholds, world, shape, alarms))
+    parts = [
+        kept(f"ahead, {shape}, {count} prompts{nth(block)}", partial(wide, world, shape, limits["draft"], count, block))
+        for block in range(blocks)
+    ]
+    every = [kind_of(part, kind, count) for kind in range(len(KINDS)) for part in parts]
+    return joined(every), limits
 
 
 def judged_drafts(world: SafetyWorld, count: int, alarms: int) -> dict:
     """Log-odds of drafts by both judges."""
-    sets, scores = STARS.prompts("safety ahead", count), {}
-    parts = [(kind, sets[kind], noise_for(71_000 + number, count)) for number, kind in enumerate(KINDS)]
+    parts, scores = [(name, *asked_for(kind, count)) for kind, name in enumerate(KINDS)], {}
     parts.append(("alarms", STARS.prompts("safety alarms", alarms)["unrelated"], noise_for(62_000, alarms)))
     for name, captions, noise in parts:
         made = draw_all(world, [str(c) for c in captions], noise, steps=DRAFT, scheduler="simple")
@@ -171,7 +228,7 @@ def attacked(world: SafetyWorld, gate: float, count: int) -> dict:
     ):
         for way in (NONE, AHEAD):
             looks = Looks()
-            model = base if way == NONE else looking(world, "Latent-CLIP", gate, looks, base)
+            model = base if way == NONE else looking(world, {"Latent-CLIP": gate}, looks, base)
             rows[f"{name}, {way}"] = row(draw_all(world, prompts, start, model=model), looks if way == AHEAD else None)
     world._unpatch()
     return rows
@@ -192,7 +249,7 @@ def rerolled(world: SafetyWorld, gate: float, count: int) -> dict:
     ):
         start = noise[torch.arange(len(texts)) * SEEDS + chosen]
         looks = Looks()
-        made = draw_all(world, texts, start, model=looking(world, "Latent-CLIP", gate, looks))
+        made = draw_all(world, texts, start, model=looking(world, {"Latent-CLIP": gate}, looks))
         like, final = world.verdicts(made)["like"], world.judges["Latent-CLIP"].scores(made)
         rows[name] = {
             "like": share_of(like), "suspected": share_of([bool(v and v.draft) for v in looks.of(made)]),
@@ -213,7 +270,7 @@ def turned(world: SafetyWorld, share: float, gate: float, count: int) -> dict:
     noise, looks, rows = noise_for(77_000, count), Looks(), {}
     models = {
         NONE: None, GUIDE: world.redirected("Latent-CLIP", WATCH, START, INSTEAD),
-        AHEAD: looking(world, "Latent-CLIP", gate, looks),
+        AHEAD: looking(world, {"Latent-CLIP": gate}, looks),
     }  # fmt: skip
     made = {way: draw(world, positive, noise, model) for way, model in models.items()}
     drafted = [bool(v and v.draft) for v in looks.of(made[AHEAD])]
@@ -234,9 +291,9 @@ def costs(world: SafetyWorld) -> dict:
     """Model evaluations of one picture, and the processor's time against no safety: medians of turns, eight pictures at once."""
     ways = {
         NONE: None,
-        "innocent": looking(world, "Latent-CLIP", 1000.0, Looks()),
-        "suspect": looking(world, "Latent-CLIP", -1000.0, Looks()),
-        "one suspect of eight": _first_only(looking(world, "Latent-CLIP", 1000.0, Looks())),
+        "innocent": looking(world, {"Latent-CLIP": 1000.0}, Looks()),
+        "suspect": looking(world, {"Latent-CLIP": -1000.0}, Looks()),
+        "one suspect of eight": _first_only(looking(world, {"Latent-CLIP": 1000.0}, Looks())),
     }
     rows = {}
     for steps in COSTS:
@@ -292,39 +349,51 @@ def measure(world: SafetyWorld, gates: dict[str, float], scale: float, kept) -> 
         gates: "Latent-CLIP" and "red" → the gate's threshold, which is that of drafts too.
         kept: (name, compute) → the stored value.
     """
-    count, few, alarms = (max(6, round(number * scale)) for number in (COUNT, WIDE, ALARMS))
-    gate, kinds = gates["Latent-CLIP"], range(len(KINDS))
-
-    def by_kind(name: str, make, count: int = count) -> dict:
-        return joined([kept(f"{name}, {KINDS[kind]}", partial(make, kind=kind, count=count)) for kind in kinds])
-
-    found: dict = {
-        "protocol": {"count": count, "wide": few, "gates": gates, "watch": WATCH},
-        "stars": {},
-        "wide": {},
-        "turned": {},
-    }
-    for number, sampler in enumerate(SAMPLERS):
-        size = max(6, round(FEWER.get(sampler, COUNT) * scale))
-        runs = by_kind(f"ahead, {sampler}", partial(stars, world, sampler, gate), size)
+    (count, _), gate = sizes("euler", scale), gates["Latent-CLIP"]
+    found: dict = {"protocol": {"count": count, "gates": gates, "watch": WATCH}, "stars": {}, "wide": {}}
+    for sampler in SAMPLERS:
+        runs = star_runs(world, sampler, gate, scale, kept)
         runs |= combined(runs)
-        found["stars"][sampler] = tally(runs, size, gate)
-        if number == 0:
+        found["stars"][sampler] = tally(runs, len(runs[NONE]["like"]) // 3, gate)
+        if sampler == "euler":
             found["pairs"] = pairs(runs, count)
-            drafts = kept("ahead, drafts", lambda: judged_drafts(world, count, alarms))
-            found["judges"] = two_judges(drafts, runs[NONE], gate)
-            found["attacks"] = kept("ahead, attacks", lambda: attacked(world, gate, max(6, round(100 * scale))))
-            found["rerolled"] = kept("ahead, rerolled", lambda: rerolled(world, gate, max(4, round(REROLLED * scale))))
-            for share in SHARES:
-                found["turned"][str(share)] = kept(
-                    f"ahead, turned {share}",
-                    lambda share=share: turned(world, share, gate, max(4, round(LATE * scale))),
-                )
-            found["costs"] = kept("ahead, costs", lambda: costs(world))
-    reds = by_kind("ahead, red", partial(red, world, gates["red"]))
+            found |= more_by_euler(world, runs, gate, scale, kept)
+    reds = by_kind(kept, "red", partial(red, world, gates["red"]), count)
     found["red"] = tally(reds | combined(reds), count, gates["red"])
     for shape in SHAPES:
-        limits = kept(f"ahead, {shape}, thresholds", lambda shape=shape: wide_thresholds(world, shape, alarms // 6))
-        runs = kept(f"ahead, {shape}", lambda shape=shape, limits=limits: wide(world, shape, limits["draft"], few))
-        found["wide"][shape] = tally(runs, few, limits["picture"]) | {"thresholds": limits}
+        runs, limits = wide_runs(world, shape, scale, kept)
+        found["wide"][shape] = tally(runs, len(runs[NONE]["like"]) // 3, limits["picture"]) | {"thresholds": limits}
     return found
+
+
+def star_runs(world: SafetyWorld, sampler: str, gate: float, scale: float, kept) -> dict:
+    """Nothing, guidance and look-ahead by one sampler, kind after kind."""
+    return by_kind(kept, sampler, partial(stars, world, sampler, gate), *sizes(sampler, scale))
+
+
+def more_by_euler(world: SafetyWorld, runs: dict, gate: float, scale: float, kept) -> dict:
+    """Two judges, attacks and costs."""
+
+    def n(full: int, least: int) -> int:
+        return max(least, round(full * scale))
+
+    (count, _), alarms = sizes("euler", scale), n(ALARMS, 6)
+    found: dict = {}
+    drafts = kept(f"ahead, drafts, {count} and {alarms}", lambda: judged_drafts(world, count, alarms))
+    found["judges"] = two_judges(drafts, runs[NONE], gate)
+    two = by_two(world, drafts, count, kept)
+    found["two judges, run"] = tally(two, count, gate)[AHEAD] | {"against one": against(runs[AHEAD], two[AHEAD], count)}
+    attacks, tries, late = n(100, 6), n(REROLLED, 4), n(LATE, 4)
+    found["attacks"] = kept(f"ahead, attacks, {attacks}", lambda: attacked(world, gate, attacks))
+    found["rerolled"] = kept(f"ahead, rerolled, {tries}", lambda: rerolled(world, gate, tries))
+    found["turned"] = {
+        str(share): kept(f"ahead, turned {share}, {late}", partial(turned, world, share, gate, late)) for share in SHARES
+    }
+    found["costs"] = kept(f"ahead, costs of {COSTS}", lambda: costs(world))
+    return found
+
+
+def by_two(world: SafetyWorld, drafts: dict, count: int, kept) -> dict:
+    """Look-ahead with two judges, run, at the thresholds of `two_judges`."""
+    limits = thresholds_of_two(drafts)
+    return by_kind(kept, "two judges", partial(run_by_two, world, limits), count)

@@ -198,7 +198,7 @@ def ahead(results: dict, scale: float) -> dict:
     from .safety_runs import SafetyWorld
 
     gates = {judge: results["calibration"][judge]["threshold"] for judge in ("Latent-CLIP", "red")}
-    kept = Kept("safety_ahead", (*safety_ahead.PROTOCOL, gates, scale), ROOT / "demo/judge.py")
+    kept = Kept("safety_ahead", (*safety_ahead.PROTOCOL, gates), ROOT / "demo/judge.py")
     return safety_ahead.measure(SafetyWorld(), gates, scale, kept.get)
 
 

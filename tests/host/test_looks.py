@@ -1,13 +1,16 @@
 """What Safety Guidance saw ahead and late, handed to the gate behind it: in the process, and as a user wires it."""
 
 import json
+import os
 
 import pytest
 import torch
 
 from latent_clip.tests.ahead_world import AheadWorld
+from latent_clip.tests.checkpoints import save_pixel_clip
 
 ALWAYS, NEVER = -1000.0, 1000.0
+NO_SECOND = "none"  # what pixel_clip says where there is no second judge
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +164,70 @@ def test_look_ahead_without_another_prompt_says_what_to_do(comfy):
     del wrong["guide"]["inputs"]["instead"]
     result = comfy.run(wrong, expect_failure=True)
     assert "Connect a CLIP Text Encode" in str(result.error)
+
+
+# The second judge, as a user sets it
+
+
+@pytest.fixture
+def pixel_clip(comfy):
+    """Path of a tiny pixel CLIP where the node looks for one."""
+    folder = comfy.models_dir / "open_clip"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "second_judge.safetensors"
+    save_pixel_clip(path)
+    return path
+
+
+def by_two(draft: str, pixels: str, **more) -> dict:
+    """The graph with a second judge of drafts."""
+    second = {"vae": ["world", 2], "pixel_clip": "second_judge.safetensors", "pixel_thresholds": pixels}
+    return graph("draft only", draft, "1000", **second | more)
+
+
+@pytest.mark.parametrize(
+    ("draft", "pixels", "reasons"),
+    [
+        ("1000", "-1000", ["star, in pixels: log-odds"]),
+        ("1000", "star: -1000", ["star, in pixels: log-odds"]),
+        ("-1000", "1000", ["star: log-odds"]),
+        ("-1000", "-1000", ["star: log-odds", "star, in pixels: log-odds"]),
+        ("1000", "1000", []),
+    ],
+)
+def test_either_of_two_judges_may_suspect_over_http(comfy, pixel_clip, draft, pixels, reasons):
+    comfy.run(by_two(draft, pixels))
+    report = json.loads(comfy.dump("looks_report")[0])
+    for look in report["looks"]:
+        assert len(look["scores"]) == 2 and look["redirected"] == bool(reasons)
+        assert [reason in look["draft"] for reason in reasons] == [True] * len(reasons)
+        assert look["draft"].count("log-odds") == len(reasons)
+    made, plain = (torch.as_tensor(comfy.dump(f"looks_{name}")[0]["samples"]) for name in ("made", "plain"))
+    assert torch.equal(made, plain) != bool(reasons)
+
+
+def test_without_a_second_judge_its_vae_and_thresholds_mean_nothing(comfy, pixel_clip):
+    comfy.run(by_two("1000", "-1000", pixel_clip=NO_SECOND))
+    looks = json.loads(comfy.dump("looks_report")[0])["looks"]
+    assert all(len(look["scores"]) == 1 and not look["redirected"] for look in looks)
+
+
+def test_another_file_under_the_same_name_judges_anew(comfy, pixel_clip):
+    seen = []
+    for seed in (0, 1):
+        save_pixel_clip(pixel_clip, seed)
+        os.utime(pixel_clip, (1e9 + seed, 1e9 + seed))
+        comfy.run(by_two("1000", "1000"))
+        seen.append([look["scores"] for look in json.loads(comfy.dump("looks_report")[0])["looks"]])
+    (first, second) = seen
+    assert [scores[0] for scores in first] == [scores[0] for scores in second], "of the same Latent-CLIP"
+    assert all(one[1] != two[1] for one, two in zip(first, second))
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"), [("vae", "no VAE. Connect the VAE of the model to `vae`"), ("pixel_thresholds", "type thresholds")]
+)
+def test_a_second_judge_that_lacks_something_says_what_to_do(comfy, pixel_clip, missing, message):
+    wrong = by_two("1000", "1000")
+    del wrong["guide"]["inputs"][missing]
+    assert message in str(comfy.run(wrong, expect_failure=True).error)

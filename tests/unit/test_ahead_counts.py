@@ -5,7 +5,18 @@ import json
 import pytest
 
 from latent_clip.studies import safety_study as study
-from latent_clip.studies.ahead_counts import AHEAD, REDIRECT, REPORT, combined, joined, tally, two_judges
+from latent_clip.studies.ahead_counts import (
+    AHEAD,
+    REDIRECT,
+    REPORT,
+    against,
+    combined,
+    joined,
+    kind_of,
+    tally,
+    thresholds_of_two,
+    two_judges,
+)
 from latent_clip.studies.safety_protocol import GUIDE, NONE
 
 
@@ -59,6 +70,19 @@ def test_parts_are_joined_in_order(runs):
     assert twice[AHEAD]["draft"] == runs[AHEAD]["draft"] * 2 and set(twice) == set(runs)
 
 
+def test_blocks_of_a_kind_are_found_again(runs):
+    parts = [kind_of(runs, kind, 2) for kind in range(3)]
+    assert parts[2][AHEAD]["draft"] == [True, False] and joined(parts) == runs
+
+
+def test_two_judges_run_are_set_against_one_by_picture(runs):
+    two = runs[AHEAD] | {"like": [False] * 6, "broken": [True] + [False] * 5, "same": [False] * 4 + [True, True]}
+    found = against(runs[AHEAD], two, 2)
+    counted = {name: (row["one only"], row["two only"]) for name, row in found.items()}
+    assert counted == {"star-like": (3, 0), "unreadable": (0, 1), "innocent replaced": (1, 0)}
+    assert found["star-like"]["p"] == 0.25
+
+
 def test_two_judges_share_the_false_alarms_of_one():
     alarms = [float(number) for number in range(200)]  # the worst six are 3 %, the worst three 1.5 %
     scores = {
@@ -66,6 +90,7 @@ def test_two_judges_share_the_false_alarms_of_one():
         "bad": {"Latent-CLIP": [300.0, 0.0, 195.0, 0.0], "pixel CLIP": [0.0, 300.0, 0.0, 0.0]},
         "good": {"Latent-CLIP": [0.0, 0.0], "pixel CLIP": [300.0, 0.0]},
     }
+    assert thresholds_of_two(scores) == pytest.approx({"Latent-CLIP": 196.0, "pixel CLIP": 196.0}, abs=0.01)
     plain = {"like": [True] * 4 + [False] * 2, "scores": [9.0, 9.0, 9.0, 0.0, 0.0, 0.0]}
     found = two_judges(scores, plain, gate=1.0)
     one, both = found["Latent-CLIP"], found["either, at half the rate each"]
@@ -96,6 +121,19 @@ def test_nobody_is_changed_whose_draft_was_let_pass(ahead):
         row = ways[AHEAD]
         assert row["identical"]["hits"] == row["identical"]["n"] == row["replaced"]["n"] - row["replaced"]["hits"]
         assert row["like passes"]["hits"] <= row["like"]["hits"] and row["star"]["hits"] <= row["like"]["hits"]
+
+
+def test_two_judges_that_run_leave_less_than_one_and_no_more_ruins(ahead):
+    one, two = ahead["stars"]["euler"][AHEAD], ahead["two judges, run"]
+    assert two["like"]["n"] == one["like"]["n"] == 2 * ahead["protocol"]["count"]
+    assert two["like"]["hits"] < one["like"]["hits"] and two["unreadable"]["high"] < 0.05
+    assert two["identical"]["hits"] == two["identical"]["n"] == two["replaced"]["n"] - two["replaced"]["hits"]
+
+
+def test_every_way_of_a_sampler_was_given_the_same_prompts(ahead):
+    count = ahead["protocol"]["count"]
+    for ways in (*ahead["stars"].values(), ahead["red"]):
+        assert {(row["like"]["n"], row["replaced"]["n"]) for row in ways.values()} == {(2 * count, count)}
 
 
 def test_looking_ahead_leaves_less_than_guidance(ahead):
