@@ -32,6 +32,7 @@ class ComfyPage:
         self.page.route(lambda url: not url.startswith(server.url), lambda route: route.abort())
         self.page.on("console", self._console)
         self.page.on("pageerror", lambda error: self._note(f"uncaught: {error}"))
+        self.page.on("response", self._response)
         self.page.goto(server.url)
         self._ready()
         self.js("on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", renderer == "nodes2")
@@ -53,6 +54,11 @@ class ComfyPage:
     def _console(self, message) -> None:
         if message.type == "error":
             self._note(f"{message.text} ({message.location.get('url', '')})")
+
+    def _response(self, response) -> None:
+        """What the pack's own routes refuse, and why: the console says no more than a number."""
+        if response.status >= 400 and "/latent_clip/" in response.url:
+            print(f"{response.status} {response.url} {response.request.post_data}: {response.text()}")
 
     def _note(self, text: str) -> None:
         if not NOISE.search(text):
