@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..evaluation.statistics import Rate, mcnemar, paired_difference
 from . import burning_safety
+from .reno_study import fresh_prompts
 from .report import Kept, begin, publish, table
 
 if TYPE_CHECKING:
@@ -43,22 +44,6 @@ BATCH = 58
 LATENT, PIXEL = "Latent-CLIP", "pixel CLIP"
 PLAIN, VIEWS = "as it is", "views"
 REWARD, WATCH = "reward", "watch"  # who keeps the best
-
-
-def study_prompts() -> dict[str, list[Caption]]:
-    """Prompts by category. Those of two things say nothing that a tuning prompt says."""
-    from .measures import sample_prompts
-    from .reno_study import tuning_prompts
-
-    prompts: dict[str, list[Caption]] = {}
-    for name, count in PROMPTS.items():
-        taken = set() if name == "single" else {caption.meaning() for caption in tuning_prompts(name)}
-        prompts[name] = []
-        for caption in sample_prompts(f"burning study {name}", 1000, name):
-            if caption.meaning() not in taken and len(prompts[name]) < count:
-                taken.add(caption.meaning())
-                prompts[name].append(caption)
-    return prompts
 
 
 @dataclass
@@ -158,7 +143,7 @@ class Study:
         from .reno_runs import Maker
         from .reno_study import scaled
 
-        every = study_prompts()
+        every = fresh_prompts("burning study", PROMPTS)
 
         def part(counts: dict[str, int]) -> list[Caption]:
             return [c for name, count in counts.items() for c in every[name][: scaled(count, scale)]]

@@ -48,15 +48,15 @@ PAIRS = (
 )  # fmt: skip
 
 
-def study_prompts() -> dict[str, list[Caption]]:
-    """Distinct prompts by category. Those of two things say nothing that a tuning prompt says."""
+def fresh_prompts(study: str, counts: dict[str, int]) -> dict[str, list[Caption]]:
+    """Distinct prompts by category, of a study by its name. Those of two things say nothing that a tuning prompt says."""
     from .measures import sample_prompts
 
     prompts: dict[str, list[Caption]] = {}
-    for name, count in PROMPTS.items():
+    for name, count in counts.items():
         taken = set() if name == "single" else {caption.meaning() for caption in tuning_prompts(name)}
         prompts[name] = []
-        for caption in sample_prompts(f"reno study {name}", 1000, name):
+        for caption in sample_prompts(f"{study} {name}", 1000, name):
             if caption.meaning() not in taken and len(prompts[name]) < count:
                 taken.add(caption.meaning())
                 prompts[name].append(caption)
@@ -79,7 +79,7 @@ class Study:
         from .reno_runs import Maker
 
         self.settings = RenoSettings(iterations=EVALUATIONS, learning_rate=LEARNING_RATE)
-        every = study_prompts()
+        every = fresh_prompts("reno study", PROMPTS)
         self.prompts = {name: every[name][: scaled(count, scale)] for name, count in PROMPTS.items()}
         self.long_counts = {name: scaled(count, scale) for name, count in LONG_PROMPTS.items()}
         self.captions = [caption for captions in self.prompts.values() for caption in captions]
