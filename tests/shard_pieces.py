@@ -13,7 +13,7 @@ from latent_clip.training.embed import Settings, Tools
 from latent_clip.training.ray_embed import embed_on_ray
 from latent_clip.training.shards import Dataset
 
-SETTINGS = Settings(side=32, batch=4, shard=8)
+SETTINGS = Settings(side=32, batch=4, shard=8, patch_grid=4, patch_samples=4)
 DATASET = Dataset(
     space_as_dict(LatentSpace("pooled", 3, 8, 1.0, 0.0, "of a test")), {"name": "pool", "sha256": "0"}, {"side": 32}
 )
@@ -22,6 +22,25 @@ DATASET = Dataset(
 def pooled(pixels):
     """Each cell is the mean colour of 8×8 pixels."""
     return {"latent": torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 8)}
+
+
+class Teacher:
+    """Features and patches that are plain sums of the pixels."""
+
+    def features(self, pixels):
+        return torch.nn.functional.normalize(pixels.mean((1, 2)) + 0.1, dim=-1)
+
+    def patches(self, pixels, grid):
+        return pixels.movedim(-1, 1).flatten(2).movedim(1, 2)[:, : grid * grid]
+
+
+def predict(raw_latents, captions, seed):
+    """Two levels: half of the latent, and nothing."""
+    x0 = torch.stack([raw_latents / 2, raw_latents * 0], 1)
+    return {"x0": x0, "levels": torch.tensor([0.5, 1.0]).expand(len(x0), 2)}
+
+
+TOOLS = Tools(pooled, Teacher(), predict)
 
 
 def make(dies: str = "", slow: float = 0.0):
@@ -36,7 +55,7 @@ def make(dies: str = "", slow: float = 0.0):
             os.kill(os.getpid(), signal.SIGKILL)
         return pooled(pixels)
 
-    return Tools(encoder)
+    return Tools(encoder, TOOLS.teacher, TOOLS.predictor)
 
 
 def drive(rows, out):

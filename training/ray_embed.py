@@ -160,14 +160,12 @@ class _Encode:
 def _write(batch: Columns, target: Path) -> Columns:
     """One shard; how many rows it has and leaves out."""
     samples, skipped = [], []
-    for text, about, reason, latent, teacher in zip(
-        *(batch[k] for k in ("row", "about", "reason", "latent", "teacher"))
-    ):
+    for n, (text, about, reason) in enumerate(zip(batch["row"], batch["about"], batch["reason"])):
         row = Row(**json.loads(str(text)))
         if reason:
             skipped.append((row.id, str(reason)))
         else:
-            told = load(teacher) if len(teacher) else {}
-            samples.append(Sample(row.id, load(latent), row.captions, json.loads(str(about)), told))
+            parts = {part: load(content) if (content := batch[part][n]) else {} for part in PARTS}
+            samples.append(Sample(row.id, captions=row.captions, about=json.loads(str(about)), **parts))
     write_shard(target, samples, skipped)
     return {"rows": np.array([len(samples) + len(skipped)])}

@@ -10,8 +10,8 @@ from PIL import Image
 
 pytest.importorskip("webdataset")
 
-from latent_clip.tests.shard_pieces import DATASET, SETTINGS, drive, make, pooled
-from latent_clip.training.embed import Tools, embed
+from latent_clip.tests.shard_pieces import DATASET, SETTINGS, TOOLS, drive, make
+from latent_clip.training.embed import embed
 from latent_clip.training.shards import Sample, drop_repeats, finished, read_samples, write_shard
 from latent_clip.training.sources import rows_of
 
@@ -32,7 +32,12 @@ def rows(tmp_path):
 def by_id(folder):
     samples = list(read_samples(folder))
     assert len({sample.id for sample in samples}) == len(samples)
-    return {sample.id: sample.latent["latent"] for sample in samples}
+    return {sample.id: sample for sample in samples}
+
+
+def tensors(sample):
+    parts = {"latent": sample.latent, "teacher": sample.teacher, "predictions": sample.predictions}
+    return {f"{part}/{name}": t for part, named in parts.items() for name, t in named.items() if name != "patches"}
 
 
 def test_rows_that_are_twice_there_are_dropped(tmp_path):
@@ -48,12 +53,15 @@ def test_a_killed_worker_loses_no_row_and_writes_none_twice(rows, tmp_path):
     pytest.importorskip("ray")
     from latent_clip.training.ray_embed import embed_on_ray
 
-    embed(rows, tmp_path / "plain", DATASET, SETTINGS, Tools(pooled))
+    embed(rows, tmp_path / "plain", DATASET, SETTINGS, TOOLS)
     note = tmp_path / "dies"
     counts = embed_on_ray(rows, tmp_path / "out", DATASET, SETTINGS, (make, (str(note), 0.05)), cpus=3)
     assert note.exists() and counts == {"written": COUNT, "there": 0, "no picture": 1}
     plain, ray = by_id(tmp_path / "plain"), by_id(tmp_path / "out")
-    assert plain.keys() == ray.keys() and all(torch.equal(plain[row], ray[row]) for row in plain)
+    assert plain.keys() == ray.keys() and {"teacher/features", "predictions/x0"} <= tensors(plain["000.png"]).keys()
+    for row, sample in plain.items():
+        torch.testing.assert_close(tensors(ray[row]), tensors(sample), rtol=0, atol=0)
+    assert any("patches" in sample.teacher for sample in ray.values())
     again = embed_on_ray(rows, tmp_path / "out", DATASET, SETTINGS, (make, ()))
     assert again["there"] == COUNT and again["written"] == 0  # without starting Ray
 
@@ -73,7 +81,7 @@ def test_a_killed_driver_loses_no_row_and_writes_none_twice(rows, tmp_path):
         driver.join()
     there = len(finished(out).ids)
     assert 0 < there < COUNT
-    counts = embed(rows, out, DATASET, SETTINGS, Tools(pooled))  # the plain loop goes on with Ray's shards
+    counts = embed(rows, out, DATASET, SETTINGS, TOOLS)  # the plain loop goes on with Ray's shards
     assert len(by_id(out)) == COUNT and counts["there"] >= there
     drop_repeats(out)
     assert len(by_id(out)) == COUNT
