@@ -10,9 +10,10 @@ from pathlib import Path
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; 0 where it did what it was asked to."""
-    from . import calibrate, card, convert, embed, train
+    from . import calibrate, card, convert, embed, finetune_vae, train
 
-    modules = {"convert": convert, "calibrate": calibrate, "embed": embed, "train": train, "card": card}
+    modules = {"convert": convert, "calibrate": calibrate, "embed": embed, "train": train}
+    modules |= {"finetune-vae": finetune_vae, "card": card}
     if (Path(__file__).parent / "evaluate.py").is_file():  # not in the registry's archive: it talks to servers
         from . import evaluate
 

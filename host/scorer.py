@@ -151,9 +151,18 @@ def _load_clip(name: str):
 
 
 def _load_vae(name: str):
-    import comfy.sd
     import comfy.utils
 
     from ..host import shapes_world
 
-    return shapes_world.load_vae() if name == SHAPES_WORLD else comfy.sd.VAE(sd=comfy.utils.load_torch_file(name))
+    return shapes_world.load_vae() if name == SHAPES_WORLD else open_vae(comfy.utils.load_torch_file(name))
+
+
+def open_vae(tensors: dict[str, Tensor], dtype: torch.dtype | None = None):
+    """A VAE from the tensors of its file; also a descendant of Shapes World's, whose sizes the host cannot guess."""
+    import comfy.sd
+
+    from ..host import shapes_world
+
+    config = shapes_world.VAE_CONFIG if shapes_world.is_vae(tensors) else None
+    return comfy.sd.VAE(sd=tensors, config=config, dtype=dtype)

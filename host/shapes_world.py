@@ -174,6 +174,12 @@ def load_vae() -> comfy.sd.VAE:
     return comfy.sd.VAE(sd=weights, config=VAE_CONFIG)
 
 
+def is_vae(tensors: dict[str, Tensor]) -> bool:
+    """Whether a file's tensors have the sizes of this VAE."""
+    first = tensors.get("encoder.conv_in.weight")
+    return first is not None and first.shape == (_AUTOENCODER["ch"], 3, 3, 3)
+
+
 def fingerprint() -> str:
     """Of the shipped weights, which `./dev train` replaces."""
     return weights_fingerprint(sorted(shipped.FOLDER.glob("*.safetensors")))

@@ -1,0 +1,175 @@
+"""Train the encoder of a VAE together with a Latent-CLIP for it, on a leash that keeps its diffusion model working (research).
+
+    latent-clip finetune-vae pictures/ --vae ae.safetensors --clip my-clip.safetensors --distil 1 --teacher open_clip_model.safetensors \\
+        --output-vae my-vae.safetensors --output my-clip-2.safetensors
+
+Two files come out, which belong together: each is judged wrongly by, or judges wrongly with, the other's predecessor. A run that was
+stopped goes on from its last checkpoint when it is started again.
+"""
+
+import argparse
+import json
+from collections import Counter
+from dataclasses import fields
+from pathlib import Path
+
+from .comfyui import find_host
+from .embed import SHAPES_WORLD, _say, _shown, _teacher
+
+ERRORS = (ValueError, OSError)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line; flags as those of embed and train."""
+    parts = _parts()
+    if parts is None:
+        parser.epilog = "This needs the package webdataset."
+        return
+    options, leash = parts.Options(Path(), Path(), Path()), parts.Leash()
+    add = parser.add_argument
+    add("source", help="a folder of pictures, a .tar, or a pattern of tars such as 'tars/*.tar'; or an fsspec address")
+    add("--vae", required=True, help="file of the VAE, or shapes-world")
+    add("--clip", required=True, help="file of the Latent-CLIP that reads this VAE's latents, or shapes-world")
+    add("--output", type=Path, required=True, help="the .safetensors file of the new Latent-CLIP")
+    add("--output-vae", type=Path, required=True, help="the .safetensors file of the new VAE")
+    add("--logs", type=Path, help="folder of checkpoints and logs; default: beside the output, under its name")
+    add("--held-out", help="other pictures, for figures before and after; default: some of the pictures trained on")
+    add("--captions", help="a .jsonl or .parquet that names pictures and captions")
+    add("--licence", default="", help="of the pictures, for the card")
+    add("--contrastive", type=float, default=0.0, help="weight of the loss between latents and captions")
+    add("--siglip", action="store_true", help="SigLIP's loss instead of CLIP's")
+    add("--distil", type=float, default=0.0, help="weight of 1 - cosine to what --teacher says of the same pictures")
+    add("--teacher", help="file of the pixel CLIP that the Latent-CLIP was distilled from, or shapes-world")
+    add("--teacher-licence", default="", help="for the card")
+    add("--train-text", action="store_true", help="with --contrastive: train the text tower too")
+    add("--decoder", action="store_true", help="train the decoder too; default: only the encoder")
+    add("--l1", type=float, default=leash.l1, help=f"leash: weight of the round trip's mean absolute error, pixels 0 to 1; default {leash.l1:g}")
+    add("--lpips", type=float, default=leash.lpips, help="leash: weight of the round trip's LPIPS; needs the package lpips and its VGG; default 0")
+    add("--kl", type=float, default=leash.kl, help=f"leash: weight of the posterior's divergence from the unit normal; default {leash.kl:g}")
+    add("--distance", type=float, default=leash.distance, help=f"leash: weight of the latents' squared distance to the old, in variances of each channel; default {leash.distance:g}")  # fmt: skip
+    add("--views", default="centre", help="one of these is seen of a picture: centre, flip, random and random-flip, with commas; default centre")
+    add("--train-num-samples", type=int, default=options.train_num_samples, help=f"how many pictures are seen in all; default {options.train_num_samples}")  # fmt: skip
+    add("--batch-size", type=int, default=options.batch_size)
+    add("--lr", type=float, default=options.lr, help=f"of the Latent-CLIP; default {options.lr:g}")
+    add("--vae-lr", type=float, default=options.vae_lr, help=f"of the VAE; default {options.vae_lr:g}")
+    add("--wd", type=float, default=options.wd, help="weight decay of the Latent-CLIP; the VAE has none")
+    add("--warmup", type=int, default=options.warmup, help="steps")
+    add("--layer-decay", type=float, default=options.layer_decay, help="of the learning rate, per layer of the image tower from the top down")
+    add("--grad-clip-norm", type=float, default=options.grad_clip_norm)
+    add("--ema", type=float, default=options.ema, help="decay of the averaged weights, which are what is written")
+    add("--precision", choices=parts.PRECISIONS, default=options.precision)
+    add("--grad-checkpointing", action="store_true", help="of the VAE and the tower: less memory, about a third more time")
+    add("--seed", type=int, default=0)
+    add("--workers", type=int, default=2, help="processes that read pictures")
+    add("--save-every", type=int, default=options.save_every, help="steps between checkpoints, from which a run goes on")
+    add("--comfyui", type=Path, help="folder of ComfyUI; default: the one that this pack is installed in")
+    add("--cpu", action="store_true", help="do not use a GPU")
+
+
+def run(arguments: argparse.Namespace) -> str:
+    """Train; the report."""
+    parts = _parts()
+    if parts is None:
+        raise ValueError("Training needs webdataset, which is not installed. Install that package")
+    _check(arguments)
+    from ..training.pictures import VIEWS
+    from ..training.sources import rows_of
+
+    views = tuple(arguments.views.split(","))
+    if unknown := set(views) - set(VIEWS):
+        raise ValueError(f"Got the view {sorted(unknown)[0]!r}, expected some of {', '.join(VIEWS)}.")
+    rows = rows_of(arguments.source, arguments.captions)
+    held_out = rows_of(arguments.held_out) if arguments.held_out else None
+    find_host(arguments.comfyui, arguments.cpu)
+    from comfy.model_management import get_torch_device
+
+    from ..host.trainable_vae import load_trainable_vae
+    from ..training.picture_batches import Pictures
+
+    named = {field.name: getattr(arguments, field.name) for field in fields(parts.Options) if hasattr(arguments, field.name)}
+    leash = parts.Leash(arguments.l1, arguments.lpips, arguments.kl, arguments.distance)
+    logs = arguments.logs or arguments.output.with_suffix(".logs")
+    options = parts.Options(**named | {"leash": leash, "logs": logs, "device": str(get_torch_device())})
+    vae, told, channels, downscale = load_trainable_vae(arguments.vae, arguments.grad_checkpointing)
+    start, side = _start(parts, arguments, views, told, channels, downscale)
+    if options.contrastive:
+        rows = _with_captions(rows)
+    pictures = Pictures(rows, side, options.batch_size, options.steps, options.seed, views, arguments.workers)
+    others = Pictures(held_out, side, 1, 1) if held_out else None
+    said: list[str] = []
+    parts.finetune(
+        options, vae, start, pictures, others, _teacher(arguments.teacher) if arguments.teacher else None, said.append
+    )
+    return "\n".join([*said, *_left_out(pictures.skipped)])
+
+
+def _parts():
+    """The training, or None where what it needs is missing."""
+    try:
+        from ..training import finetune_vae
+    except ImportError as error:
+        if error.name not in ("webdataset", "open_clip_train"):
+            raise
+        return None
+    return finetune_vae
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raises: ValueError: a file would be written over what is read, or would not be safetensors."""
+    for path in (arguments.output, arguments.output_vae):
+        if path.suffix != ".safetensors":
+            raise ValueError(f"{path.name}: the output must end in .safetensors.")
+        if path.resolve() in (Path(arguments.vae).resolve(), Path(arguments.clip).resolve()):
+            raise ValueError(f"{path.name}: would be written over what it is made from. Choose another name.")
+    if arguments.output.resolve() == arguments.output_vae.resolve():
+        raise ValueError(f"{arguments.output.name}: Got one name for the VAE and the Latent-CLIP, expected two.")
+
+
+def _start(parts, arguments: argparse.Namespace, views: tuple[str, ...], vae: dict, channels: int, downscale: int):
+    """The Latent-CLIP to begin with, and the side of the pictures that it sees.
+
+    Raises:
+        ValueError: it reads the latents of another VAE.
+    """
+    from ..models import shapes_world
+    from ..models.checkpoint import read_checkpoint, sha256_of
+    from ..models.config import latent_grid
+    from ..models.latent_clip import LatentCLIP
+    from ..models.latent_spaces import LATENT_SPACES
+    from ..models.own_spaces import space_as_dict
+    from ..training.shards import Dataset
+
+    told: dict[str, str] = {}
+    if arguments.clip == SHAPES_WORLD:
+        (weights, config), space, name = shapes_world.load_weights("latent_clip"), LATENT_SPACES[SHAPES_WORLD], SHAPES_WORLD
+    else:
+        checkpoint = read_checkpoint(arguments.clip)
+        weights, config, space, told = checkpoint.state_dict, checkpoint.config, checkpoint.space, checkpoint.metadata
+        name = Path(arguments.clip).name
+    known = json.loads(told.get("vae", "{}"))
+    if (space.channels, space.downscale) != (channels, downscale) or known.get("sha256") not in (None, "", vae["sha256"]):
+        raise ValueError(
+            f"Got {name}, which reads the latents of {known.get('name', space.name)} ({space.channels} channels, {space.downscale} pixels "
+            f"a cell), but --vae is {vae['name']} ({channels}, {downscale}), another one. Name the VAE that this Latent-CLIP was made for."
+        )
+    model = LatentCLIP(config)
+    model.load_state_dict(weights)
+    teacher = json.loads(told.get("teacher", "null"))
+    if arguments.teacher:
+        path = shapes_world.FOLDER / "pixel_clip.safetensors" if arguments.teacher == SHAPES_WORLD else Path(arguments.teacher)
+        teacher = {"name": path.name, "sha256": sha256_of(path), "licence": arguments.teacher_licence}
+    side = latent_grid(config) * downscale
+    about = {"names": list(views), "side": side}
+    dataset = Dataset(space_as_dict(space), vae, about, teacher, _shown(arguments.source), arguments.licence)
+    return parts.Start(name, model, config, dataset), side
+
+
+def _with_captions(rows: list) -> list:
+    kept = [row for row in rows if row.captions]
+    if len(kept) < len(rows):
+        _say(f"{len(rows) - len(kept)} of {len(rows)} pictures have no caption and are left out")
+    return kept
+
+
+def _left_out(skipped: dict[str, str]) -> list[str]:
+    return [f"left out, {reason}: {number}" for reason, number in sorted(Counter(skipped.values()).items())]

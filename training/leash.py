@@ -1,0 +1,128 @@
+"""What holds a VAE near what it was while its encoder learns with a Latent-CLIP, so that its decoder and its diffusion model still work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+Normal = Callable[..., Tensor]  # sizes → unit noise of that shape
+
+
+class Autoencoder(Protocol):
+    """A VAE that can be trained, an `nn.Module`; pictures are (B, side, side, 3) in 0..1."""
+
+    def encode(self, pixels: Tensor, normal: Normal | None = None) -> dict[str, Tensor]:
+        """`raw` (B, C, h, w), the posterior's mean as a LATENT wire carries it; `mean` and `log_variance`, as the network has them.
+
+        With unit noise also `sample`, drawn from the posterior, in the shape of `raw`.
+        """
+        ...
+
+    def decode(self, raw_latents: Tensor) -> Tensor:
+        """Pictures (B, side, side, 3) about 0..1, not clamped, so that what is too bright still has a gradient."""
+        ...
+
+    def halves(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Parameters of the encoder and of the decoder."""
+        ...
+
+    def weights(self) -> dict[str, Tensor]:
+        """In the layout of the file that the host opens."""
+        ...
+
+
+@dataclass(frozen=True)
+class Leash:
+    """Weights λ of what is added to the loss; 0 leaves a term out.
+
+    Attributes:
+        l1: mean absolute difference of a picture and its round trip, of pixels in 0..1: what the decoder can still read.
+        lpips: perceptual difference of the two by the package lpips (VGG), which must be at hand with its weights.
+        kl: divergence of the posterior from the unit normal, per number: keeps its width, which a diffusion model may be trained on.
+        distance: mean squared distance of the new latents to the old, in variances of each channel: what the diffusion model knows.
+    """
+
+    l1: float = 1.0
+    lpips: float = 0.0
+    kl: float = 1e-6
+    distance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if negative := [name for name, value in vars(self).items() if not value >= 0]:
+            raise ValueError(f"Got a negative weight of {negative[0]}, expected 0, which leaves it out, or more.")
+
+
+def kl_to_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, variance) ‖ N(0, 1)) as a mean over all numbers: ½(mean² + variance - 1 - log variance). Kingma & Welling, appendix B."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+
+
+def distance(new: Tensor, old: Tensor, variance: Tensor) -> Tensor:
+    """Mean squared distance of raw latents (B, C, h, w) in variances (C,) of their channels; a scalar."""
+    return ((new.float() - old.float()).square() / variance.view(1, -1, 1, 1)).mean()
+
+
+def perceptual(device: torch.device | str) -> nn.Module:
+    """The field's LPIPS with VGG, frozen: two batches (B, 3, H, W) in -1..1 → (B, 1, 1, 1).
+
+    Raises:
+        ValueError: the package or its weights are missing. Nothing is downloaded.
+    """
+    try:
+        from lpips import LPIPS
+    except ImportError as error:
+        raise ValueError(
+            "Got a weight for LPIPS, but the package lpips is not installed. Install it, or leave --lpips out."
+        ) from error
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / "vgg16-397923af.pth"
+    if not weights.is_file():
+        raise ValueError(
+            f"Got a weight for LPIPS, but its VGG is not at hand: {weights.name} of torchvision is expected in {weights.parent}. "
+            "Put it there, or leave --lpips out."
+        )
+    return LPIPS(net="vgg", verbose=False).requires_grad_(False).to(device)
+
+
+class Held(nn.Module):
+    """The terms of a leash for one VAE.
+
+    Args:
+        vae: as it is before training; a copy is kept where the distance counts. variance: of every channel of its raw latents (C,).
+    """
+
+    variance: Tensor
+
+    def __init__(self, leash: Leash, vae: nn.Module, variance: Tensor, lpips: nn.Module | None = None) -> None:
+        super().__init__()
+        self.leash, self.lpips = leash, lpips
+        self.old = deepcopy(vae).requires_grad_(False) if leash.distance else None
+        self.register_buffer("variance", variance.clone())
+
+    def forward(self, vae: Autoencoder, pixels: Tensor, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weighted terms by name, each a scalar."""
+        leash, terms = self.leash, {}
+        if leash.l1 or self.lpips is not None:
+            decoded = vae.decode(encoded["sample"]).float()
+        if leash.l1:
+            terms["l1"] = leash.l1 * (decoded - pixels).abs().mean()
+        if self.lpips is not None:
+            pair = (picture.movedim(-1, 1) * 2 - 1 for picture in (decoded, pixels))
+            terms["lpips"] = leash.lpips * self.lpips(*pair).mean()
+        if leash.kl:
+            terms["kl"] = leash.kl * kl_to_normal(encoded["mean"].float(), encoded["log_variance"].float())
+        if self.old is not None:
+            with torch.no_grad():
+                before = self.old.encode(pixels)["raw"]
+            terms["distance"] = leash.distance * distance(encoded["raw"], before, self.variance)
+        return terms
+
+
+def psnr(pictures: Tensor, others: Tensor) -> Tensor:
+    """Peak signal to noise of each picture (B, ...) in 0..1, in dB: (B,)."""
+    return -10 * (pictures - others).square().flatten(1).mean(1).clamp_min(1e-10).log10()

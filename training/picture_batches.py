@@ -1,0 +1,113 @@
+"""Pictures for a training that encodes them itself: a batch for every step, the same whenever and by whomever it is asked for."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .pictures import Skipped, cut, read_upright, views_of
+from .sources import Row, SourceError
+
+TRIES = 50  # pictures in a row that cannot be read, before it is no accident
+
+
+@dataclass
+class Shown:
+    """A batch.
+
+    Attributes:
+        pixels: (B, side, side, 3) in 0..1. captions: of each, any number. skipped: id → reason, of what was left out for it.
+    """
+
+    pixels: Tensor
+    captions: list[list[str]]
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+class Pictures(Dataset):
+    """Every picture once before any comes again; a random one of the `views` of each (see `pictures.views_of`).
+
+    Args:
+        side: pixels of a view. batch: pictures of a step. steps: how many there will be. workers: processes that read ahead.
+    """
+
+    def __init__(
+        self, rows: Sequence[Row], side: int, batch: int, steps: int, seed: int = 0, views: Sequence[str] = ("centre",),
+        workers: int = 0,
+    ) -> None:  # fmt: skip
+        if len(rows) < batch:
+            raise SourceError(f"Got {len(rows)} pictures for batches of {batch}. Add pictures, or lower --batch-size.")
+        self.rows, self.side, self.size, self.steps, self.seed = rows, side, batch, steps, seed
+        self.views, self.workers, self.skipped = tuple(views), workers, dict[str, str]()
+        self._order: tuple[int, list[int]] = (-1, [])
+        self._ahead: tuple[int, Iterator[Shown]] = (-1, iter(()))
+
+    def batch(self, step: int) -> Shown:
+        """The pictures of a step; quickest when steps are asked for in their order.
+
+        Raises:
+            SourceError: hardly any picture can be read.
+        """
+        if not self.workers:
+            shown = self[step]
+        else:
+            expected, ahead = self._ahead
+            if step != expected:
+                ahead = iter(DataLoader(self, batch_size=None, sampler=range(step, self.steps), num_workers=self.workers))
+            shown = next(ahead)
+            self._ahead = step + 1, ahead
+        self.skipped |= shown.skipped
+        return shown
+
+    def __getitem__(self, step: int) -> Shown:
+        numbers = [self._number(step * self.size + item) for item in range(self.size)]
+        return self._show([self.rows[number] for number in numbers], f"{self.seed}/{step}", self.views)
+
+    def some(self, count: int, chunk: int = 8) -> Iterator[Shown]:
+        """The centre of the same `count` pictures, for figures."""
+        rows = random.Random("some").sample(list(self.rows), min(count, len(self.rows)))
+        for start in range(0, len(rows), chunk):
+            yield self._show(rows[start : start + chunk], "some", ("centre",))
+
+    def _number(self, place: int) -> int:
+        epoch, at = divmod(place, len(self.rows))
+        if self._order[0] != epoch:
+            order = list(range(len(self.rows)))
+            random.Random(f"{self.seed}/{epoch}").shuffle(order)
+            self._order = epoch, order
+        return self._order[1][at]
+
+    def _show(self, rows: list[Row], identity: str, views: Sequence[str]) -> Shown:
+        shown = Shown(torch.empty(len(rows), self.side, self.side, 3), [])
+        for place, row in enumerate(rows):
+            rng = random.Random(f"{identity}/{place}/{row.id}")
+            for _ in range(TRIES):
+                picture = self._read(row, rng, views)
+                if isinstance(picture, Tensor):
+                    break
+                shown.skipped[row.id] = picture
+                row = rng.choice(self.rows)
+            else:
+                raise SourceError(
+                    f"{TRIES} pictures in a row cannot be read, such as {next(iter(shown.skipped))}: {picture}. Expected pictures "
+                    "as latent-clip embed reads them."
+                )
+            shown.pixels[place] = picture
+            shown.captions.append(row.captions)
+        return shown
+
+    def _read(self, row: Row, rng: random.Random, views: Sequence[str]) -> Tensor | str:
+        """A view of a picture, or why there is none."""
+        try:
+            picture = read_upright(row.read())
+        except OSError:
+            return "cannot be opened"
+        except Skipped as reason:
+            return str(reason)
+        (view,) = views_of(picture.size, [rng.choice(views)], str(rng.random()))
+        return cut(picture, view, self.side)
