@@ -28,18 +28,18 @@ from latent_clip.training.starts import config_for_latents
 
 TEXT = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 PIXEL = {"embed_dim": 16, "vision_cfg": {"layers": 1, "width": 32, "head_width": 16, "image_size": 16, "patch_size": 4}, "text_cfg": TEXT}
-CONFIG = config_for_latents(PIXEL, channels=3, grid=4, patch_size=1, factor=4)
+CONFIG = config_for_latents(PIXEL, channels=5, grid=4, patch_size=1, factor=4)
 NAMES = ["a red cat", "a blue dog", "one green fish", "two old birds"]
-SPACE = LatentSpace("odd", 3, 4, 1.0, 0.0, "of a test")
+SPACE = LatentSpace("odd", 5, 4, 1.0, 0.0, "of a test")
 
 
 class PatchVAE(nn.Module):
-    """Pictures of 16×16 pixels to 3×4×4 and back, each by one convolution."""
+    """Pictures of 16×16 pixels to 5×4×4 and back, each by one convolution."""
 
     def __init__(self):
         super().__init__()
         torch.manual_seed(3)
-        self.encoder, self.decoder = nn.Conv2d(3, 6, 4, 4), nn.ConvTranspose2d(3, 3, 4, 4)
+        self.encoder, self.decoder = nn.Conv2d(3, 10, 4, 4), nn.ConvTranspose2d(5, 3, 4, 4)
 
     def encode(self, pixels, normal=None):
         mean, log_variance = self.encoder(pixels.movedim(-1, 1)).chunk(2, 1)
@@ -128,15 +128,15 @@ def test_psnr_of_each_picture():
 def test_at_step_0_nothing_pulls_but_what_the_round_trip_lacks():
     vae, pixels = PatchVAE(), Kinds().batch(0).pixels
     encoded = vae.encode(pixels, lambda *shape: torch.zeros(shape))
-    terms = Held(Leash(l1=2.0, kl=0.5, distance=3.0), vae, torch.ones(3))(vae, pixels, encoded)
+    terms = Held(Leash(l1=2.0, kl=0.5, distance=3.0), vae, torch.ones(5))(vae, pixels, encoded)
     assert terms["distance"] == 0
     torch.testing.assert_close(terms["l1"], 2 * (vae.decode(encoded["raw"]) - pixels).abs().mean())
     torch.testing.assert_close(terms["kl"], 0.5 * kl_to_normal(encoded["mean"], encoded["log_variance"]))
     with torch.no_grad():
         vae.encoder.bias.add_(1)  # every mean by 1
-    held = Held(Leash(distance=3.0), PatchVAE(), torch.full((3,), 4.0))
+    held = Held(Leash(distance=3.0), PatchVAE(), torch.full((5,), 4.0))
     assert held(vae, pixels, vae.encode(pixels, torch.randn))["distance"].item() == pytest.approx(3 / 4, rel=1e-5)
-    assert set(Held(Leash(1.0, 0, 0, 0), vae, torch.ones(3))(vae, pixels, vae.encode(pixels, torch.randn))) == {"l1"}
+    assert set(Held(Leash(1.0, 0, 0, 0), vae, torch.ones(5))(vae, pixels, vae.encode(pixels, torch.randn))) == {"l1"}
     with pytest.raises(ValueError, match="negative weight of kl"):
         Leash(kl=-1)
 
