@@ -44,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--train-text", action="store_true", help="with --contrastive: train the text tower too")
     add("--decoder", action="store_true", help="train the decoder too; default: only the encoder")
     add("--l1", type=float, default=leash.l1, help=f"leash: weight of the round trip's mean absolute error, pixels 0 to 1; default {leash.l1:g}")
-    add("--lpips", type=float, default=leash.lpips, help="leash: weight of the round trip's LPIPS; needs the package lpips and its VGG; default 0")
+    add("--lpips", type=float, default=leash.lpips, help="leash: weight of the round trip's LPIPS; needs the package lpips; default 0")
+    add("--lpips-vgg", type=Path, help="with --lpips: torchvision's vgg16-397923af.pth")
     add("--kl", type=float, default=leash.kl, help=f"leash: weight of the posterior's divergence from the unit normal; default {leash.kl:g}")
     add("--distance", type=float, default=leash.distance, help=f"leash: weight of the latents' squared distance to the old, in variances of each channel; default {leash.distance:g}")  # fmt: skip
     add("--views", default="centre", help="one of these is seen of a picture: centre, flip, random and random-flip, with commas; default centre")

@@ -52,6 +52,7 @@ class Options:
     siglip: bool = False
     distil: float = 0.0
     leash: Leash = field(default_factory=Leash)
+    lpips_vgg: Path | None = None
     decoder: bool = False
     train_text: bool = False
     train_num_samples: int = 100_000
@@ -181,7 +182,7 @@ def trained(model: LatentCLIP, objectives: Objectives, train_text: bool) -> set[
 
 def _joint(options: Options, vae: nn.Module, model: LatentCLIP, objectives: Objectives, variance: Tensor) -> Joint:
     device = torch.device(options.device)
-    lpips = perceptual(device) if options.leash.lpips else None
+    lpips = perceptual(options.lpips_vgg, device) if options.leash.lpips else None
     joint = Joint(vae, Task(model, objectives), Held(options.leash, vae, variance, lpips)).to(device)
     encoder, decoder = vae.halves()
     for parameter in encoder + (decoder if options.decoder else []):

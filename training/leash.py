@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ..models.checkpoint import read_tensors
+
 Normal = Callable[..., Tensor]  # sizes → unit noise of that shape
 
 
@@ -43,7 +45,7 @@ class Leash:
 
     Attributes:
         l1: mean absolute difference of a picture and its round trip, of pixels in 0..1: what the decoder can still read.
-        lpips: perceptual difference of the two by the package lpips (VGG), which must be at hand with its weights.
+        lpips: perceptual difference of the two by the package lpips, which must be at hand with its VGG.
         kl: divergence of the posterior from the unit normal, per number: keeps its width, which a diffusion model may be trained on.
         distance: mean squared distance of the new latents to the old, in variances of each channel: what the diffusion model knows.
     """
@@ -68,11 +70,14 @@ def distance(new: Tensor, old: Tensor, variance: Tensor) -> Tensor:
     return ((new.float() - old.float()).square() / variance.view(1, -1, 1, 1)).mean()
 
 
-def perceptual(device: torch.device | str) -> nn.Module:
+def perceptual(vgg: Path | None, device: torch.device | str) -> nn.Module:
     """The field's LPIPS with VGG, frozen: two batches (B, 3, H, W) in -1..1 → (B, 1, 1, 1).
 
+    Args:
+        vgg: torchvision's vgg16 weights. Nothing is downloaded.
+
     Raises:
-        ValueError: the package or its weights are missing. Nothing is downloaded.
+        ValueError: the package or the weights are missing.
     """
     try:
         from lpips import LPIPS
@@ -80,13 +85,17 @@ def perceptual(device: torch.device | str) -> nn.Module:
         raise ValueError(
             "Got a weight for LPIPS, but the package lpips is not installed. Install it, or leave --lpips out."
         ) from error
-    weights = Path(torch.hub.get_dir()) / "checkpoints" / "vgg16-397923af.pth"
-    if not weights.is_file():
+    if vgg is None or not vgg.is_file():
         raise ValueError(
-            f"Got a weight for LPIPS, but its VGG is not at hand: {weights.name} of torchvision is expected in {weights.parent}. "
-            "Put it there, or leave --lpips out."
+            f"Got a weight for LPIPS and {vgg or 'no file'} for its VGG, expected torchvision's vgg16-397923af.pth. Name it with "
+            "--lpips-vgg, or leave --lpips out."
         )
-    return LPIPS(net="vgg", verbose=False).requires_grad_(False).to(device)
+    network, (tensors, _) = LPIPS(net="vgg", pnet_rand=True, verbose=False), read_tensors(vgg)
+    # lpips keeps the numbers of torchvision's layers: slice2.7.weight is features.7.weight
+    network.net.load_state_dict({
+        name: tensors[f"features.{name.partition('.')[2]}"] for name in network.net.state_dict()
+    })  # fmt: skip
+    return network.requires_grad_(False).to(device)
 
 
 class Held(nn.Module):

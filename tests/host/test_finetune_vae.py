@@ -107,6 +107,7 @@ def test_both_files_open_in_the_host_and_give_what_the_run_saw(pack, host_env, p
     assert figures["distance, after"] == pytest.approx(((after - before) / spread).square().mean().item(), rel=0.1)
     assert figures["distance, after"] > 0
     assert figures["reconstruction l1, after"] == pytest.approx((decoded - pixels).abs().mean().item(), rel=0.02)
+    (host_env.base / "models" / "latent_clip").mkdir(parents=True, exist_ok=True)
     shutil.copy(made / "clip.safetensors", host_env.base / "models" / "latent_clip" / "tuned.safetensors")
     latent = {"latent": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 2}}}
     assert len(score(host_env, latent, "tuned.safetensors")) == 2

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -142,13 +143,27 @@ def test_at_step_0_nothing_pulls_but_what_the_round_trip_lacks():
 
 
 def test_lpips_is_refused_by_what_is_missing(monkeypatch, tmp_path):
-    monkeypatch.setitem(__import__("sys").modules, "lpips", None)
+    monkeypatch.setitem(sys.modules, "lpips", None)
     with pytest.raises(ValueError, match="package lpips is not installed"):
-        perceptual("cpu")
-    monkeypatch.setitem(__import__("sys").modules, "lpips", SimpleNamespace(LPIPS=None))
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(ValueError, match="vgg16-397923af.pth"):
-        perceptual("cpu")
+        perceptual(tmp_path / "vgg.pth", "cpu")
+    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=None))
+    with pytest.raises(ValueError, match="no file for its VGG"):
+        perceptual(None, "cpu")
+
+
+def test_lpips_reads_torchvisions_vgg_and_has_a_gradient(tmp_path):
+    pytest.importorskip("lpips")
+    from torchvision.models import vgg16
+
+    vgg = vgg16(weights=None)
+    torch.save({f"features.{name}": tensor for name, tensor in vgg.features.state_dict().items()}, tmp_path / "vgg.pth")
+    measure = perceptual(tmp_path / "vgg.pth", "cpu")
+    assert torch.equal(measure.net.slice5[-2].weight, vgg.features[28].weight)
+    vae, pixels = PatchVAE(), torch.rand(2, 32, 32, 3)
+    terms = Held(Leash(0, 0.5, 0, 0), vae, torch.ones(5), measure)(vae, pixels, vae.encode(pixels, torch.randn))
+    terms["lpips"].backward()
+    assert set(terms) == {"lpips"} and vae.encoder.weight.grad.abs().sum() > 0
+    assert measure(pixels.movedim(-1, 1), pixels.movedim(-1, 1)).abs().max() < 1e-6
 
 
 # ------------------------------------------------------------------------------------------------------- the run

@@ -173,6 +173,7 @@ THERE = {
 THERE |= {"einops", "open_clip", "safetensors", "latent_clip"}
 OPTIONAL = {  # a message where it is missing, or no more than a plot that is not drawn
     "commands/calibrate.py": {"matplotlib"},
+    "training/leash.py": {"lpips"},
     "training/reader.py": {"webdataset"},  # the extra [train]; commands/train.py says so
     "training/run.py": {"open_clip_train", "matplotlib"},  # the former comes with open_clip
     "training/sources.py": {"fsspec", "pyarrow"},
