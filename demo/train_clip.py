@@ -9,7 +9,7 @@ CLIP, so later stages show more of them, and reverse them more often.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -46,6 +46,11 @@ class Stage:
     reversals: int
     swaps: int = 1
     single: float = 0.25
+
+    @property
+    def swap_share(self) -> float:
+        """Share of pairs whose third near miss swaps colours; the others' reverses a relation."""
+        return self.and_share + (1 - self.and_share) * self.swaps / (self.swaps + self.reversals)
 
 
 STAGES = (
@@ -103,9 +108,15 @@ def contrastive_loss(
 
 
 def train_clip(
-    name: str, model: CustomTextCLIP, corpus: Corpus, images: Callable[[Draw, Tensor], Tensor]
-) -> CustomTextCLIP:
-    """Train either CLIP; `images` gives what its image tower reads for rows of the corpus."""
+    name: str, model: nn.Module, corpus: Corpus, images: Callable[[Draw, Tensor], Tensor],
+    stages: Sequence[Stage] = STAGES, after: Callable[[str, int], None] = lambda suffix, step: None,
+) -> nn.Module:  # fmt: skip
+    """Train either CLIP.
+
+    Args:
+        images: what its image tower reads for rows of the corpus.
+        after: called after each step with the stage's suffix and the number of its steps made.
+    """
     truths = [true_captions(scene) for scene in corpus.scenes]
 
     def loss_of(draw: Draw, stage: Stage) -> tuple[Tensor, dict[str, float]]:
@@ -126,36 +137,53 @@ def train_clip(
         )
         return symmetric + hard, {"contrastive": symmetric.item(), "hard": hard.item()}
 
-    for stage in STAGES:
+    for stage in stages:
         recipe = Recipe(name + stage.suffix, stage.steps, stage.lr, seed=stage.seed, warmup=100, weight_decay=0.05)
-        fit(model, recipe, partial(loss_of, stage=stage))
+        fit(model, recipe, partial(loss_of, stage=stage), partial(after, stage.suffix))
     return model
 
 
-def train_latent_clip(corpus: Corpus) -> LatentCLIP:
+def new_latent_clip(seed: int, config: dict = LATENT_CONFIG) -> LatentCLIP:
+    """Untrained, for raw latents of std 7.7: it starts as if they had 1."""
+    torch.manual_seed(seed)
+    model = LatentCLIP(config)
+    with torch.no_grad():
+        model.visual.conv1.weight.mul_(0.13025)
+    return model
+
+
+def with_noise(draw: Draw, images: Tensor, largest: float) -> Tensor:
+    """Images with noise on them, of a std for each that is drawn up to the largest."""
+    return images + draw.normal(*images.shape) * draw.uniform(len(images), 1, 1, 1) * largest
+
+
+def train_latent_clip(corpus: Corpus) -> nn.Module:
     """Reads raw latents with a little noise, as a generator's latents have."""
 
     def images(draw: Draw, rows: Tensor) -> Tensor:
-        latents = corpus.latents[rows]
-        return latents + draw.normal(*latents.shape) * draw.uniform(len(rows), 1, 1, 1) * LATENT_NOISE
+        return with_noise(draw, corpus.latents[rows], LATENT_NOISE)
 
-    torch.manual_seed(6)
-    model = LatentCLIP(LATENT_CONFIG)
-    with torch.no_grad():  # raw latents have std 7.7: start as if they had 1
-        model.visual.conv1.weight.mul_(0.13025)
-    return train_clip("latent_clip", model, corpus, images)
+    return train_clip("latent_clip", new_latent_clip(6), corpus, images)
 
 
-def train_pixel_clip(corpus: Corpus) -> CustomTextCLIP:
-    """Reads rendered pixels, normalised as open_clip does, with a little noise."""
+def new_pixel_clip(seed: int) -> CustomTextCLIP:
+    """Untrained."""
+    torch.manual_seed(seed)
+    return CustomTextCLIP(**PIXEL_CONFIG)
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """Pictures (N, 3, 64, 64) in 0..1 as open_clip's towers read them."""
     mean, std = (
         torch.tensor(values)[:, None, None] for values in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
     )
+    return (pixels - mean) / std
+
+
+def train_pixel_clip(corpus: Corpus) -> nn.Module:
+    """Reads rendered pixels, normalised as open_clip does, with a little noise."""
 
     def images(draw: Draw, rows: Tensor) -> Tensor:
-        pixels = render([corpus.scenes[row] for row in rows.tolist()])
-        noise = draw.normal(*pixels.shape) * draw.uniform(len(rows), 1, 1, 1) * PIXEL_NOISE
-        return (pixels + noise - mean) / std
+        return normalised(with_noise(draw, render([corpus.scenes[row] for row in rows.tolist()]), PIXEL_NOISE))
 
-    torch.manual_seed(6)
-    return train_clip("pixel_clip", CustomTextCLIP(**PIXEL_CONFIG), corpus, images)
+    return train_clip("pixel_clip", new_pixel_clip(6), corpus, images)

@@ -20,9 +20,12 @@ __all__ = ["CACHE", "Draw", "Recipe", "cached", "fit", "initialise"]
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "shapes_world"
 
 
-def fit(model: nn.Module, recipe: Recipe, loss_of: Callable[[Draw], tuple[Tensor, dict[str, float]]]) -> None:
+def fit(
+    model: nn.Module, recipe: Recipe, loss_of: Callable[[Draw], tuple[Tensor, dict[str, float]]],
+    after: Callable[[int], None] | None = None,
+) -> None:  # fmt: skip
     """`training.loop.fit` with its checkpoint in the cache folder."""
-    loop.fit(model, recipe, loss_of, CACHE / f"{recipe.name}.safetensors")
+    loop.fit(model, recipe, loss_of, CACHE / f"{recipe.name}.safetensors", after=after)
 
 
 def cached(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -67,20 +67,31 @@ def encode(vae: nn.Module, pictures: Tensor) -> Tensor:
     return torch.cat([mean_of(vae, part * 2 - 1) for part in pictures.split(100)])
 
 
-@torch.no_grad()
 def make_shards(vae: nn.Module, name: str, count: int, teacher: PixelCLIP) -> Path:
-    """Shards of rendered scenes without captions, with the teacher's features; a stopped run goes on."""
+    """Shards of rendered scenes in the second VAE's latents; see `embed_scenes`."""
+    return embed_scenes(name, count, lambda pictures: encode(vae, pictures), SPACE, "second VAE", teacher)
+
+
+@torch.no_grad()
+def embed_scenes(
+    name: str, count: int, encode: Callable[[Tensor], Tensor], space: LatentSpace, vae: str, teacher: PixelCLIP
+) -> Path:
+    """Shards of rendered scenes without captions, with the teacher's features; a stopped run goes on.
+
+    Args:
+        name: of the folder, and the seed of the scenes. encode: pictures (N, 3, 64, 64) in 0..1 → raw latents of `space`.
+    """
     folder, settings = FOLDER_OF / name, Settings(64, batch=100, shard=1000, patch_grid=8)
     rows, scenes = [Row(f"{n:06}", "") for n in range(count)], sample_corpus(f"distil {name}", count)
     header = Dataset(
-        space_as_dict(SPACE), {"name": "second VAE", "sha256": ""}, {"names": ["centre"], "side": 64},
+        space_as_dict(space), {"name": vae, "sha256": ""}, {"names": ["centre"], "side": 64},
         {"name": "Shapes World pixel CLIP"}, "Shapes World",
     )  # fmt: skip
     left, _ = begin(rows, folder, header)
     tutor, samples = PixelTeacher(teacher), []
 
     def encoder(pixels: Tensor) -> dict[str, Tensor]:
-        return {"latent": encode(vae, pixels.movedim(-1, 1))}
+        return {"latent": encode(pixels.movedim(-1, 1))}
 
     for start in range(0, len(left), settings.batch):
         part = left[start : start + settings.batch]
@@ -94,10 +105,12 @@ def make_shards(vae: nn.Module, name: str, count: int, teacher: PixelCLIP) -> Pa
 
 
 @torch.enable_grad()
-def distil(train_data: Path, held_out: Path) -> tuple[Path, float]:
-    """Train the tower; the file and the processor seconds that it took."""
+def distil(
+    train_data: Path, held_out: Path, name: str = "distilled", start: str = SHAPES_WORLD
+) -> tuple[Path, float]:
+    """Train the tower from its teacher `start`; the file and the processor seconds that it took."""
     options = Options(
-        train_data, FOLDER_OF / "distilled.safetensors", FOLDER_OF / "distilled", val_data=held_out, start=SHAPES_WORLD, patch_size=1,
+        train_data, FOLDER_OF / f"{name}.safetensors", FOLDER_OF / name, val_data=held_out, start=start, patch_size=1,
         distil=1.0, batch_size=96, train_num_samples=96 * STEPS, patch_samples=96 * 100, lr=1e-3, wd=0.05, warmup=50, ema=0.995,
         precision="fp32", workers=0, shuffle=2000, save_every=250, probe_every=250,
     )  # fmt: skip
