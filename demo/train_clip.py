@@ -109,13 +109,13 @@ def contrastive_loss(
 
 def train_clip(
     name: str, model: nn.Module, corpus: Corpus, images: Callable[[Draw, Tensor], Tensor],
-    stages: Sequence[Stage] = STAGES, after: Callable[[str, int], None] = lambda suffix, step: None,
+    stages: Sequence[Stage] = STAGES, after: Callable[[int], None] | None = None,
 ) -> nn.Module:  # fmt: skip
     """Train either CLIP.
 
     Args:
         images: what its image tower reads for rows of the corpus.
-        after: called after each step with the stage's suffix and the number of its steps made.
+        after: called after each step with the number of steps of the stage made.
     """
     truths = [true_captions(scene) for scene in corpus.scenes]
 
@@ -139,7 +139,7 @@ def train_clip(
 
     for stage in stages:
         recipe = Recipe(name + stage.suffix, stage.steps, stage.lr, seed=stage.seed, warmup=100, weight_decay=0.05)
-        fit(model, recipe, partial(loss_of, stage=stage), partial(after, stage.suffix))
+        fit(model, recipe, partial(loss_of, stage=stage), after)
     return model
 
 

@@ -18,7 +18,16 @@ from torch import Tensor
 from ..demo.corpus import Corpus, sample_corpus, tokenize
 from ..demo.scenes import Scene, render
 from ..demo.train_clip import (
-    LATENT_CONFIG, LATENT_NOISE, PIXEL_CONFIG, PIXEL_NOISE, STAGES, Stage, new_latent_clip, new_pixel_clip, normalised, train_clip,
+    LATENT_CONFIG,
+    LATENT_NOISE,
+    PIXEL_CONFIG,
+    PIXEL_NOISE,
+    STAGES,
+    Stage,
+    new_latent_clip,
+    new_pixel_clip,
+    normalised,
+    train_clip,
     with_noise,
 )  # fmt: skip
 from ..demo.training import Draw, cached
@@ -34,6 +43,8 @@ from .report import Kept
 PICTURES = 12_000  # of the corpus's 24,000
 FRESH, TUNING = "training study colours", "colours tuning"
 SCENES, TUNING_SCENES, CURVE = 400, 200, 100  # the last: steps between two points of a curve
+
+KEPT = ("training_study_colours", (FRESH, SCENES, TUNING, TUNING_SCENES, CURVE, PICTURES, "float32"))
 
 FIRST, LAST = STAGES[0], STAGES[-1]
 EQUAL = replace(LAST, reversals=10, swaps=7)  # with the swaps of "and", as many of either
@@ -151,6 +162,11 @@ ARMS = (
 )
 
 
+def key(arm: Arm, stage: Stage) -> str:
+    """Under which name an arm's results after a stage are kept."""
+    return arm.name + stage.suffix.replace("_", " ")
+
+
 def verdicts(clip: Quick, given: Input, seed: str, count: int) -> dict[str, list[bool]]:
     """The tasks, in float32 and on the same scenes for every CLIP."""
     with torch.no_grad(), clip.exact():
@@ -170,13 +186,15 @@ def run(arm: Arm, given: Input, kept: Kept) -> Quick:
     def images(draw: Draw, rows: Tensor) -> Tensor:
         return with_noise(draw, given.corpus.latents[rows], given.noise)
 
-    def after(suffix: str, step: int) -> None:
-        if step % CURVE == 0:
-            kept.get(f"{arm.name}{suffix} at {step}", lambda: _shares(verdicts(clip, given, TUNING, TUNING_SCENES)))
-
     for stage in arm.stages:
+        name = key(arm, stage)
+
+        def after(step: int, name: str = name) -> None:
+            if step % CURVE == 0:
+                kept.get(f"{name} at {step}", lambda: _shares(verdicts(clip, given, TUNING, TUNING_SCENES)))
+
         train_clip(arm.path, clip, given.corpus, images, (stage,), after)
-        kept.get(f"{arm.name}{stage.suffix}", lambda: verdicts(clip, given, FRESH, SCENES))
+        kept.get(name, lambda: verdicts(clip, given, FRESH, SCENES))
     return clip
 
 

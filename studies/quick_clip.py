@@ -16,7 +16,6 @@ from ..demo.train import used_ids
 LONGEST = 10  # tokens of the longest caption
 
 
-
 class UsedWords(nn.Module):
     """The rows of an embedding table that captions use; training the others would do nothing but take time."""
 

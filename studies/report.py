@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..demo.train import use_cpu
@@ -17,7 +18,7 @@ from ..demo.training import CACHE
 from ..evaluation.tables import table
 from ..models.shapes_world import FOLDER
 
-__all__ = ("BEGIN", "END", "Kept", "begin", "measured", "publish", "table")
+__all__ = ("BEGIN", "END", "Kept", "begin", "difference", "measured", "publish", "table")
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
@@ -47,6 +48,14 @@ def publish(results: object, text: str, file: Path, document: Path) -> None:
 def measured(document: Path) -> str:
     """The text between the marks."""
     return document.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0].strip()
+
+
+def difference(a: list[bool] | list[float], b: list[bool] | list[float]) -> str:
+    """Mean of a - b over pairs, with the bootstrap's 95 % interval."""
+    pairs = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    draws = np.random.default_rng(0).choice(pairs, (2000, len(pairs))).mean(1)
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return f"{pairs.mean():+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 class Kept:

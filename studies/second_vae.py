@@ -105,9 +105,7 @@ def embed_scenes(
 
 
 @torch.enable_grad()
-def distil(
-    train_data: Path, held_out: Path, name: str = "distilled", start: str = SHAPES_WORLD
-) -> tuple[Path, float]:
+def distil(train_data: Path, held_out: Path, name: str = "distilled", start: str = SHAPES_WORLD) -> tuple[Path, float]:
     """Train the tower from its teacher `start`; the file and the processor seconds that it took."""
     options = Options(
         train_data, FOLDER_OF / f"{name}.safetensors", FOLDER_OF / name, val_data=held_out, start=start, patch_size=1,

@@ -13,21 +13,13 @@ import torch
 from torch import Tensor
 
 from ..evaluation.statistics import Rate
-from .report import Kept, begin, publish, table
+from .report import Kept, begin, difference, publish, table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, DOCUMENT = ROOT / "studies/training.json", ROOT / "docs/training-study.md"
 SCENES, PROMPTS, OF = 400, 150, 8
 EARLY_PROMPTS, EARLY_OF = 40, 12
 QUARTER = 1  # the second of eight steps
-
-
-def difference(a: list[bool] | list[float], b: list[bool] | list[float]) -> str:
-    """Mean of a - b over pairs, with the bootstrap's 95 % interval."""
-    pairs = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-    draws = np.random.default_rng(0).choice(pairs, (2000, len(pairs))).mean(1)
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return f"{pairs.mean():+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 # ------------------------------------------------------------------------------------------------- another VAE
