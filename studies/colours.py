@@ -7,12 +7,15 @@ latents of 4 channels, latents of 16, pixels. All with the loss, the batches and
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from open_clip.model import CustomTextCLIP
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..demo.corpus import Corpus, sample_corpus, tokenize
@@ -33,7 +36,7 @@ from ..demo.train_clip import (
 from ..demo.training import Draw, cached
 from ..host.shapes_world import LATENT_SCALE
 from ..models.latent_clip import LatentCLIP
-from ..models.shapes_world import load_weights
+from ..models.shapes_world import VOCABULARY, load_weights
 from ..training.starts import channel_statistics
 from . import second_vae
 from .measures import CHUNK, World, clip_verdicts
@@ -196,6 +199,13 @@ def run(arm: Arm, given: Input, kept: Kept) -> Quick:
         train_clip(arm.path, clip, given.corpus, images, (stage,), after)
         kept.get(name, lambda: verdicts(clip, given, FRESH, SCENES))
     return clip
+
+
+def write_teacher(clip: Quick) -> Path:
+    """A trained pixel CLIP as a file that a tower can be distilled from."""
+    path = second_vae.FOLDER_OF / "colours_teacher.safetensors"
+    save_file(clip.state(VOCABULARY), path, {"config": json.dumps(PIXEL_CONFIG)})
+    return path
 
 
 def _shares(right: dict[str, list[bool]]) -> dict[str, float]:

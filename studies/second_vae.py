@@ -132,8 +132,15 @@ def old_space_map(vae: nn.Module, world, count: int = 1000) -> Callable[[Tensor]
     return lambda latents: (read(latents) @ solution).movedim(1, 2).unflatten(-1, (8, 8))
 
 
-def towers(vae: nn.Module, world, path: Path) -> dict[str, tuple[Callable, Callable]]:
-    """By name: (texts → features, pictures → features) of the distilled tower, its teacher, and the closed-form way."""
+def towers(
+    vae: nn.Module, world, path: Path, teacher: tuple[Callable, Callable] | None = None
+) -> dict[str, tuple[Callable, Callable]]:
+    """By name: (texts → features, pictures → features) of the distilled tower, its teacher, and the closed-form way.
+
+    Args:
+        teacher: such a pair; default: of the shipped pixel CLIP.
+    """
+    teacher = teacher or (world.pixel_clip.text.encode, world.pixel_features)
     checkpoint = read_checkpoint(path)
     tower, to_old = load_latent_clip(checkpoint.config, checkpoint.state_dict).visual, old_space_map(vae, world)
 
@@ -141,7 +148,7 @@ def towers(vae: nn.Module, world, path: Path) -> dict[str, tuple[Callable, Calla
         return F.normalize(tower(encode(vae, pictures)), dim=-1)
 
     return {
-        "distilled": (world.pixel_clip.text.encode, distilled),
-        "teacher": (world.pixel_clip.text.encode, world.pixel_features),
+        "distilled": (teacher[0], distilled),
+        "teacher": teacher,
         "closed form": (world.latent_clip.encode_text, lambda p: world.latent_features(to_old(encode(vae, p)))),
     }

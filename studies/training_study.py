@@ -1,7 +1,7 @@
 """Does making one's own Latent-CLIP work? ./dev study training writes docs/training-study.md.
 
-On Shapes World: a tower distilled for another VAE from pictures alone, and one that reads half-finished images. Everything is
-seeded; shards, checkpoints and finished parts are kept in .cache/shapes_world/training_study/, so that a stopped run goes on.
+On Shapes World: a tower distilled for another VAE from pictures alone, one that reads half-finished images, and why colours are
+swapped. Everything is seeded; shards, checkpoints and finished parts are kept in .cache/shapes_world/training_study/, so that a stopped run goes on.
 """
 
 from __future__ import annotations
@@ -168,6 +168,23 @@ def half_finished_report(results: dict) -> str:
     ])  # fmt: skip
 
 
+# ------------------------------------------------------------------------------------------------ colours swapped
+
+
+def colours(kept: Kept, world) -> dict:
+    """The arms that tell training from resolution, with results kept apart."""
+    from .colours_report import measure
+
+    return measure(world)
+
+
+def colours_report(results: dict) -> str:
+    """The section as markdown."""
+    from .colours_report import report
+
+    return report(results)
+
+
 def main() -> None:
     """Measure what is not measured yet, and write the page."""
     options = begin(__doc__ or "", {f"--only-{name}": f"only {about}" for name, about, *_ in SECTIONS})
@@ -192,6 +209,7 @@ def main() -> None:
 SECTIONS = (
     ("second-vae", "the tower for another VAE", second_vae, second_vae_report),
     ("half-finished", "the tower that reads half-finished images", half_finished, half_finished_report),
+    ("colours", "why Latent-CLIP swaps colours and the pixel CLIP reverses relations", colours, colours_report),
 )
 
 
