@@ -14,10 +14,12 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from open_clip.model import CustomTextCLIP
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..demo.captions import COLOURS, KINDS
 from ..demo.corpus import Corpus, sample_corpus, tokenize
 from ..demo.scenes import Scene, render
 from ..demo.train_clip import (
@@ -45,6 +47,7 @@ from .report import Kept
 
 PICTURES = 12_000  # of the corpus's 24,000
 FRESH, TUNING = "training study colours", "colours tuning"
+READ = 4000  # scenes that a readout of one cell learns from
 SCENES, TUNING_SCENES, CURVE = 400, 200, 100  # the last: steps between two points of a curve
 
 KEPT = ("training_study_colours", (FRESH, SCENES, TUNING, TUNING_SCENES, CURVE, PICTURES, "float32"))
@@ -124,6 +127,54 @@ def shipped(name: str) -> CustomTextCLIP:
     clip = CustomTextCLIP(**PIXEL_CONFIG) if name == "pixels" else LatentCLIP(config)
     clip.load_state_dict(weights)
     return clip
+
+
+# ------------------------------------------------------------------------------------------------ what one cell says
+
+
+def cells_of(given: Tensor, scenes: Sequence[Scene]) -> Tensor:
+    """What a patch convolution is given at the centre of every shape: (shapes, numbers of a patch), for inputs (N, C, H, W) of 8×8 patches."""
+    size = given.shape[-1] // 8
+    patches = F.unfold(given, size, stride=size).movedim(1, 2).unflatten(1, (8, 8))
+    return torch.stack([
+        patches[n, int(shape.y) // 8, int(shape.x) // 8] for n, scene in enumerate(scenes) for shape in scene.shapes
+    ])  # fmt: skip
+
+
+@torch.enable_grad()
+def fit_readout(cells: Tensor, labels: Tensor, classes: int) -> Callable[[Tensor], Tensor]:
+    """Multinomial logistic regression on standardised numbers, a little weight decay: cells (N, D) → labels."""
+    mean, std = cells.mean(0), cells.std(0).clamp_min(1e-6)
+    weight = torch.zeros(cells.shape[1] + 1, classes, requires_grad=True)
+
+    def logits(given: Tensor) -> Tensor:
+        return F.pad((given - mean) / std, (0, 1), value=1.0) @ weight
+
+    optimizer = torch.optim.LBFGS([weight], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(logits(cells), labels) + 1e-4 * weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    weight.requires_grad_(False)
+    return lambda given: logits(given).argmax(-1)
+
+
+def readable(given: Input) -> dict[str, list[bool]]:
+    """Whether the one cell at the centre of a shape tells its colour, and its kind, linearly: on shapes of fresh scenes."""
+    scenes, fresh = given.corpus.scenes[:READ], sample_corpus(f"{FRESH} cells", SCENES, held_out=None, single=0.0)
+    cells, asked = cells_of(given.corpus.latents[:READ], scenes), cells_of(given.of(fresh), fresh)
+    right = {}
+    for what, names in (("colour", COLOURS), ("kind", KINDS)):
+        labels, expected = (
+            torch.tensor([names.index(getattr(shape.thing, what)) for scene in some for shape in scene.shapes])
+            for some in (scenes, fresh)
+        )
+        right[what] = (fit_readout(cells, labels, len(names))(asked) == expected).tolist()
+    return right
 
 
 # ------------------------------------------------------------------------------------------------ arms

@@ -128,7 +128,7 @@ def report(results: dict) -> str:
     return "\n\n".join([
         "## Colours swapped",
         f"Per cent right of {colours.SCENES} scenes a task, which are the same for all, with Wilson's interval. \"Equal\" and \"last\" are the "
-        "shipped weights trained on for the steps named, \"last\" with the recipe's last mixture (27 % of the pairs' hard negatives "
+        "shipped weights trained on for the steps named, \"last\" with the recipe's last mixture (of the pairs' third hard negatives 27 % "
         "swap colours, the others reverse a relation), \"equal\" with as many of either. \"From nothing\" is the recipe's first stage. The "
         f"distilled tower was made in {results['made']['seconds'] / 60:.1f} processor minutes, the encoding apart.",
         table(["", *TASKS], shares),
