@@ -7,16 +7,14 @@ latents of 4 channels, latents of 16, pixels. All with the loss, the batches and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from open_clip.model import CustomTextCLIP
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..demo.captions import COLOURS, KINDS
@@ -38,7 +36,7 @@ from ..demo.train_clip import (
 from ..demo.training import Draw, cached
 from ..host.shapes_world import LATENT_SCALE
 from ..models.latent_clip import LatentCLIP
-from ..models.shapes_world import VOCABULARY, load_weights
+from ..models.shapes_world import load_weights
 from ..training.starts import channel_statistics
 from . import second_vae
 from .measures import CHUNK, World, clip_verdicts
@@ -182,43 +180,46 @@ def readable(given: Input) -> dict[str, list[bool]]:
 
 @dataclass(frozen=True)
 class Arm:
-    """One run: what it reads, whether it starts from the shipped weights, and its stages, after each of which it is measured."""
+    """One run: what it reads, whether it starts from the shipped weights, and how.
+
+    Attributes:
+        until: steps after which it is stopped, its learning rate still high: such an arm has a curve and nothing else; 0: to its end.
+    """
 
     name: str
     reads: str
     more: bool
-    stages: tuple[Stage, ...]
+    stage: Stage
+    until: int = 0
     seed: int = 6  # of the untrained weights
 
     @property
     def path(self) -> str:
         return "training_study/colours_" + self.name.replace(" ", "_").replace(",", "")
 
-
-def further(mixture: Stage, steps: Sequence[int]) -> tuple[Stage, ...]:
-    """Stages of a mixture, each with a warm-up and a cosine of its own, as the recipe's stages are."""
-    return tuple(
-        replace(mixture, suffix=f"_{sum(steps[: i + 1])}", steps=count, seed=31 + i) for i, count in enumerate(steps)
-    )
+    @property
+    def key(self) -> str:
+        """Under which name its results are kept."""
+        return self.name + self.stage.suffix.replace("_", " ")
 
 
-MORE = (500, 500)
+class _Enough(Exception):
+    """An arm has been trained for as long as it is to be."""
+
+
+def _stage(mixture: Stage, steps: int = 500) -> Stage:
+    return replace(mixture, suffix=f"_{steps}", steps=steps, seed=31)
+
+
 ARMS = (
+    Arm("4 channels, equal", "4 channels", True, _stage(EQUAL)),
+    Arm("pixels, equal", "pixels", True, _stage(EQUAL)),
+    Arm("4 channels, last", "4 channels", True, _stage(LAST), until=300),
     *(
-        Arm(f"{reads}, {name}", reads, True, further(mixture, MORE))
-        for name, mixture in (("equal", EQUAL), ("last", LAST))
-        for reads in ("4 channels", "pixels")
-    ),
-    *(
-        Arm(f"{reads} from nothing", reads, False, (replace(FIRST, suffix="_700"),))
+        Arm(f"{reads} from nothing", reads, False, replace(FIRST, suffix="_700"), until=400)
         for reads in ("4 channels", "16 channels", "pixels")
     ),
 )
-
-
-def key(arm: Arm, stage: Stage) -> str:
-    """Under which name an arm's results after a stage are kept."""
-    return arm.name + stage.suffix.replace("_", " ")
 
 
 def verdicts(clip: Quick, given: Input, seed: str, count: int) -> dict[str, list[bool]]:
@@ -233,30 +234,30 @@ def verdicts(clip: Quick, given: Input, seed: str, count: int) -> dict[str, list
 
 
 @torch.enable_grad()
-def run(arm: Arm, given: Input, kept: Kept) -> Quick:
-    """Train or resume an arm; its points on tuning scenes, and its verdicts on fresh ones after every stage, go into `kept`."""
+def run(arm: Arm, given: Input, kept: Kept) -> None:
+    """Train or resume an arm; its points on tuning scenes, and at its end its verdicts on fresh ones, go into `kept`."""
     clip = Quick(shipped(arm.reads) if arm.more else new(arm.reads, arm.seed), given.read)
 
     def images(draw: Draw, rows: Tensor) -> Tensor:
         return with_noise(draw, given.corpus.latents[rows], given.noise)
 
-    for stage in arm.stages:
-        name = key(arm, stage)
+    def after(step: int) -> None:
+        if step % CURVE == 0:
+            kept.get(f"{arm.key} at {step}", lambda: _shares(verdicts(clip, given, TUNING, TUNING_SCENES)))
+        if arm.until and step >= arm.until:
+            raise _Enough
 
-        def after(step: int, name: str = name) -> None:
-            if step % CURVE == 0:
-                kept.get(f"{name} at {step}", lambda: _shares(verdicts(clip, given, TUNING, TUNING_SCENES)))
-
-        train_clip(arm.path, clip, given.corpus, images, (stage,), after)
-        kept.get(name, lambda: verdicts(clip, given, FRESH, SCENES))
-    return clip
+    with suppress(_Enough):
+        train_clip(arm.path, clip, given.corpus, images, (arm.stage,), after)
+        kept.get(arm.key, lambda: verdicts(clip, given, FRESH, SCENES))
 
 
-def write_teacher(clip: Quick) -> Path:
-    """A trained pixel CLIP as a file that a tower can be distilled from."""
-    path = second_vae.FOLDER_OF / "colours_teacher.safetensors"
-    save_file(clip.state(VOCABULARY), path, {"config": json.dumps(PIXEL_CONFIG)})
-    return path
+def curve(arm: Arm, kept: Kept) -> dict[int, dict[str, float]] | None:
+    """Its points by steps; None where the arm has not got to its end."""
+    keys = {step: f"{arm.key} at {step}" for step in range(CURVE, (arm.until or arm.stage.steps) + 1, CURVE)}
+    if not {*keys.values(), *([] if arm.until else [arm.key])} <= kept.values.keys():
+        return None
+    return {step: kept.values[key] for step, key in keys.items()}
 
 
 def _shares(right: dict[str, list[bool]]) -> dict[str, float]:
