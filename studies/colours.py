@@ -214,7 +214,7 @@ def _stage(mixture: Stage, steps: int = 500) -> Stage:
 ARMS = (
     Arm("4 channels, equal", "4 channels", True, _stage(EQUAL)),
     Arm("pixels, equal", "pixels", True, _stage(EQUAL)),
-    Arm("4 channels, last", "4 channels", True, _stage(LAST), until=300),
+    Arm("4 channels, last", "4 channels", True, _stage(LAST)),
     *(
         Arm(f"{reads} from nothing", reads, False, replace(FIRST, suffix="_700"), until=400)
         for reads in ("4 channels", "16 channels", "pixels")

@@ -31,6 +31,7 @@ def measure(world: World) -> dict:
             Quick(colours.shipped(reads), given[reads].read), given[reads], colours.FRESH, colours.SCENES))
         for name, reads in (("shipped Latent-CLIP", "4 channels"), ("shipped pixel CLIP", "pixels"))
     }  # fmt: skip
+    tasks["shipped pixel CLIP, decoded"] = kept.get("decoded", lambda: _decoded_verdicts(world))
     made = kept.get("distilled: made", lambda: _distil(world))
     tasks["distilled"] = kept.get("distilled", lambda: _distilled_verdicts(world, Path(made["file"])))
     cells = {name: kept.get(f"one cell, {name}", lambda name=name: colours.readable(given[name])) for name in given}
@@ -41,6 +42,15 @@ def measure(world: World) -> dict:
             tasks[arm.key] = kept.values[arm.key]
     curves = {arm.name: colours.curve(arm, kept) for arm in colours.ARMS}
     return {"tasks": tasks, "made": made, "cells": cells, "curves": curves}
+
+
+def _decoded_verdicts(world: World) -> dict[str, list[bool]]:
+    """The pixel CLIP on what the decoder makes of the latents."""
+
+    def features(scenes: list) -> Tensor:
+        return world.pixel_features(world.decode(world.encode(render(scenes))))
+
+    return clip_verdicts(world.pixel_clip.text.encode, features, colours.SCENES, colours.FRESH)
 
 
 def _distil(world: World) -> dict:
@@ -78,15 +88,15 @@ def report(results: dict) -> str:
     return "\n\n".join([
         "## Colours swapped",
         f"Per cent right of {colours.SCENES} fresh scenes a task, the same for all, with Wilson's interval. The distilled tower was made in "
-        f"{results['made']['seconds'] / 60:.1f} processor minutes, the encoding apart. \"Equal 500\": the shipped weights trained on for 500 steps, "
-        "where a pair's third near miss swaps colours as often as it reverses the relation. In the recipe's last stage it swaps in "
-        f"{100 * colours.LAST.swap_share:.0f} %.",
+        f"{results['made']['seconds'] / 60:.1f} processor minutes, the encoding apart; \"decoded\" reads what the VAE's decoder makes of the latents. \"500\": the shipped weights "
+        "trained on for 500 steps, \"last\" with the recipe's last mixture, in which a pair's third near miss swaps colours in "
+        f"{100 * colours.LAST.swap_share:.0f} % and else reverses the relation, \"equal\" with as many of either.",
         table(["", *TASKS], shares),
         "Paired differences:",
         table(["", *TASKS[1:]], pairs),
         f"While they trained, on {colours.TUNING_SCENES} other scenes a task, the weights not averaged and the learning rate still high: per cent "
-        "right of colours swapped / relation reversed. \"Last\" is the recipe's last mixture; \"from nothing\" its first stage, in which "
-        f"{100 * colours.FIRST.swap_share:.0f} % are swaps.",
+        "right of single captions / colours swapped / relation reversed. \"From nothing\" is the recipe's first stage, stopped; "
+        f"{100 * colours.FIRST.swap_share:.0f} % of its third near misses are swaps.",
         table(["steps", *curves], points),
         f"What the one cell at the centre of a shape tells a linear readout (learnt from {colours.READ:,} scenes), per cent right:",
         table(["cell of", *next(iter(results["cells"].values()))], cells),
@@ -100,14 +110,17 @@ def _share(right: list[bool]) -> str:
 
 
 def _point(shares: dict[str, float] | None) -> str:
-    return f"{100 * shares[SWAPPED]:.0f} / {100 * shares[REVERSED]:.0f}" if shares else ""
+    return " / ".join(f"{100 * shares[task]:.0f}" for task in TASKS[:3]) if shares else ""
 
 
 PAIRS = (
     ("shipped Latent-CLIP", "shipped pixel CLIP"),
+    ("shipped pixel CLIP, decoded", "shipped pixel CLIP"),
     ("distilled", "shipped pixel CLIP"),
     ("distilled", "shipped Latent-CLIP"),
     ("4 channels, equal 500", "shipped Latent-CLIP"),
     ("4 channels, equal 500", "shipped pixel CLIP"),
+    ("4 channels, last 500", "shipped Latent-CLIP"),
+    ("4 channels, equal 500", "4 channels, last 500"),
     ("pixels, equal 500", "shipped pixel CLIP"),
 )
