@@ -99,6 +99,6 @@ def test_the_library_examples_run_on_that_file(converted, tmp_path):
     done = python("example.py", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     scores, best, again = done.stdout.splitlines()
-    assert re.fullmatch(r"tensor\(\[-?0\.\d+, -?0\.\d+\]\)", scores)
+    assert re.fullmatch(r"tensor\(\[ *-?0\.\d+, +-?0\.\d+\]\)", scores)
     assert best.endswith("['iterations', 'iterations']")
     assert re.findall(r"-?0\.\d{3}", best)[:2] == re.findall(r"-?0\.\d{3}", again)[:2]
