@@ -31,7 +31,7 @@ from ..demo.train_clip import (
     normalised,
     train_clip,
     with_noise,
-)  # fmt: skip
+)
 from ..demo.training import Draw, cached
 from ..host.shapes_world import LATENT_SCALE
 from ..models.latent_clip import LatentCLIP

@@ -1,7 +1,8 @@
 """Does making one's own Latent-CLIP work? ./dev study training writes docs/training-study.md.
 
 On Shapes World: a tower distilled for another VAE from pictures alone, one that reads half-finished images, and why colours are
-swapped. Everything is seeded; shards, checkpoints and finished parts are kept in .cache/shapes_world/training_study/, so that a stopped run goes on.
+swapped. Everything is seeded; shards, checkpoints and finished parts are kept in .cache/shapes_world/training_study/, so that a
+stopped run goes on.
 """
 
 from __future__ import annotations
