@@ -3,8 +3,8 @@
     latent-clip finetune-vae pictures/ --vae ae.safetensors --clip my-clip.safetensors --distil 1 --teacher open_clip_model.safetensors \\
         --output-vae my-vae.safetensors --output my-clip-2.safetensors
 
-Two files come out, which belong together: each is judged wrongly by, or judges wrongly with, the other's predecessor. A run that was
-stopped goes on from its last checkpoint when it is started again.
+Two files come out, which belong together: the old Latent-CLIP misjudges latents of the new VAE, and the new one those of the old. A run
+that was stopped goes on from its last checkpoint when it is started again.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> str:
     if options.contrastive:
         rows = _with_captions(rows)
     pictures = Pictures(rows, side, options.batch_size, options.steps, options.seed, views, arguments.workers)
-    others = Pictures(held_out, side, 1, 1) if held_out else None
+    others = Pictures(held_out, side, min(len(held_out), options.batch_size), 1) if held_out else None
     said: list[str] = []
     parts.finetune(
         options, vae, start, pictures, others, _teacher(arguments.teacher) if arguments.teacher else None, said.append

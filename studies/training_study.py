@@ -1,7 +1,7 @@
 """Does making one's own Latent-CLIP work? ./dev study training writes docs/training-study.md.
 
-On Shapes World: a tower distilled for another VAE from pictures alone, one that reads half-finished images, and why colours are
-swapped. Everything is seeded; shards, checkpoints and finished parts are kept in .cache/shapes_world/training_study/, so that a
+On Shapes World: a tower distilled for another VAE from pictures alone, one that reads half-finished images, why colours are
+swapped, and the joint fine-tune of VAE and Latent-CLIP. Everything is seeded; shards, checkpoints and finished parts are kept in .cache/shapes_world/training_study/, so that a
 stopped run goes on.
 """
 
@@ -186,6 +186,23 @@ def colours_report(results: dict) -> str:
     return report(results)
 
 
+# ------------------------------------------------------------------------------------------- the joint fine-tune
+
+
+def joint(kept: Kept, world) -> dict:
+    """The joint fine-tune of the shipped VAE and Latent-CLIP, on several leashes."""
+    from .joint_report import measure
+
+    return measure(kept, world)
+
+
+def joint_report(results: dict) -> str:
+    """The section as markdown."""
+    from .joint_report import report
+
+    return report(results)
+
+
 def main() -> None:
     """Measure what is not measured yet, and write the page."""
     options = begin(__doc__ or "", {f"--only-{name}": f"only {about}" for name, about, *_ in SECTIONS})
@@ -211,6 +228,7 @@ SECTIONS = (
     ("second-vae", "the tower for another VAE", second_vae, second_vae_report),
     ("half-finished", "the tower that reads half-finished images", half_finished, half_finished_report),
     ("colours", "why Latent-CLIP swaps colours and the pixel CLIP reverses relations", colours, colours_report),
+    ("joint", "the joint fine-tune of VAE and Latent-CLIP", joint, joint_report),
 )
 
 

@@ -70,6 +70,10 @@ class Options:
     save_every: int = 500
     device: str = "cpu"
 
+    def __post_init__(self) -> None:
+        if not (self.lr > 0 and self.vae_lr >= 0):
+            raise ValueError(f"Got learning rates of {self.lr:g} and {self.vae_lr:g} for the VAE, expected them above 0.")
+
     @property
     def steps(self) -> int:
         """Raises: ValueError: not even one."""

@@ -69,7 +69,8 @@ class Pictures(Dataset):
         return self._show([self.rows[number] for number in numbers], f"{self.seed}/{step}", self.views)
 
     def some(self, count: int, chunk: int = 8) -> Iterator[Shown]:
-        """The centre of the same `count` pictures, for figures."""
+        """The centre of the same `count` pictures, for figures; no more at once than a step has."""
+        chunk = min(chunk, self.size)
         rows = random.Random("some").sample(list(self.rows), min(count, len(self.rows)))
         for start in range(0, len(rows), chunk):
             yield self._show(rows[start : start + chunk], "some", ("centre",))

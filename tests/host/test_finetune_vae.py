@@ -196,7 +196,7 @@ def test_a_vae_of_the_field_goes_through_load_vae(pack, host_env, pictures, tmp_
 
     sizes = {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128, "ch_mult": [1, 2, 4, 4],
              "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}  # fmt: skip
-    network = autoencoder.AutoencoderKL(embed_dim=4, ddconfig=sizes, decoder_ddconfig=sizes | {"ch": 32})
+    network = autoencoder.AutoencoderKL(embed_dim=4, ddconfig=sizes)
     initialise(network, 7)
     save_file({name: tensor.half() for name, tensor in network.state_dict().items()}, tmp_path / "sdxl.safetensors")
     finetune_vae, starts = pack("training.finetune_vae"), pack("training.starts")
@@ -216,6 +216,7 @@ def test_a_vae_of_the_field_goes_through_load_vae(pack, host_env, pictures, tmp_
     shown = pack("training.picture_batches").Pictures(rows, 32, 2, 2)
     figures = finetune_vae.finetune(options, vae, start, shown, say=lambda text: None)
     shutil.rmtree(tmp_path / "logs")
+    (tmp_path / "sdxl.safetensors").unlink()
     assert figures["distance, after"] > 0
     picture = torch.rand(1, 32, 32, 3)
     Image.fromarray((picture[0] * 255).round().byte().numpy()).save(host_env.base / "input" / "noise.png")
@@ -230,3 +231,4 @@ def test_a_vae_of_the_field_goes_through_load_vae(pack, host_env, pictures, tmp_
         tokens = SimpleTokenizer(context_length=8)(["a red circle"])
         expected = (features * torch.nn.functional.normalize(model.text(tokens), dim=-1)).sum()
     assert score(host_env, latent, "sdxl-tuned.safetensors") == pytest.approx([expected.item()], abs=2e-3)
+    options.output_vae.unlink()
