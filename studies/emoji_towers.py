@@ -118,7 +118,11 @@ def train_distilled(
     recipe: Recipe, seen: Seen, config: dict, pixels: Seen, teacher: LatentCLIP
 ) -> tuple[LatentCLIP, float]:
     """Train or resume a Latent-CLIP on pictures alone, from its teacher's blocks and a patch convolution by least squares."""
-    make = lambda: {"features": features_of(teacher, pixels.stored.flatten(0, 1)).half()}  # noqa: E731
+
+    def make() -> dict[str, Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):  # as it was trained
+            return {"features": features_of(teacher, pixels.stored.flatten(0, 1)).half()}
+
     told = cached(f"emoji/{recipe.name}_teacher", make)["features"].unflatten(0, pixels.stored.shape[:2])
 
     def start() -> LatentCLIP:

@@ -203,9 +203,32 @@ def joint_report(results: dict) -> str:
     return report(results)
 
 
+# --------------------------------------------------------------------------------------------------------- emoji
+
+
+def emoji(kept: Kept, world) -> dict:
+    """Verdicts of every contestant about artists whom they have never seen."""
+    from . import emoji as study
+
+    return study.study(kept, world)
+
+
+def emoji_report(results: dict) -> str:
+    """The section as markdown."""
+    from . import emoji as study
+
+    return study.report(results)
+
+
 def main() -> None:
     """Measure what is not measured yet, and write the page."""
-    options = begin(__doc__ or "", {f"--only-{name}": f"only {about}" for name, about, *_ in SECTIONS})
+    switches = {f"--only-{name}": f"only {about}" for name, about, *_ in SECTIONS}
+    options = begin(__doc__ or "", switches | {"--final-artist": "read the final artist's emoji, which is done once"})
+    if options.final_artist:
+        from .emoji import read_final_artist
+
+        with torch.no_grad():
+            read_final_artist()
     from . import measures
 
     world = measures.World()
@@ -229,6 +252,7 @@ SECTIONS = (
     ("half-finished", "the tower that reads half-finished images", half_finished, half_finished_report),
     ("colours", "why Latent-CLIP swaps colours and the pixel CLIP reverses relations", colours, colours_report),
     ("joint", "the joint fine-tune of VAE and Latent-CLIP", joint, joint_report),
+    ("emoji", "emoji by artists whom no tower has seen", emoji, emoji_report),
 )
 
 
