@@ -1,7 +1,8 @@
 """The CLIPs of the emoji study: equal towers, steps, batches, captions and views, made by the house's own loop.
 
 A pixel CLIP is a tower whose latent space has three channels and no downscale, so that both kinds share every line but what they read.
-No batch has a name twice: what two artists drew under one name would be each other's false negatives.
+No batch has a name twice: what two artists drew under one name would be each other's false negatives. While a tower trains it has only
+those rows of the vocabulary that captions use, which makes a step a fifth quicker; the finished one has all.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ from .emoji_pictures import FOLDER, Drawing, caption_of
 PIXEL = {
     "embed_dim": 96,
     "vision_cfg": {
-        "image_size": 64, "layers": 4, "width": 128, "head_width": 32, "patch_size": 8, "latent_factor": 1, "latent_n_channels": 3,
+        "image_size": 64, "layers": 4, "width": 128, "head_width": 32, "patch_size": 16, "latent_factor": 1, "latent_n_channels": 3,
     },
     "text_cfg": {"context_length": CONTEXT, "vocab_size": 49408, "width": 96, "heads": 3, "layers": 2},
 }  # fmt: skip
 CHANNELS = 16
-LATENT = config_for_latents(PIXEL, CHANNELS, grid=8, patch_size=1, factor=8)
+LATENT = config_for_latents(PIXEL, CHANNELS, grid=8, patch_size=2, factor=8)
 TEMPLATES = ("{}", "an emoji of {}", "a drawing of {}", "a small picture of {}")
 
-BATCH, STEPS = 128, 800
+BATCH, STEPS = 128, 1000
 STATISTICS = 1000  # views that channel statistics and the least squares are taken from
 
 
@@ -97,6 +98,11 @@ class Seen:
         rows = torch.linspace(0, len(self.stored) - 1, count).long()
         return self.read(rows, torch.arange(count) % self.stored.shape[1])
 
+    def used_ids(self) -> Tensor:
+        """Ids of all captions, sorted, so that the end of the text stays the largest."""
+        names = sorted({drawing.name for drawing in self.drawings})
+        return tokenize([template.format(caption_of(name)) for name in names for template in TEMPLATES]).unique()
+
 
 def readable(stored: Tensor) -> Tensor:
     """Stored pictures or latents as a tower reads them."""
@@ -106,12 +112,16 @@ def readable(stored: Tensor) -> Tensor:
 def train_contrastive(recipe: Recipe, seen: Seen, config: dict) -> tuple[LatentCLIP, float]:
     """Train or resume a CLIP from nothing on pictures and captions; returns it with the processor seconds."""
 
-    def start() -> LatentCLIP:
-        model = from_nothing(config, *channel_statistics(seen.first()), seed=33)
-        start_temperature(model, siglip=False)
-        return model
+    used = seen.used_ids()
 
-    return _made(recipe.name, config, start, lambda model: _fit(model, recipe, Objectives(contrastive=1.0), seen))
+    def make() -> LatentCLIP:
+        small = config | {"text_cfg": config["text_cfg"] | {"vocab_size": len(used)}}
+        model = from_nothing(small, *channel_statistics(seen.first()), seed=33)
+        start_temperature(model, siglip=False)
+        _fit(model, recipe, Objectives(contrastive=1.0), seen, used=used)
+        return with_all_words(model, config, used)
+
+    return _made(recipe.name, config, make)
 
 
 def train_distilled(
@@ -125,27 +135,31 @@ def train_distilled(
 
     told = cached(f"emoji/{recipe.name}_teacher", make)["features"].unflatten(0, pixels.stored.shape[:2])
 
-    def start() -> LatentCLIP:
+    def make_student() -> LatentCLIP:
         with torch.no_grad():
             patches = teacher.visual.conv1(pixels.first()).flatten(2).movedim(1, 2)
         pairs = seen.first(), patches
         model = from_clip(teacher, config, *channel_statistics(pairs[0]), seed=33, pairs=pairs)
         model.text.requires_grad_(False)
         model.logit_scale.requires_grad_(False)
+        _fit(model, recipe, Objectives(distil=1.0), seen, told)
         return model
 
-    return _made(recipe.name, config, start, lambda model: _fit(model, recipe, Objectives(distil=1.0), seen, told))
+    return _made(recipe.name, config, make_student)
 
 
 @torch.enable_grad()
-def _fit(model: LatentCLIP, recipe: Recipe, objectives: Objectives, seen: Seen, told: Tensor | None = None) -> None:
-    """Run the loop; `told`: the teacher's features (N, V, D)."""
+def _fit(
+    model: LatentCLIP, recipe: Recipe, objectives: Objectives, seen: Seen, told: Tensor | None = None, used: Tensor | None = None
+) -> None:
+    """Run the loop; `told`: the teacher's features (N, V, D); `used`: the ids of the rows of the model's vocabulary."""
     task = Task(model, objectives)
 
     def loss_of(draw: Draw) -> tuple[Tensor, dict[str, float]]:
         rows, views, captions = draw_batch(draw, seen.drawings, seen.stored.shape[1], seen.batch)
         teacher = None if told is None else F.normalize(told[rows, views].float(), dim=-1)
-        batch = Batch(seen.read(rows, views), tokenize(captions) if objectives.contrastive else None, teacher)
+        tokens = None if used is None else torch.searchsorted(used, tokenize(captions))
+        batch = Batch(seen.read(rows, views), tokens, teacher)
         with torch.autocast("cpu", torch.bfloat16):
             losses = task(batch)
         return torch.stack(list(losses.values())).sum(), {}
@@ -155,14 +169,23 @@ def _fit(model: LatentCLIP, recipe: Recipe, objectives: Objectives, seen: Seen, 
     fit(task, recipe, loss_of, FOLDER / f"{recipe.name}.safetensors", groups=groups)
 
 
-def _made(
-    name: str, config: dict, start: Callable[[], LatentCLIP], run: Callable[[LatentCLIP], None]
-) -> tuple[LatentCLIP, float]:
+def with_all_words(model: LatentCLIP, config: dict, used: Tensor) -> LatentCLIP:
+    """A tower with a full vocabulary, of which the rows of `used` are the model's and all others zero."""
+    state = model.state_dict()
+    rows = state["text.token_embedding.weight"]
+    table = rows.new_zeros(config["text_cfg"]["vocab_size"], rows.shape[1])
+    table[used] = rows
+    full = LatentCLIP(config)
+    full.load_state_dict(state | {"text.token_embedding.weight": table})
+    return full
+
+
+def _made(name: str, config: dict, make: Callable[[], LatentCLIP]) -> tuple[LatentCLIP, float]:
     """The finished tower from its file, or made and written to it, frozen; with the processor seconds of the run that finished it."""
     path = FOLDER / f"{name}_finished.safetensors"
     if not path.exists():
-        began, model = time.process_time(), start()
-        run(model)
+        began = time.process_time()
+        model = make()
         write_tower(path, model, time.process_time() - began)
     with safe_open(path, "pt") as file:
         seconds = float(file.metadata()["seconds"])

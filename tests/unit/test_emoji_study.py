@@ -190,7 +190,7 @@ def tiny(tmp_path, monkeypatch):
     small = {"layers": 1, "width": 32, "head_width": 16}
     pixel = {**towers.PIXEL, "embed_dim": 16, "vision_cfg": {**towers.PIXEL["vision_cfg"], **small},
              "text_cfg": {**towers.PIXEL["text_cfg"], "width": 16, "heads": 2, "layers": 1}}  # fmt: skip
-    latent = config_for_latents(pixel, 3, grid=8, patch_size=1, factor=8)
+    latent = config_for_latents(pixel, 3, grid=8, patch_size=2, factor=8)
     return towers.Seen(drawings, stored, 4), towers.Seen(drawings, latents, 4), pixel, latent
 
 
@@ -199,6 +199,8 @@ def test_a_study_in_miniature(tiny):
     recipe = Recipe("pixel", 40, lr=5e-3, seed=1, warmup=5)
     teacher, seconds = towers.train_contrastive(recipe, pixels, pixel)
     assert seconds > 0 and not any(p.requires_grad for p in teacher.parameters())
+    assert teacher.text.token_embedding.weight.shape == (49408, 16)  # all words again, those of no caption empty
+    assert teacher.text.token_embedding.weight.any(1).sum() == len(pixels.used_ids())
     names = [d.name for d in pixels.drawings[:4]]
 
     def right(model, stored):
