@@ -37,13 +37,18 @@ CHANNELS = 16
 LATENT = config_for_latents(PIXEL, CHANNELS, grid=8, patch_size=2, factor=8)
 TEMPLATES = ("{}", "an emoji of {}", "a drawing of {}", "a small picture of {}")
 
-BATCH, STEPS = 128, 1000
+BATCH, STEPS, MORE_STEPS = 128, 1000, 600
 STATISTICS = 1000  # views that channel statistics and the least squares are taken from
 
 
 def recipe_of(name: str) -> Recipe:
     """The recipe that all towers share, so that a step shows all of them the same views and captions."""
     return Recipe(name, STEPS, lr=1.5e-3, seed=32, warmup=100, weight_decay=0.2)
+
+
+def longer(name: str) -> Recipe:
+    """Steps that go on from a finished tower, with views and captions of their own."""
+    return Recipe(name, MORE_STEPS, lr=1.5e-3, seed=36, warmup=50, weight_decay=0.2)
 
 
 # ----------------------------------------------------------------------------------------------------- the batches
@@ -109,8 +114,10 @@ def readable(stored: Tensor) -> Tensor:
     return pixels_of(stored) if stored.dtype == torch.uint8 else stored.float()
 
 
-def train_contrastive(recipe: Recipe, seen: Seen, config: dict) -> tuple[LatentCLIP, float]:
-    """Train or resume a CLIP from nothing on pictures and captions; returns it with the processor seconds."""
+def train_contrastive(
+    recipe: Recipe, seen: Seen, config: dict, start: LatentCLIP | None = None
+) -> tuple[LatentCLIP, float]:
+    """Train or resume a CLIP on pictures and captions, from nothing or from another; returns it with the processor seconds."""
 
     used = seen.used_ids()
 
@@ -118,6 +125,9 @@ def train_contrastive(recipe: Recipe, seen: Seen, config: dict) -> tuple[LatentC
         small = config | {"text_cfg": config["text_cfg"] | {"vocab_size": len(used)}}
         model = from_nothing(small, *channel_statistics(seen.first()), seed=33)
         start_temperature(model, siglip=False)
+        if start is not None:
+            rows = {"text.token_embedding.weight": start.text.token_embedding.weight[used]}
+            model.load_state_dict(start.state_dict() | rows)
         _fit(model, recipe, Objectives(contrastive=1.0), seen, used=used)
         return with_all_words(model, config, used)
 
