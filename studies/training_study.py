@@ -1,8 +1,9 @@
 """Does making one's own Latent-CLIP work? ./dev study training writes docs/training-study.md.
 
 On Shapes World: a tower distilled for another VAE from pictures alone, one that reads half-finished images, why colours are
-swapped, and the joint fine-tune of VAE and Latent-CLIP. Everything is seeded; shards, checkpoints and finished parts are kept in .cache/shapes_world/training_study/, so that a
-stopped run goes on.
+swapped, and the joint fine-tune of VAE and Latent-CLIP; and emoji by artists whom no tower has seen. Everything is seeded; shards,
+checkpoints and finished parts are kept in .cache/shapes_world/training_study/ and .cache/shapes_world/emoji/, so that a stopped
+run goes on.
 """
 
 from __future__ import annotations

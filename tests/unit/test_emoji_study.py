@@ -4,6 +4,7 @@ import json
 import tarfile
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ pytest.importorskip("resvg_py")
 pytest.importorskip("webdataset")
 
 from latent_clip.demo import training as demo_training
+from latent_clip.evaluation.statistics import Rate
 from latent_clip.models.latent_clip import LatentCLIP
 from latent_clip.studies import emoji_measures as measures
 from latent_clip.studies import emoji_pictures as pictures
@@ -29,6 +31,7 @@ from latent_clip.studies.emoji_pictures import (
 from latent_clip.training.loop import Draw, Recipe
 from latent_clip.training.starts import config_for_latents
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 SQUARE = '<path fill="#f00" d="M0 0h8v16H0z"/><path fill="#00f" d="M8 0h8v16H8z"/>'  # red left, blue right
 ICONS = {
     "icons": {
@@ -212,3 +215,17 @@ def test_a_study_in_miniature(tiny):
     student, _ = towers.train_distilled(replace(recipe, name="distilled"), latents, latent, pixels, teacher)
     assert right(student, latents.stored[:4, 0])
     assert torch.equal(student.text.token_embedding.weight, teacher.text.token_embedding.weight)  # pictures alone
+
+
+# ------------------------------------------------------------------------------------------------------- the results
+
+
+def test_the_page_states_what_was_read_of_the_final_artist():
+    found = json.loads((ROOT / "studies/emoji_final.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs/training-study.md").read_text(encoding="utf-8")
+    assert len(found["tasks"]) == 6 and (ROOT / "docs/images/emoji-study.png").stat().st_size > 10_000
+    for by in found["tasks"].values():
+        assert tuple(by) == measures.TASKS
+        for task, bits in by.items():
+            assert len(bits) == found["drawings"] >= measures.AMONG and set(bits) == {"0", "1"}
+            assert any(line.startswith(f"| {task} |") and str(Rate(bits.count("1"), len(bits))) in line for line in page.splitlines())
