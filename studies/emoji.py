@@ -75,7 +75,7 @@ class Emoji:
         for name, made in self.contestants().items():
             tasks[name] = read(made.model, drawings, pictures if made.vae is None else vaes.encode(made.vae, pictures))
             minutes[name] = made.seconds / 60
-            if name == "joint":
+            if made.vae is not None and name == "joint":
                 carriers["after the joint steps"] = made.vae
         return {
             "drawings": len(drawings), "tasks": tasks, "minutes": minutes,

@@ -26,7 +26,7 @@ from ..training.objectives import Batch, Objectives, Task, start_temperature
 from ..training.starts import channel_statistics, config_for_latents, from_clip, from_nothing, layered_groups
 from .emoji_pictures import FOLDER, Drawing, caption_of
 
-PIXEL = {
+PIXEL: dict = {
     "embed_dim": 96,
     "vision_cfg": {
         "image_size": 64, "layers": 4, "width": 128, "head_width": 32, "patch_size": 16, "latent_factor": 1, "latent_n_channels": 3,

@@ -191,7 +191,7 @@ def tiny(tmp_path, monkeypatch):
     stored[:, 1, :, :16] = 255
     latents = F.avg_pool2d(stored.flatten(0, 1).float(), 8).unflatten(0, (8, 2)).half() / 50
     small = {"layers": 1, "width": 32, "head_width": 16}
-    pixel = {**towers.PIXEL, "embed_dim": 16, "vision_cfg": {**towers.PIXEL["vision_cfg"], **small},
+    pixel: dict = {**towers.PIXEL, "embed_dim": 16, "vision_cfg": {**towers.PIXEL["vision_cfg"], **small},
              "text_cfg": {**towers.PIXEL["text_cfg"], "width": 16, "heads": 2, "layers": 1}}  # fmt: skip
     latent = config_for_latents(pixel, 3, grid=8, patch_size=2, factor=8)
     return towers.Seen(drawings, stored, 4), towers.Seen(drawings, latents, 4), pixel, latent
