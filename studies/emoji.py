@@ -109,7 +109,7 @@ def read_final_artist() -> None:
     if FINAL_RESULTS.exists():
         raise ValueError(f"{FINAL} was read already, expected it to be read once. Its figures are in {FINAL_RESULTS.name}.")
     found = emoji().measure(FINAL)
-    FINAL_RESULTS.write_text(json.dumps(_packed(found), indent=1) + "\n", encoding="utf-8")
+    FINAL_RESULTS.write_text(json.dumps(_packed(found)) + "\n", encoding="utf-8")
 
 
 def _packed(found: dict) -> dict:
