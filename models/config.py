@@ -9,6 +9,7 @@ CONFIG_DIR = Path(__file__).parent / "configs"
 HEAD_WIDTH = 64  # open_clip's default; shapes cannot tell it
 MAX_LAYERS = 1000
 NOISE_BANDS = "latent_noise_bands"  # in a vision_cfg: how many cosines tell the tower a noise level
+NOISE_HIDDEN = "latent_noise_hidden"  # beside it: units of the branch that each block has for a told level
 _KNOWN = {
     "vision_cfg": {
         "image_size",
@@ -20,6 +21,7 @@ _KNOWN = {
         "latent_factor",
         "latent_n_channels",
         NOISE_BANDS,
+        NOISE_HIDDEN,
     },
     "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"},
 }
@@ -97,6 +99,8 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], latent_factor: int = 8) 
     }
     if noise := shapes.get("visual.noise_projection.weight"):
         config["vision_cfg"][NOISE_BANDS] = noise[1]
+        if branch := shapes.get("visual.noise_branches.0.up.weight"):
+            config["vision_cfg"][NOISE_HIDDEN] = branch[1]
     for tower in ("vision_cfg", "text_cfg"):
         prefix = "visual." if tower == "vision_cfg" else "text."
         mlp_ratio = shapes[f"{prefix}transformer.resblocks.0.mlp.c_fc.weight"][0] / config[tower]["width"]

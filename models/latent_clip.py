@@ -11,7 +11,7 @@ import torch
 from open_clip.model import CustomTextCLIP
 from torch import nn
 
-from .config import NOISE_BANDS, latent_grid
+from .config import NOISE_BANDS, NOISE_HIDDEN, latent_grid
 from .noise_level import make_noise_aware
 
 SAMPLED = 1024  # values of each tensor that go into its identity: training changes all of them
@@ -30,7 +30,7 @@ class LatentCLIP(CustomTextCLIP):
 
     def __init__(self, config: dict):
         vision_cfg = copy.deepcopy(config["vision_cfg"])
-        own = ("latent_encoder_name", "latent_factor", "latent_n_channels", "latent_n_decoding_layers", NOISE_BANDS)
+        own = ("latent_encoder_name", "latent_factor", "latent_n_channels", "latent_n_decoding_layers", NOISE_BANDS, NOISE_HIDDEN)
         for key in own:
             vision_cfg.pop(key, None)
         vision_cfg["image_size"] = latent_grid(config)
@@ -40,7 +40,7 @@ class LatentCLIP(CustomTextCLIP):
             config["vision_cfg"]["latent_n_channels"], width, patch_size, stride=patch_size, bias=False
         )
         if NOISE_BANDS in config["vision_cfg"]:
-            make_noise_aware(self.visual, config["vision_cfg"][NOISE_BANDS])
+            make_noise_aware(self.visual, config["vision_cfg"][NOISE_BANDS], config["vision_cfg"].get(NOISE_HIDDEN, 0))
 
 
 def load_latent_clip(config: dict, state_dict: dict[str, torch.Tensor]) -> LatentCLIP:

@@ -1,8 +1,9 @@
 """An image tower that may be told how much noise there was in what its latent was predicted from.
 
 What a diffusion model predicts early is a blurred latent, which a tower trained on finished images reads wrongly. The level
-becomes a vector that is added to every token beside its position. Its weights start at zero, so that a new one changes nothing,
-and it is zero at level 0: finished images need not be told, and are read by the very same computation as ever.
+becomes a vector that is added to every token beside its position, and it opens a narrow branch beside every block. Both start
+at zero, so that new ones change nothing, and both are zero at level 0: finished images need not be told, and are read by the
+very same computation as ever. So a tower whose other weights were left alone reads them exactly as before.
 """
 
 from __future__ import annotations
@@ -10,15 +11,39 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+
+NOISE_PATH = ("noise_projection", "noise_branches")  # names of the modules that only a told level uses
+
+
+class NoiseBranch(nn.Module):
+    """Beside a block: what it adds to every token, hidden unit by hidden unit as the level says.
+
+    Args:
+        count: of bands. hidden: units of the branch.
+    """
+
+    def __init__(self, width: int, hidden: int, count: int) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(width, hidden), nn.Linear(hidden, width, bias=False)
+        self.gate = nn.Linear(count, hidden, bias=False)
+        with torch.no_grad():
+            self.gate.weight.zero_()
+
+    def forward(self, tokens: Tensor, told: Tensor) -> Tensor:
+        """Tokens (B, T, width), bands of their levels (B, count) → (B, T, width)."""
+        read = F.gelu(self.down(F.layer_norm(tokens, tokens.shape[-1:])))
+        return self.up(read * self.gate(told)[:, None])
 
 
 class NoiseAwareTower(VisionTransformer):
-    """open_clip's ViT with `noise_projection` (bands → width); made by `make_noise_aware`."""
+    """open_clip's ViT with `noise_projection` (bands → width) and `noise_branches`, one a block; made by `make_noise_aware`."""
 
     noise_projection: nn.Linear
+    noise_branches: nn.ModuleList  # empty in a tower without them
     reads_noise_level = True
 
     def forward(self, x: Tensor, noise_level: float | Tensor | None = None) -> Tensor:
@@ -31,9 +56,26 @@ class NoiseAwareTower(VisionTransformer):
         if noise_level is None:
             return super().forward(x)
         levels = torch.as_tensor(noise_level, dtype=torch.float32, device=x.device).expand(len(x))
-        told = self.noise_projection(bands(levels, self.noise_projection.in_features).to(x.dtype))
-        positions = self.positional_embedding.to(x.dtype) + told[:, None]
-        return functional_call(self, {"positional_embedding": positions}, (x,), strict=False)
+        told = bands(levels, self.noise_projection.in_features).to(x.dtype)
+        patches = self.conv1(x).flatten(2).movedim(1, 2)
+        tokens = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), patches], dim=1)
+        tokens = tokens + (self.positional_embedding.to(x.dtype) + self.noise_projection(told)[:, None])
+        pooled, _ = self._pool(self._blocks(self.ln_pre(self.patch_dropout(tokens)), told))
+        return pooled @ self.proj
+
+    def _blocks(self, tokens: Tensor, told: Tensor) -> Tensor:
+        branches = self.noise_branches or [None] * len(self.transformer.resblocks)
+        for block, branch in zip(self.transformer.resblocks, branches):
+            if self.transformer.grad_checkpointing:
+                tokens = checkpoint(_step, block, branch, tokens, told, use_reentrant=False)
+            else:
+                tokens = _step(block, branch, tokens, told)
+        return tokens
+
+
+def _step(block: nn.Module, branch: nn.Module | None, tokens: Tensor, told: Tensor) -> Tensor:
+    after = block(tokens)
+    return after if branch is None else after + branch(tokens, told)
 
 
 def bands(levels: Tensor, count: int) -> Tensor:
@@ -42,14 +84,16 @@ def bands(levels: Tensor, count: int) -> Tensor:
     return torch.cos(math.pi * k * levels[:, None]) - 1
 
 
-def make_noise_aware(tower: VisionTransformer, count: int) -> None:
+def make_noise_aware(tower: VisionTransformer, count: int, hidden: int = 0) -> None:
     """Turn a tower into one that reads the noise level, in place; its other weights and their names stay.
 
     Args:
-        count: of the cosines that describe a level.
+        count: of the cosines that describe a level. hidden: units of each block's branch; 0: none.
     """
-    width = tower.class_embedding.shape[0]
-    tower.noise_projection = nn.Linear(count, width, bias=False, device=tower.class_embedding.device)
+    width, device = tower.class_embedding.shape[0], tower.class_embedding.device
+    tower.noise_projection = nn.Linear(count, width, bias=False, device=device)
     with torch.no_grad():
         tower.noise_projection.weight.zero_()
+    blocks = range(len(tower.transformer.resblocks) if hidden else 0)
+    tower.noise_branches = nn.ModuleList([NoiseBranch(width, hidden, count) for _ in blocks]).to(device)
     tower.__class__ = NoiseAwareTower

@@ -43,14 +43,17 @@ class Objectives:
     Attributes:
         contrastive: CLIP's loss, or SigLIP's with `siglip`, between latents and captions.
         distil: 1 - cosine to the teacher's features of the picture.
+        affinity: divergence from the teacher's similarities to the captions, see `affinity`.
     """
 
     contrastive: float = 0.0
     distil: float = 0.0
     siglip: bool = False
+    affinity: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.contrastive, self.distil) < 0 or self.contrastive + self.distil <= 0:
+        weights = (self.contrastive, self.distil, self.affinity)
+        if min(weights) < 0 or sum(weights) <= 0:
             raise ValueError("Got no objective, expected a weight above 0 for the captions, the teacher or both.")
 
 
@@ -100,7 +103,41 @@ class Task(nn.Module):
                 )
             cosine = (image.float() * batch.teacher.float()).sum(-1)
             losses["distil"] = self.objectives.distil * (1 - cosine).mean()
+        if self.objectives.affinity:
+            losses["affinity"] = self.objectives.affinity * self._affinity(image, batch)
         return losses
+
+    def _affinity(self, image: Tensor, batch: Batch) -> Tensor:
+        if batch.teacher is None or batch.tokens is None:
+            raise ValueError(
+                "Got samples without a teacher's features or without captions, expected both: --affinity compares how each picture "
+                "goes with each caption. Embed again with both, or leave --affinity out."
+            )
+        with torch.no_grad():  # the teacher's own text tower
+            text = F.normalize(self.model.text(batch.tokens), dim=-1)
+            scale = self.model.logit_scale.exp().clamp(max=100).float()
+        return affinity(image.float(), batch.teacher.float(), text.float(), scale)
+
+
+def affinity(student: Tensor, teacher: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
+    """How far a student's choice among captions, and among pictures, is from its teacher's (affinity mimicking of TinyCLIP, arXiv 2309.12314).
+
+    A cosine to the teacher's features is mostly about what differs between prompts; among pictures of one caption this is about what
+    differs between them.
+
+    Args:
+        student, teacher, text: unit features (B, D) of the same pictures and of their captions.
+        scale: exp of the log temperature of both.
+
+    Returns:
+        Mean of the two divergences, a scalar.
+    """
+    ours, theirs = scale * student @ text.T, scale * teacher @ text.T
+    both = [
+        F.kl_div(a.log_softmax(-1), b.log_softmax(-1), reduction="batchmean", log_target=True)
+        for a, b in ((ours, theirs), (ours.T, theirs.T))
+    ]
+    return (both[0] + both[1]) / 2
 
 
 def start_temperature(model: LatentCLIP, siglip: bool) -> None:

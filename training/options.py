@@ -29,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--contrastive", type=float, default=0.0, help="weight of the loss between latents and captions")
     add("--siglip", action="store_true", help="SigLIP's loss instead of CLIP's")
     add("--distil", type=float, default=0.0, help="weight of 1 - cosine to the teacher's features; needs no captions")
+    add(
+        "--affinity",
+        type=float,
+        default=0.0,
+        help="weight of the divergence from the teacher's similarities to the captions",
+    )
     add("--train-num-samples", type=int, default=default.train_num_samples, help="how many samples are seen in all")
     add(
         "--patch-samples",
@@ -61,6 +67,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="make the tower one that may be told a noise level; 16 is a good number",
     )
+    add(
+        "--noise-hidden",
+        type=int,
+        default=0,
+        help="units of a branch beside every block that only a told level opens; 0: none",
+    )
+    add("--noise-only", action="store_true", help="train only what a told level uses; finished images are read as by the start")
     add("--noised", type=float, default=0.0, help="share of the samples that are read as predicted at a noise level")
     add("--seed", type=int, default=0)
     add("--workers", type=int, default=default.workers, help="processes that read shards")
@@ -84,9 +97,9 @@ def options_of(arguments: argparse.Namespace) -> Options:
         raise ValueError(f"{arguments.output.name}: the output must end in .safetensors.")
     if arguments.model and arguments.start:
         raise ValueError("Got --model and --start, expected one: a start brings its own config.")
-    if arguments.distil and not arguments.contrastive and not arguments.start:
+    if (arguments.distil or arguments.affinity) and not arguments.contrastive and not arguments.start:
         raise ValueError(
-            "Got --distil alone for a new tower, which has no text tower to go with it. Name the teacher's file with --start, or add --contrastive."
+            "Got --distil or --affinity alone for a new tower, which has no text tower to go with it. Name the teacher's file with --start, or add --contrastive."
         )
     given["local_loss"] = not given.pop("no_local_loss")
     given["gather_with_grad"] = not given.pop("no_gather_with_grad")

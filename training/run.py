@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..models.config import latent_grid
 from ..models.latent_clip import LatentCLIP
+from ..models.noise_level import NOISE_PATH
 from ..models.own_spaces import space_of_dict
 from .loop import Draw, Printed, Recipe, fit
 from .objectives import Objectives, Task, start_temperature
@@ -45,7 +46,8 @@ class Options:
         patch_size: latent cells of a patch, with a `start`.
         patch_samples: samples of the first stage, which trains the patch convolution and the positions alone.
         layer_decay: of the learning rate from the top of the image tower down.
-        noise_bands, noised: see `models.noise_level` and `reader.Reading`.
+        noise_bands, noise_hidden, noised: see `models.noise_level` and `reader.Reading`.
+        noise_only: train what only a told noise level uses, and leave all else as the start has it.
     """
 
     train_data: Path
@@ -58,6 +60,7 @@ class Options:
     contrastive: float = 0.0
     distil: float = 0.0
     siglip: bool = False
+    affinity: float = 0.0
     train_num_samples: int = 1_000_000
     patch_samples: int = 0
     batch_size: int = 64
@@ -75,6 +78,8 @@ class Options:
     gather_with_grad: bool = True
     train_text: bool = False
     noise_bands: int = 0
+    noise_hidden: int = 0
+    noise_only: bool = False
     noised: float = 0.0
     seed: int = 0
     workers: int = 2
@@ -166,7 +171,7 @@ def _latents_of(sample: Sample) -> Tensor:
 
 def objectives_of(options: Options) -> Objectives:
     """The terms of the loss."""
-    return Objectives(options.contrastive, options.distil, options.siglip)
+    return Objectives(options.contrastive, options.distil, options.siglip, options.affinity)
 
 
 def start_model(
@@ -196,8 +201,9 @@ def start_model(
     source, source_config = load_start(options.start)
     _check_teacher(options, patched, source_config["embed_dim"])
     config = config_for_latents(
-        source_config, space.channels, grid, options.patch_size, space.downscale, options.noise_bands
-    )
+        source_config, space.channels, grid, options.patch_size, space.downscale, options.noise_bands,
+        options.noise_hidden,
+    )  # fmt: skip
     known = [sample for sample in patched if "patches" in sample.teacher]
     pairs = None
     if known:
@@ -253,7 +259,12 @@ def stages_of(options: Options, model: LatentCLIP, world_size: int) -> list[tupl
     )
     if options.contrastive:
         read |= {"logit_scale"}
-    patches = set(only_patches(model)) | {n for n in names if "noise_projection" in n}
+    told = {n for n in names if any(f".{part}." in n for part in NOISE_PATH)}
+    if options.noise_only:
+        if not told or not options.start:
+            raise ValueError("Got --noise-only without --noise-bands or --start, expected both: nothing else of the start is trained.")
+        return [("noise", steps, told)]
+    patches = set(only_patches(model)) | told
     return [*([("patches", first, patches)] if first else []), ("all", steps, read)]
 
 
@@ -269,7 +280,7 @@ def _train_stage(
     context = config["text_cfg"]["context_length"]
     reading = Reading(
         options.batch_size, latent_grid(config), options.seed + (name == "patches"), options.save_every,
-        context if options.contrastive else 0, bool(options.distil), options.noised if options.noise_bands else 0.0,
+        context if options.contrastive or options.affinity else 0, bool(options.distil or options.affinity), options.noised if options.noise_bands else 0.0,
         options.workers, options.shuffle,
     )  # fmt: skip
     reader, run = Reader(tars, reading, here.rank), task if here.world_size == 1 else _distributed(task, device)

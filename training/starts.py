@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.config import NOISE_BANDS, latent_grid
+from ..models.config import NOISE_BANDS, NOISE_HIDDEN, latent_grid
 from ..models.latent_clip import LatentCLIP
+from ..models.noise_level import NOISE_PATH
 from .loop import Group
 
 
@@ -49,12 +50,13 @@ def from_nothing(config: dict, mean: Tensor, std: Tensor, seed: int) -> LatentCL
 
 
 def config_for_latents(
-    source: dict, channels: int, grid: int, patch_size: int, factor: int, noise_bands: int = 0
-) -> dict:
+    source: dict, channels: int, grid: int, patch_size: int, factor: int, noise_bands: int = 0, noise_hidden: int = 0
+) -> dict:  # fmt: skip
     """The config of a Latent-CLIP with the blocks and the text tower of a CLIP's config.
 
     Args:
         grid: latent cells along a side of what it reads. factor: pixels of a cell.
+        noise_bands, noise_hidden: as `models.noise_level.make_noise_aware` takes them; without bands there is no branch.
     """
     vision = {
         key: value for key, value in source["vision_cfg"].items()
@@ -67,7 +69,7 @@ def config_for_latents(
         "latent_n_channels": channels,
     }
     if noise_bands:
-        vision[NOISE_BANDS] = noise_bands
+        vision |= {NOISE_BANDS: noise_bands} | ({NOISE_HIDDEN: noise_hidden} if noise_hidden else {})
     config = {"embed_dim": source["embed_dim"], "vision_cfg": vision, "text_cfg": copy.deepcopy(source["text_cfg"])}
     return config | ({"quick_gelu": True} if source.get("quick_gelu") else {})
 
@@ -94,7 +96,8 @@ def from_clip(
     grid = latent_grid(config) // config["vision_cfg"]["patch_size"]
     state["visual.positional_embedding"] = _resized(state["visual.positional_embedding"], grid)
     problems = [key for key, value in state.items() if key not in own or own[key].shape != value.shape]
-    lacking = [key for key in own if key not in state and key not in ("visual.conv1.weight", "visual.noise_projection.weight")]  # fmt: skip
+    new = ("visual.conv1.weight", *(f"visual.{part}." for part in NOISE_PATH))
+    lacking = [key for key in own if key not in state and not key.startswith(new)]
     if problems or lacking:
         raise ValueError(
             f"Got a CLIP whose towers differ from the new one's, first in {(problems + lacking)[0]}; expected the same layers and "
@@ -186,5 +189,7 @@ def layered_groups(
 def _depth(name: str, layers: int) -> int:
     if block := re.search(r"visual\.transformer\.resblocks\.(\d+)\.", name):
         return int(block[1]) + 1
+    if branch := re.search(r"visual\.noise_branches\.(\d+)\.", name):
+        return int(branch[1]) + 1
     bottom = ("conv1", "class_embedding", "positional_embedding", "ln_pre", "noise_projection")
     return 0 if re.search(rf"visual\.({'|'.join(bottom)})", name) else layers + 1

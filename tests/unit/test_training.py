@@ -29,7 +29,7 @@ from latent_clip.models.latent_spaces import LatentSpace
 from latent_clip.models.own_spaces import space_as_dict
 from latent_clip.training import loop
 from latent_clip.training.loop import Draw, Recipe, fit
-from latent_clip.training.objectives import Batch, Objectives, Task
+from latent_clip.training.objectives import Batch, Objectives, Task, affinity
 from latent_clip.training.options import main as training_main
 from latent_clip.training.reader import MOST_FAULTS, Reader, Reading
 from latent_clip.training.release import model_card
@@ -113,14 +113,23 @@ def options(shards, folder, **changes):
 # ------------------------------------------------------------------------------------------------- the noise level
 
 
-def noisy_config(bands=4):
-    return {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], "latent_noise_bands": bands}}
+def noisy_config(bands=4, hidden=0):
+    more = {"latent_noise_bands": bands} | ({"latent_noise_hidden": hidden} if hidden else {})
+    return {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], **more}}
 
 
-def test_a_new_noise_aware_tower_is_the_plain_one_to_the_bit_told_or_not():
+def set_noise_path(model):
+    """Weights as training might leave them: a new noise path is zero."""
+    for name, parameter in model.visual.named_parameters():
+        if name.startswith("noise_"):
+            torch.nn.init.normal_(parameter, std=0.5)
+
+
+@pytest.mark.parametrize("hidden", [0, 8])
+def test_a_new_noise_aware_tower_is_the_plain_one_to_the_bit_told_or_not(hidden):
     torch.manual_seed(0)
     plain = LatentCLIP(CONFIG)
-    aware = LatentCLIP(noisy_config())
+    aware = LatentCLIP(noisy_config(hidden=hidden))
     assert not aware.load_state_dict(plain.state_dict(), strict=False).unexpected_keys
     latents = torch.randn(3, 5, 4, 4)
     expected = plain.visual(latents)
@@ -129,15 +138,16 @@ def test_a_new_noise_aware_tower_is_the_plain_one_to_the_bit_told_or_not():
     assert aware.visual.reads_noise_level and not hasattr(plain.visual, "reads_noise_level")
 
 
-def test_once_trained_the_level_counts_and_untold_stays_the_plain_one():
+@pytest.mark.parametrize("hidden", [0, 8])
+def test_once_trained_the_level_counts_and_untold_stays_the_plain_one(hidden):
     torch.manual_seed(0)
     plain = LatentCLIP(CONFIG)
-    aware = LatentCLIP(noisy_config())
+    aware = LatentCLIP(noisy_config(hidden=hidden))
     aware.load_state_dict(plain.state_dict(), strict=False)
-    torch.nn.init.normal_(aware.visual.noise_projection.weight)
+    set_noise_path(aware)
     latents = torch.randn(3, 5, 4, 4)
     assert torch.equal(aware.visual(latents), plain.visual(latents))
-    torch.testing.assert_close(aware.visual(latents, noise_level=0.0), plain.visual(latents))
+    assert torch.equal(aware.visual(latents, noise_level=0.0), plain.visual(latents))
     told = aware.visual(latents, noise_level=torch.tensor([0.0, 0.5, 1.0]))
     torch.testing.assert_close(told[0], plain.visual(latents)[0])
     assert (told - plain.visual(latents))[1:].abs().amax(1).min() > 1e-3
@@ -146,26 +156,30 @@ def test_once_trained_the_level_counts_and_untold_stays_the_plain_one():
     assert (
         aware.visual.noise_projection.weight.grad.abs().sum() > 0 and aware.visual.positional_embedding.grad is not None
     )
+    assert all(branch.up.weight.grad.abs().sum() > 0 for branch in aware.visual.noise_branches)
 
 
-def test_a_noise_aware_tower_is_known_by_its_shapes_and_loads_from_a_file(tmp_path):
-    model = LatentCLIP(noisy_config(6))
+@pytest.mark.parametrize("hidden", [0, 8])
+def test_a_noise_aware_tower_is_known_by_its_shapes_and_loads_from_a_file(hidden):
+    model = LatentCLIP(noisy_config(6, hidden))
+    set_noise_path(model)
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    assert infer_config(shapes)["vision_cfg"]["latent_noise_bands"] == 6
-    loaded = load_latent_clip(noisy_config(6), model.state_dict())
+    known = infer_config(shapes)["vision_cfg"]
+    assert known["latent_noise_bands"] == 6 and known.get("latent_noise_hidden", 0) == hidden
+    loaded = load_latent_clip(noisy_config(6, hidden), model.state_dict())
     latents = torch.randn(2, 5, 4, 4)
     torch.testing.assert_close(loaded.visual(latents, noise_level=0.3), model.visual(latents, noise_level=0.3))
 
 
 def test_gradient_checkpointing_reads_the_level_on_the_way_back_too():
-    model = LatentCLIP(noisy_config())
-    torch.nn.init.normal_(model.visual.noise_projection.weight)
+    model = LatentCLIP(noisy_config(hidden=8))
+    set_noise_path(model)
     latents, grads = torch.randn(2, 5, 4, 4), []
     for on in (False, True):
         model.visual.set_grad_checkpointing(on)
         model.zero_grad()
         model.visual(latents, noise_level=0.4).square().sum().backward()
-        grads.append(model.visual.noise_projection.weight.grad.clone())
+        grads.append([p.grad.clone() for name, p in model.visual.named_parameters() if name.startswith("noise_")])
     torch.testing.assert_close(*grads)
 
 
@@ -252,8 +266,36 @@ def test_losses_are_open_clips_and_the_cosine():
     torch.testing.assert_close(task(batch)["contrastive"], expected)
 
 
+def test_affinity_is_zero_at_the_teacher_and_sees_what_differs_among_pictures_of_one_caption():
+    generator = torch.Generator().manual_seed(0)
+    teacher, other = (F.normalize(torch.randn(6, 16, generator=generator), dim=-1) for _ in range(2))
+    text = F.normalize(torch.randn(1, 16, generator=generator), dim=-1).expand(6, 16)  # one caption
+    assert affinity(teacher, teacher, text, 50.0).item() == pytest.approx(0, abs=1e-5)
+    order = torch.tensor([1, 0, 2, 3, 4, 5])
+    assert affinity(teacher[order], teacher, text, 50.0) > 1e-3
+    a, b = (50 * x @ text.T for x in (other, teacher))
+    rows = (b.softmax(-1) * (b.log_softmax(-1) - a.log_softmax(-1))).sum() / 6
+    columns = (b.softmax(0) * (b.log_softmax(0) - a.log_softmax(0))).sum() / 6
+    torch.testing.assert_close(affinity(other, teacher, text, 50.0), (rows + columns) / 2)
+
+
+def test_affinity_trains_the_image_tower_alone():
+    torch.manual_seed(0)
+    model, batch = LatentCLIP(CONFIG), random_batch()
+    losses = Task(model, Objectives(affinity=2.0))(batch)
+    text = model.encode_text(batch.tokens, normalize=True)
+    expected = affinity(model.encode_image(batch.latents, normalize=True), batch.teacher, text, model.logit_scale.exp())
+    torch.testing.assert_close(losses["affinity"], 2 * expected)
+    losses["affinity"].backward()
+    assert model.visual.proj.grad is not None and model.logit_scale.grad is None
+    assert all(parameter.grad is None for parameter in model.text.parameters())
+
+
 def test_what_an_objective_lacks_is_named():
     model = LatentCLIP(CONFIG)
+    for lacking in ("tokens", "teacher"):
+        with pytest.raises(ValueError, match="expected both"):
+            Task(model, Objectives(affinity=1))(replace(random_batch(), **{lacking: None}))
     with pytest.raises(ValueError, match="no objective"):
         Objectives()
     with pytest.raises(ValueError, match="captions"):
@@ -520,6 +562,27 @@ def test_draws_depend_on_seed_and_step_alone():
 # -------------------------------------------------------------------------------------------------- the command line
 
 
+def test_the_noise_path_alone_is_trained_and_finished_images_are_read_as_by_the_start(teacher, shards, tmp_path):
+    start, out = train(options(shards, tmp_path, train_num_samples=32), lambda text: None), tmp_path / "aware.safetensors"
+    noised = make_shards(tmp_path / "noised", teacher[0], 64, levels=(0.25, 0.75))
+    assert command([
+        "train", "--train-data", str(noised), "--output", str(out), "--start", str(start), "--patch-size", "1", "--distil", "1", "--affinity", "1",
+        "--train-num-samples", "160", "--batch-size", "16", "--workers", "0", "--warmup", "1", "--lr", "3e-3", "--precision", "fp32",
+        "--noise-bands", "4", "--noise-hidden", "8", "--noise-only", "--noised", "1", "--device", "cpu",
+    ]) == 0  # fmt: skip
+    plain, aware = (read_checkpoint(path) for path in (start, out))
+    assert all(torch.equal(aware.state_dict[key], value) for key, value in plain.state_dict.items())
+    tower = load_latent_clip(aware.config, aware.state_dict).visual
+    latents = pictures(4)[2]
+    assert torch.equal(tower(latents), load_latent_clip(plain.config, plain.state_dict).visual(latents))
+    assert not torch.allclose(tower(latents, noise_level=0.5), tower(latents))
+
+
+def test_the_noise_path_alone_needs_one(teacher, shards, tmp_path):
+    with pytest.raises(ValueError, match="--noise-bands"):
+        train(options(shards, tmp_path, start=str(teacher[1]), patch_size=1, noise_only=True), lambda text: None)
+
+
 def test_the_command_trains_and_writes_a_card(teacher, shards, held_out, tmp_path, capsys):
     out = tmp_path / "mine.safetensors"
     assert command([
@@ -544,6 +607,7 @@ def test_the_command_trains_and_writes_a_card(teacher, shards, held_out, tmp_pat
         (["--contrastive", "1"], "neither --model nor --start"),
         (["--contrastive", "1", "--model", "nothing.json"], "nothing.json"),
         (["--contrastive", "1", "--start", "x", "--model", "y"], "expected one"),
+        (["--affinity", "1", "--model", "Latent-ViT-B-8-512"], "no text tower"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(shards, tmp_path, capsys, flags, message):
