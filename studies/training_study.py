@@ -118,18 +118,10 @@ def second_vae_report(results: dict) -> str:
 
 
 def half_finished(kept: Kept, world) -> dict:
-    """The noise-aware tower: correlations at every step, and finished images."""
+    """The noise-aware tower, and what it is used for."""
     from ..demo.scenes import render
-    from . import half_finished as study
+    from . import half_finished_report
     from .measures import clip_verdicts
-
-    def make() -> dict:
-        held_out = study.make_shards(world, "held_out_sampled", 0, 400)
-        path, seconds = study.train_aware(study.make_shards(world, "sampled", study.SAMPLED, study.DRAWN), held_out)
-        return {"file": str(path), "seconds": seconds}
-
-    made = kept.get("half finished, sampled: made", make)
-    aware = study.aware_model(Path(made["file"]))
 
     def tasks(tower) -> dict[str, list[bool]]:
         def features(scenes) -> Tensor:
@@ -137,37 +129,14 @@ def half_finished(kept: Kept, world) -> dict:
 
         return clip_verdicts(world.latent_clip.encode_text, features, SCENES, "training study")
 
-    return {
-        "made": made,
-        "early": kept.get("half finished, sampled: early", lambda: study.measure(world, aware, "training study early again", EARLY_PROMPTS, EARLY_OF)),
-        "tasks": {
-            "shipped": kept.get("half finished, sampled: clean, shipped", lambda: tasks(world.latent_clip.image.model)),
-            "aware": kept.get("half finished, sampled: clean, aware", lambda: tasks(aware.visual)),
-        },
-    }  # fmt: skip
+    return half_finished_report.measure(kept, world, tasks)
 
 
 def half_finished_report(results: dict) -> str:
     """The section as markdown."""
-    early, clean = results["early"], results["tasks"]
-    rows = [
-        [step + 1, f"{level:.2f}", *(f"{np.nanmean(early['rows'][name][step]):.2f}" for name in early["rows"]),
-         difference(*(np.nan_to_num(early["rows"][name][step]).tolist() for name in ("aware", "unaware")))]
-        for step, level in enumerate(early["levels"])
-    ]  # fmt: skip
-    tasks = [
-        [task, Rate.of(clean["shipped"][task]), Rate.of(clean["aware"][task]), difference(clean["aware"][task], clean["shipped"][task])]
-        for task in clean["shipped"]
-    ]  # fmt: skip
-    return "\n\n".join([
-        "## Half-finished images",
-        f"Rank correlation, within a prompt, of the score of what the model predicts after each of eight steps with the score of the "
-        f"finished image by the shipped Latent-CLIP: mean over {EARLY_PROMPTS} prompts of {EARLY_OF} noises, euler, cfg 3. "
-        f"A quarter of the steps is the second row. Trained in {results['made']['seconds'] / 60:.1f} processor minutes.",
-        table(["step", "noise level", *early["rows"], "aware − unaware"], rows),
-        "Finished images, the level not told:",
-        table(["task", "shipped", "aware", "aware − shipped"], tasks),
-    ])  # fmt: skip
+    from .half_finished_report import report
+
+    return report(results)
 
 
 # ------------------------------------------------------------------------------------------------ colours swapped
