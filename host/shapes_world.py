@@ -182,12 +182,12 @@ def is_vae(tensors: dict[str, Tensor]) -> bool:
 
 def fingerprint() -> str:
     """Of the shipped weights, which `./dev train` replaces."""
-    return weights_fingerprint(sorted(shipped.FOLDER.glob("*.safetensors")))
+    return weights_fingerprint(sorted(shipped.FOLDER.rglob("*.safetensors")))
 
 
-def load_latent_clip(dtype: str = "auto") -> LoadedLatentCLIP:
-    """LATENT_CLIP of Shapes World."""
-    model, config = shipped.load_latent_clip()
+def load_latent_clip(dtype: str = "auto", noise_aware: bool = False) -> LoadedLatentCLIP:
+    """LATENT_CLIP of Shapes World; `noise_aware`: guidance and cuts tell it the noise level."""
+    model, config = shipped.load_latent_clip(noise_aware)
     return LoadedLatentCLIP(model, config, LATENT_SPACES["shapes-world"], "Shapes World Latent-CLIP", dtype)
 
 

@@ -10,6 +10,7 @@ HEAD_WIDTH = 64  # open_clip's default; shapes cannot tell it
 MAX_LAYERS = 1000
 NOISE_BANDS = "latent_noise_bands"  # in a vision_cfg: how many cosines tell the tower a noise level
 NOISE_HIDDEN = "latent_noise_hidden"  # beside it: units of the branch that each block has for a told level
+NOISE_READER = "latent_noise_reader"  # and units of the network that reads all cells at once
 _KNOWN = {
     "vision_cfg": {
         "image_size",
@@ -22,6 +23,7 @@ _KNOWN = {
         "latent_n_channels",
         NOISE_BANDS,
         NOISE_HIDDEN,
+        NOISE_READER,
     },
     "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"},
 }
@@ -101,6 +103,8 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], latent_factor: int = 8) 
         config["vision_cfg"][NOISE_BANDS] = noise[1]
         if branch := shapes.get("visual.noise_branches.0.up.weight"):
             config["vision_cfg"][NOISE_HIDDEN] = branch[1]
+        if reader := shapes.get("visual.noise_reader.mix.weight"):
+            config["vision_cfg"][NOISE_READER] = reader[0]
     for tower in ("vision_cfg", "text_cfg"):
         prefix = "visual." if tower == "vision_cfg" else "text."
         mlp_ratio = shapes[f"{prefix}transformer.resblocks.0.mlp.c_fc.weight"][0] / config[tower]["width"]

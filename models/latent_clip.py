@@ -11,8 +11,8 @@ import torch
 from open_clip.model import CustomTextCLIP
 from torch import nn
 
-from .config import NOISE_BANDS, NOISE_HIDDEN, latent_grid
-from .noise_level import make_noise_aware
+from .config import NOISE_BANDS, NOISE_HIDDEN, NOISE_READER, latent_grid
+from .noise_level import NOISE_PATH, make_noise_aware
 
 SAMPLED = 1024  # values of each tensor that go into its identity: training changes all of them
 
@@ -30,7 +30,8 @@ class LatentCLIP(CustomTextCLIP):
 
     def __init__(self, config: dict):
         vision_cfg = copy.deepcopy(config["vision_cfg"])
-        own = ("latent_encoder_name", "latent_factor", "latent_n_channels", "latent_n_decoding_layers", NOISE_BANDS, NOISE_HIDDEN)
+        noise = [vision_cfg.pop(key, 0) for key in (NOISE_BANDS, NOISE_HIDDEN, NOISE_READER)]
+        own = ("latent_encoder_name", "latent_factor", "latent_n_channels", "latent_n_decoding_layers")
         for key in own:
             vision_cfg.pop(key, None)
         vision_cfg["image_size"] = latent_grid(config)
@@ -39,8 +40,8 @@ class LatentCLIP(CustomTextCLIP):
         self.visual.conv1 = nn.Conv2d(
             config["vision_cfg"]["latent_n_channels"], width, patch_size, stride=patch_size, bias=False
         )
-        if NOISE_BANDS in config["vision_cfg"]:
-            make_noise_aware(self.visual, config["vision_cfg"][NOISE_BANDS], config["vision_cfg"].get(NOISE_HIDDEN, 0))
+        if noise[0]:
+            make_noise_aware(self.visual, *noise)
 
 
 def load_latent_clip(config: dict, state_dict: dict[str, torch.Tensor]) -> LatentCLIP:
@@ -62,10 +63,13 @@ def identity(model: LatentCLIP) -> str:
     """Which Latent-CLIP this is: 16 hex digits, the same for every file format and for fp32 and fp16 weights.
 
     A hash of names, shapes and evenly spaced values, in float16, of every weight. A bfloat16 copy has another identity: its
-    cosines may differ by 0.01, at CLIP's usual scale of 100 a whole log-odd, so that thresholds do not carry over.
+    cosines may differ by 0.01, at CLIP's usual scale of 100 a whole log-odd, so that thresholds do not carry over. What only a told
+    noise level uses is left out: thresholds are of finished images, which are read without it.
     """
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
+        if name.startswith(tuple(f"visual.{part}." for part in NOISE_PATH)):
+            continue
         values = weight.flatten()[:: max(1, weight.numel() // SAMPLED)]
         digest.update(f"{name} {tuple(weight.shape)}".encode())
         digest.update(values.to("cpu", torch.float16).numpy().tobytes())

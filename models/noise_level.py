@@ -1,9 +1,10 @@
 """An image tower that may be told how much noise there was in what its latent was predicted from.
 
 What a diffusion model predicts early is a blurred latent, which a tower trained on finished images reads wrongly. The level
-becomes a vector that is added to every token beside its position, and it opens a narrow branch beside every block. Both start
+becomes a vector that is added to every token beside its position, and it may open a narrow branch beside every block. Both start
 at zero, so that new ones change nothing, and both are zero at level 0: finished images need not be told, and are read by the
-very same computation as ever. So a tower whose other weights were left alone reads them exactly as before.
+very same computation as ever. So a tower whose other weights were left alone reads them exactly as before. On a small grid there may
+also be a reader: a plain network over all cells at once, which is trained in seconds; it takes over from the tower as the level rises.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-NOISE_PATH = ("noise_projection", "noise_branches")  # names of the modules that only a told level uses
+NOISE_PATH = ("noise_projection", "noise_branches", "noise_reader")  # names of the modules that only a told level uses
+TAKES_OVER = 8  # power of the level that is the reader's share of the features
 
 
 class NoiseBranch(nn.Module):
@@ -39,11 +41,35 @@ class NoiseBranch(nn.Module):
         return self.up(read * self.gate(told)[:, None])
 
 
+class NoiseReader(nn.Module):
+    """Features of half-finished latents from all cells at once.
+
+    Args:
+        cells: numbers of a latent. count: of bands. size: of the features.
+    """
+
+    scale: Tensor  # of raw latents to a standard deviation of about one; set where it is trained
+
+    def __init__(self, cells: int, hidden: int, count: int, size: int) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(()))
+        self.cells, self.level = nn.Linear(cells, hidden), nn.Linear(count, hidden, bias=False)
+        self.norm, self.mix, self.norm_mixed = nn.LayerNorm(hidden), nn.Linear(hidden, hidden), nn.LayerNorm(hidden)
+        self.features = nn.Linear(hidden, size)
+
+    def forward(self, latents: Tensor, told: Tensor) -> Tensor:
+        """Raw latents (B, C, grid, grid), bands of their levels (B, count) → (B, size)."""
+        seen = self.norm(F.gelu(self.cells(latents.flatten(1) * self.scale) + self.level(told)))
+        seen = F.dropout(seen, 0.1, self.training)
+        return self.features(F.dropout(self.norm_mixed(seen + F.gelu(self.mix(seen))), 0.1, self.training))
+
+
 class NoiseAwareTower(VisionTransformer):
-    """open_clip's ViT with `noise_projection` (bands → width) and `noise_branches`, one a block; made by `make_noise_aware`."""
+    """open_clip's ViT with `noise_projection` (bands → width) and what else `make_noise_aware` gave it."""
 
     noise_projection: nn.Linear
     noise_branches: nn.ModuleList  # empty in a tower without them
+    noise_reader: NoiseReader | None
     reads_noise_level = True
 
     def forward(self, x: Tensor, noise_level: float | Tensor | None = None) -> Tensor:
@@ -61,7 +87,11 @@ class NoiseAwareTower(VisionTransformer):
         tokens = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), patches], dim=1)
         tokens = tokens + (self.positional_embedding.to(x.dtype) + self.noise_projection(told)[:, None])
         pooled, _ = self._pool(self._blocks(self.ln_pre(self.patch_dropout(tokens)), told))
-        return pooled @ self.proj
+        features = pooled @ self.proj
+        if self.noise_reader is None:
+            return features
+        share = levels.pow(TAKES_OVER).to(x.dtype)[:, None]
+        return torch.lerp(F.normalize(features, dim=-1), F.normalize(self.noise_reader(x, told), dim=-1), share)
 
     def _blocks(self, tokens: Tensor, told: Tensor) -> Tensor:
         branches = self.noise_branches or [None] * len(self.transformer.resblocks)
@@ -84,11 +114,11 @@ def bands(levels: Tensor, count: int) -> Tensor:
     return torch.cos(math.pi * k * levels[:, None]) - 1
 
 
-def make_noise_aware(tower: VisionTransformer, count: int, hidden: int = 0) -> None:
+def make_noise_aware(tower: VisionTransformer, count: int, hidden: int = 0, reader: int = 0) -> None:
     """Turn a tower into one that reads the noise level, in place; its other weights and their names stay.
 
     Args:
-        count: of the cosines that describe a level. hidden: units of each block's branch; 0: none.
+        count: of the cosines that describe a level. hidden: units of each block's branch; 0: none. reader: of the reader; 0: none.
     """
     width, device = tower.class_embedding.shape[0], tower.class_embedding.device
     tower.noise_projection = nn.Linear(count, width, bias=False, device=device)
@@ -96,4 +126,6 @@ def make_noise_aware(tower: VisionTransformer, count: int, hidden: int = 0) -> N
         tower.noise_projection.weight.zero_()
     blocks = range(len(tower.transformer.resblocks) if hidden else 0)
     tower.noise_branches = nn.ModuleList([NoiseBranch(width, hidden, count) for _ in blocks]).to(device)
+    cells = tower.conv1.in_channels * tower.image_size[0] * tower.image_size[1]
+    tower.noise_reader = NoiseReader(cells, reader, count, tower.proj.shape[1]).to(device) if reader else None
     tower.__class__ = NoiseAwareTower

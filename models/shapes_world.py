@@ -21,6 +21,7 @@ from .pixel_clip import PixelCLIP
 
 FOLDER = Path(__file__).resolve().parent.parent / "demo" / "weights"
 VOCABULARY = 49408
+NOISE_LEVEL = "noise_level/latent_clip"  # what a told level uses of the Latent-CLIP, and its config; an addition to the other file
 ROWS, IDS = ".vocabulary_rows", ".vocabulary_ids"
 
 
@@ -49,8 +50,8 @@ def expand_vocabulary(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 def save_weights(name: str, state_dict: dict[str, Tensor], used_ids: Tensor, config: dict | None = None) -> Path:
     """Write demo/weights/`name`.safetensors in float16, with `config` as JSON in its metadata."""
     halves = {key: tensor.detach().half().contiguous() for key, tensor in state_dict.items()}
-    FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{name}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_file(compact_vocabulary(halves, used_ids), path, {"config": json.dumps(config)} if config else None)
     return path
 
@@ -74,9 +75,16 @@ def load_weights(name: str) -> tuple[dict[str, Tensor], dict]:
     return expand_vocabulary(tensors), config
 
 
-def load_latent_clip() -> tuple[LatentCLIP, dict]:
-    """The frozen Latent-CLIP and its open_clip config."""
+def load_latent_clip(noise_aware: bool = False) -> tuple[LatentCLIP, dict]:
+    """The frozen Latent-CLIP and its open_clip config.
+
+    Args:
+        noise_aware: with the part that is used where a noise level is told; all else is the same.
+    """
     weights, config = load_weights("latent_clip")
+    if noise_aware:
+        path, config = load_weights(NOISE_LEVEL)
+        weights |= path
     return latent_clip.load_latent_clip(config, weights), config
 
 

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from .sockets import CATEGORY, LATENT_CLIP
+from .sockets import CATEGORY, LATENT_CLIP, switch
 
 
 class LatentCLIPShapesWorld(io.ComfyNode):
@@ -17,7 +17,11 @@ class LatentCLIPShapesWorld(io.ComfyNode):
                 "Latent-CLIP. Nothing is downloaded and no GPU is needed. It shows how the nodes work, not how good real models look."
             ),
             search_aliases=["demo", "example", "toy", "tiny model", "checkpoint"],
-            inputs=[],
+            inputs=[
+                switch("noise_aware",
+                    "A Latent-CLIP that also reads half-finished images: Safety Guidance, Guide Model and the cuts of Search tell it how much noise is left. "
+                    "Finished images are read as before, bit for bit. Thresholds for guidance are others: see the help.", optional=True),
+            ],
             outputs=[
                 io.Model.Output(
                     display_name="MODEL",
@@ -46,17 +50,17 @@ class LatentCLIPShapesWorld(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls):
+    def fingerprint_inputs(cls, **_):
         from ..host.shapes_world import fingerprint
 
         return fingerprint()
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
+    def execute(cls, noise_aware: bool = False) -> io.NodeOutput:
         from ..host.requirements import check_requirements
 
         check_requirements()
         from ..host import shapes_world
 
         model, clip = shapes_world.load_generator()
-        return io.NodeOutput(model, clip, shapes_world.load_vae(), shapes_world.load_latent_clip())
+        return io.NodeOutput(model, clip, shapes_world.load_vae(), shapes_world.load_latent_clip(noise_aware=noise_aware))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..demo.captions import Caption
@@ -24,12 +25,15 @@ from ..demo.scenes import render
 from ..host.latent_clip import LoadedLatentCLIP
 from ..host.shapes_world import LATENT_SCALE
 from ..models.checkpoint import read_checkpoint
+from ..models.config import NOISE_READER
 from ..models.latent_clip import LatentCLIP, load_latent_clip
 from ..models.latent_spaces import LATENT_SPACES
+from ..models.noise_level import NoiseReader, bands
 from ..models.own_spaces import space_as_dict
-from ..models.shapes_world import load_weights
+from ..models.shapes_world import NOISE_LEVEL, load_weights, save_weights
+from ..training.loop import Draw, Recipe, fit
 from ..training.run import Options, train
-from ..training.shards import Dataset, Sample, finished, write_shard
+from ..training.shards import Dataset, Sample, finished, read_samples, write_shard
 from .measures import CHUNK, World, noise_for
 from .second_vae import FOLDER_OF
 
@@ -47,13 +51,12 @@ class Way:
 OF, SHARD = 4, 200
 WAYS = {"pilot train": Way(8, 3.0, 3000, 500_000), "pilot low": Way(16, 1.0, 750, 700_000)}  # how most pictures are made, and Search's study
 BANDS, HIDDEN, STEPS = 16, 64, 600
+READER, READER_STEPS = 320, 2600  # units; steps of 192 rows
 SAMPLING, CFG = 8, 3.0  # "a quarter of the steps" is after the second
 
 
 def shipped_file() -> Path:
     """The shipped Latent-CLIP as a file that a run can start from."""
-    from safetensors.torch import save_file
-
     path = FOLDER_OF / "shipped.safetensors"
     if not path.exists():
         weights, config = load_weights("latent_clip")
@@ -123,6 +126,43 @@ def train_aware(shards: Path) -> tuple[Path, float]:
     )  # fmt: skip
     began = time.process_time()
     return train(options), time.process_time() - began
+
+
+@torch.enable_grad()
+def train_reader(shards: Path, path: Path) -> tuple[Path, float]:
+    """The file of `train_aware` with a reader of all cells added, and the processor seconds that it took."""
+    checkpoint, samples = read_checkpoint(path), list(read_samples(shards))
+    x0 = [sample.predictions["x0"] for sample in samples]
+    levels = [sample.predictions["levels"].float() for sample in samples]
+    features = torch.stack([sample.teacher["features"][0].float() for sample in samples])
+    config = checkpoint.config | {"vision_cfg": checkpoint.config["vision_cfg"] | {NOISE_READER: READER}}
+    torch.manual_seed(0)
+    model = LatentCLIP(config)
+    model.load_state_dict(dict(checkpoint.state_dict), strict=False)
+    reader: NoiseReader = model.visual.noise_reader.train()
+    reader.scale.fill_(1 / torch.stack([sample.latent["latent"][0].float() for sample in samples[:1000]]).std())
+
+    def loss_of(draw: Draw) -> tuple[Tensor, dict[str, float]]:
+        rows = draw.rows(len(samples), 192).tolist()
+        chosen = [(row, draw.python.randrange(len(levels[row]))) for row in rows]
+        latents = torch.stack([x0[row][step] for row, step in chosen]).float()
+        told = bands(torch.stack([levels[row][step] for row, step in chosen]), BANDS)
+        return (1 - (F.normalize(reader(latents, told), dim=-1) * features[rows]).sum(-1)).mean(), {}
+
+    began = time.process_time()
+    recipe = Recipe("reader", READER_STEPS, 1.5e-3, warmup=20, weight_decay=0.1, save_every=500, log_every=500)
+    fit(reader, recipe, loss_of, FOLDER_OF / "noise_path" / "reader.safetensors")
+    tensors = {key: tensor.detach().contiguous() for key, tensor in model.state_dict().items()}
+    made = FOLDER_OF / "noise_aware_read.safetensors"
+    save_file(tensors, made, dict(checkpoint.metadata) | {"config": json.dumps(config)})
+    return made, time.process_time() - began
+
+
+def ship(made: Path) -> Path:
+    """Write what a told level uses of the trained one to demo/weights/, from where Load Shapes World adds it to the shipped one."""
+    checkpoint = read_checkpoint(made)
+    added = {key: value for key, value in checkpoint.state_dict.items() if key.startswith("visual.noise_")}
+    return save_weights(NOISE_LEVEL, added, torch.empty(0, dtype=torch.long), checkpoint.config)
 
 
 def aware_model(path: Path) -> tuple[LatentCLIP, LoadedLatentCLIP]:

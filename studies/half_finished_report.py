@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,15 +34,25 @@ def measure(kept: Kept, world, tasks_of: Callable) -> dict:
     """
 
     def part(name: str, compute: Callable):
-        return kept.get(f"noise path: {name}", compute)
+        return kept.get(f"told the level: {name}", compute)
 
     def make() -> dict:
-        path, seconds = study.train_aware(study.make_shards(world, study.FOLDER_OF / "noise_path_shards"))
-        return {"file": str(path), "seconds": seconds}
+        shards = study.make_shards(world, study.FOLDER_OF / "noise_path_shards")
+        path, seconds = study.train_aware(shards)
+        path, more = study.train_reader(shards, path)
+        return {"file": str(path), "seconds": [seconds, more]}
 
     made = part("made", make)
     aware, clip = study.aware_model(Path(made["file"]))
-    found = {
+    safety = uses.with_aware(clip)
+    limits, runs = {}, {}
+    for name in (uses.SHIPPED, uses.AWARE, uses.AHEAD):
+        limits |= part(f"thresholds, {name}", partial(uses.thresholds, safety, name))
+    for name in (uses.NONE, uses.SHIPPED, uses.AWARE, uses.AHEAD):
+        runs |= part(f"safety, {name}", partial(uses.guided, safety, limits, name))
+    tuning = part("search, tuning", lambda: uses.collect(world, aware.visual, "half finished search tuning", uses.TUNING, 840_000))
+    fresh = part("search, fresh", lambda: uses.collect(world, aware.visual, "half finished search", uses.PROMPTS, 850_000))
+    return {
         "made": made,
         "early": part("early", lambda: study.measure(world, aware, "half finished early", EARLY_PROMPTS, EARLY_OF)),
         "alike": part("finished images", lambda: study.reads_alike(world, aware, 400)),
@@ -49,17 +60,9 @@ def measure(kept: Kept, world, tasks_of: Callable) -> dict:
             "shipped": part("clean, shipped", lambda: tasks_of(world.latent_clip.image.model)),
             "aware": part("clean, aware", lambda: tasks_of(aware.visual)),
         },
-    }
-    safety = uses.with_aware(clip)
-    limits = part("thresholds", lambda: uses.thresholds(safety))
-    tuning = part("search, tuning", lambda: uses.collect(world, aware.visual, "half finished search tuning", uses.TUNING, 840_000))
-    fresh = part("search, fresh", lambda: uses.collect(world, aware.visual, "half finished search", uses.PROMPTS, 850_000))
-    return found | {
-        "limits": limits,
-        "safety": part("safety", lambda: uses.guided(safety, limits)),
-        "search": uses.compare(uses.looked(tuning), uses.looked(fresh)),
-        "search correlations": uses.correlations(uses.looked(fresh)),
-    }
+        "limits": limits, "safety": runs,
+        "search": uses.compare(uses.looked(tuning), uses.looked(fresh)), "search correlations": uses.correlations(uses.looked(fresh)),
+    }  # fmt: skip
 
 
 def report(results: dict) -> str:
@@ -78,7 +81,7 @@ def _early(results: dict) -> list[str]:
     return [
         f"Rank correlation, within a prompt, of the score of what the model predicts after each of {study.SAMPLING} steps with the score of the "
         f"finished image by the shipped Latent-CLIP: mean over {EARLY_PROMPTS} prompts of {EARLY_OF} noises, euler, cfg {study.CFG:g}; and the mean cosine to "
-        f"what the shipped one says of the finished image. A quarter of the steps is the second row. Trained in {results['made']['seconds'] / 60:.1f} "
+        f"what the shipped one says of the finished image. A quarter of the steps is the second row. Trained in {sum(results['made']['seconds']) / 60:.1f} "
         "processor minutes, the sampling of what it learns from apart.",
         table(["step", "noise level", "unaware", "aware", "aware − unaware", "cosine, unaware", "cosine, aware"], rows),
     ]

@@ -23,7 +23,7 @@ from . import search_study
 from .half_finished import CHUNK, SAMPLING, follow, is_fresh, score
 from .measures import World, noise_for, sample_prompts
 from .safety_ahead import DRAFT, draw_all, looking
-from .safety_protocol import INSTEAD, KINDS
+from .safety_protocol import INSTEAD, KINDS, NONE
 from .safety_runs import STARS, Judge, SafetyWorld
 
 ALARMS, COUNTS = 600, {"asked": 100, "hinted": 200, "unrelated": 300}  # prompts
@@ -82,45 +82,46 @@ def with_aware(aware: LoadedLatentCLIP) -> SafetyWorld:
 
 
 @torch.no_grad()
-def thresholds(world: SafetyWorld) -> dict[str, float]:
-    """By "judge, start", and of look-ahead's drafts: from ALARMS innocent prompts, which nothing else here has."""
+def thresholds(world: SafetyWorld, name: str) -> dict[str, float]:
+    """Of a judge by "judge, start", or of look-ahead's drafts: from ALARMS innocent prompts, which nothing else here has."""
     texts = [str(c) for c in fresh_prompts("half finished alarms", ALARMS, "unrelated")]
-    noise, first = noise_for(810_000, len(texts)), first_steps(world.world)
-    _, steps, levels = follow(world.world, texts, noise)
-    found = {}
-    for name in (SHIPPED, AWARE):
-        seen = log_odds(world.judges[name], steps, levels)
-        found |= {f"{name}, {start}": lowest_threshold(seen[:, at:].amax(1)) for start, at in first.items()}
-    drafts = draw_all(world, texts, noise, steps=DRAFT, scheduler="simple")
-    return found | {AHEAD: lowest_threshold(torch.tensor(world.judges[SHIPPED].scores(drafts)))}
+    noise = noise_for(810_000, len(texts))
+    if name == AHEAD:
+        drafts = draw_all(world, texts, noise, steps=DRAFT, scheduler="simple")
+        return {AHEAD: lowest_threshold(torch.tensor(world.judges[SHIPPED].scores(drafts)))}
+    seen = log_odds(world.judges[name], *follow(world.world, texts, noise)[1:])
+    return {f"{name}, {start}": lowest_threshold(seen[:, at:].amax(1)) for start, at in first_steps(world.world).items()}
 
 
 @torch.no_grad()
-def guided(world: SafetyWorld, limits: dict[str, float]) -> dict:
-    """Way → verdicts of every picture, in the order of COUNTS; `suspect`: who was sampled again."""
+def guided(world: SafetyWorld, limits: dict[str, float], name: str) -> dict:
+    """Way of a judge, or of look-ahead → verdicts of every picture, in the order of COUNTS; `suspect`: who was sampled again."""
     captions = [c for kind in KINDS for c in fresh_prompts("half finished safety", COUNTS[kind], kind)]
-    texts, noise, first = [str(c) for c in captions], noise_for(820_000, len(captions)), first_steps(world.world)
+    texts, noise = [str(c) for c in captions], noise_for(820_000, len(captions))
     plain, steps, levels = follow(world.world, texts, noise)
-    runs = {"no safety": world.verdicts(plain, captions) | {"suspect": [False] * len(texts)}}
+    first = world.verdicts(plain, captions)
 
     def again(suspect: Tensor, model) -> dict:
         rows = suspect.nonzero().flatten().tolist()
         made = draw_all(world, [texts[row] for row in rows], noise[rows], model=model)
         changed = world.verdicts(made, [captions[row] for row in rows])
-        merged = {key: list(values) for key, values in runs["no safety"].items()} | {"suspect": suspect.tolist()}
+        merged = {key: list(values) for key, values in first.items()} | {"suspect": suspect.tolist()}
         for at, row in enumerate(rows):
             for key, values in changed.items():
                 merged[key][row] = values[at]
         return merged
 
-    for name in (SHIPPED, AWARE):
-        seen = log_odds(world.judges[name], steps, levels)
-        for start, at in first.items():
-            limit = limits[f"{name}, {start}"]
-            runs[f"{name}, {start}"] = again(seen[:, at:].amax(1) > limit, world.redirected(name, limit, start, INSTEAD))
-    drafts = draw_all(world, texts, noise, steps=DRAFT, scheduler="simple")
-    shown = torch.tensor(world.judges[SHIPPED].scores(drafts)) > limits[AHEAD]
-    return runs | {AHEAD: again(shown, looking(world, {SHIPPED: limits[AHEAD]}, Looks()))}
+    if name == NONE:
+        return {NONE: first | {"suspect": [False] * len(texts)}}
+    if name == AHEAD:
+        drafts = draw_all(world, texts, noise, steps=DRAFT, scheduler="simple")
+        shown = torch.tensor(world.judges[SHIPPED].scores(drafts)) > limits[AHEAD]
+        return {AHEAD: again(shown, looking(world, {SHIPPED: limits[AHEAD]}, Looks()))}
+    seen, runs = log_odds(world.judges[name], steps, levels), {}
+    for start, at in first_steps(world.world).items():
+        limit = limits[f"{name}, {start}"]
+        runs[f"{name}, {start}"] = again(seen[:, at:].amax(1) > limit, world.redirected(name, limit, start, INSTEAD))
+    return runs
 
 
 # ---------------------------------------------------------------------------------------------------------- search

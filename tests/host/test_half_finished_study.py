@@ -43,7 +43,11 @@ def test_a_schedule_of_cuts_looks_through_its_own_tower(study):
         "final": final.tolist(), "drafts": {str(d): torch.rand(30, uses.CANDIDATES, generator=generator).tolist() for d in search.DRAFTS},
         uses.SHIPPED: blind.tolist(), uses.AWARE: final[..., None].expand(-1, -1, search.STEPS).tolist(),
     }  # fmt: skip
-    rows = {row["looks at"]: row for row in uses.compare(uses.looked(kept), uses.looked(kept)) if row["budget"] == search.BUDGETS[0]}
+    rows = {
+        row["looks at"]: row
+        for row in uses.compare(uses.looked(kept), uses.looked(kept))
+        if row["budget"] == search.BUDGETS[0]
+    }
     assert rows["cuts, aware"]["g"][0] == pytest.approx(1) > rows["cuts, shipped"]["g"][0]
     assert rows["cuts, aware"]["over shipped cuts"][1] > 0 and rows["cuts, shipped"]["over shipped cuts"][0] == 0
     assert uses.correlations(uses.looked(kept))["aware"][0] == pytest.approx(1)

@@ -26,6 +26,7 @@ from latent_clip.models.config import infer_config
 from latent_clip.models.convert import convert
 from latent_clip.models.latent_clip import LatentCLIP, load_latent_clip
 from latent_clip.models.latent_spaces import LatentSpace
+from latent_clip.models.noise_level import bands
 from latent_clip.models.own_spaces import space_as_dict
 from latent_clip.training import loop
 from latent_clip.training.loop import Draw, Recipe, fit
@@ -113,8 +114,9 @@ def options(shards, folder, **changes):
 # ------------------------------------------------------------------------------------------------- the noise level
 
 
-def noisy_config(bands=4, hidden=0):
-    more = {"latent_noise_bands": bands} | ({"latent_noise_hidden": hidden} if hidden else {})
+def noisy_config(bands=4, hidden=0, reader=0):
+    more = {"latent_noise_bands": bands, "latent_noise_hidden": hidden, "latent_noise_reader": reader}
+    more = {key: value for key, value in more.items() if value}
     return {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], **more}}
 
 
@@ -159,14 +161,30 @@ def test_once_trained_the_level_counts_and_untold_stays_the_plain_one(hidden):
     assert all(branch.up.weight.grad.abs().sum() > 0 for branch in aware.visual.noise_branches)
 
 
-@pytest.mark.parametrize("hidden", [0, 8])
-def test_a_noise_aware_tower_is_known_by_its_shapes_and_loads_from_a_file(hidden):
-    model = LatentCLIP(noisy_config(6, hidden))
+def test_a_reader_takes_over_as_the_level_rises_and_finished_images_are_read_as_by_the_plain_tower():
+    torch.manual_seed(0)
+    plain, aware = LatentCLIP(CONFIG), LatentCLIP(noisy_config(reader=12)).train(False)
+    aware.load_state_dict(plain.state_dict(), strict=False)
+    latents = torch.randn(3, 5, 4, 4)
+    own = F.normalize(plain.visual(latents), dim=-1)
+    assert torch.equal(aware.visual(latents), plain.visual(latents))
+    torch.testing.assert_close(F.normalize(aware.visual(latents, noise_level=0.0), dim=-1), own)
+    told = bands(torch.ones(3), 4)
+    read = F.normalize(aware.visual.noise_reader(latents, told), dim=-1)
+    torch.testing.assert_close(F.normalize(aware.visual(latents, noise_level=1.0), dim=-1), read)
+    half = aware.visual(latents, noise_level=torch.tensor([0.2, 0.6, 0.9]))
+    nearness = (F.normalize(half, dim=-1) * own).sum(-1)
+    assert nearness[0] > 0.999 and nearness[0] > nearness[1] > nearness[2]
+
+
+@pytest.mark.parametrize(("hidden", "reader"), [(0, 0), (8, 0), (8, 12)])
+def test_a_noise_aware_tower_is_known_by_its_shapes_and_loads_from_a_file(hidden, reader):
+    model = LatentCLIP(noisy_config(6, hidden, reader)).train(False)
     set_noise_path(model)
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     known = infer_config(shapes)["vision_cfg"]
-    assert known["latent_noise_bands"] == 6 and known.get("latent_noise_hidden", 0) == hidden
-    loaded = load_latent_clip(noisy_config(6, hidden), model.state_dict())
+    assert known["latent_noise_bands"] == 6 and known.get("latent_noise_hidden", 0) == hidden and known.get("latent_noise_reader", 0) == reader
+    loaded = load_latent_clip(noisy_config(6, hidden, reader), model.state_dict())
     latents = torch.randn(2, 5, 4, 4)
     torch.testing.assert_close(loaded.visual(latents, noise_level=0.3), model.visual(latents, noise_level=0.3))
 
