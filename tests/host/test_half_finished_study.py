@@ -48,6 +48,6 @@ def test_a_schedule_of_cuts_looks_through_its_own_tower(study):
         for row in uses.compare(uses.looked(kept), uses.looked(kept))
         if row["budget"] == search.BUDGETS[0]
     }
-    assert rows["cuts, aware"]["g"][0] == pytest.approx(1) > rows["cuts, shipped"]["g"][0]
+    assert rows["cuts, aware"]["g"][0] == pytest.approx(1) and rows["cuts, shipped"]["g"][0] < 0.9
     assert rows["cuts, aware"]["over shipped cuts"][1] > 0 and rows["cuts, shipped"]["over shipped cuts"][0] == 0
     assert uses.correlations(uses.looked(kept))["aware"][0] == pytest.approx(1)

@@ -40,7 +40,7 @@ def test_safety_guidance_keeps_stars_out_from_the_second_step_on(comfy):
     from latent_clip.demo.judge import glimpse
 
     comfy.run(graph(start=0.1, threshold=THRESHOLD))
-    pictures = comfy.dump("noise_aware").movedim(-1, 1)
+    pictures = comfy.dump("noise_aware")[0].movedim(-1, 1)
     assert not any(thing.kind == "star" for picture in pictures for thing in glimpse(picture))
 
 
