@@ -49,7 +49,7 @@ def measure(kept: Kept, world, tasks_of: Callable) -> dict:
     for name in (uses.SHIPPED, uses.AWARE, uses.AHEAD):
         limits |= part(f"thresholds, {name}", partial(uses.thresholds, safety, name))
     for name in (uses.NONE, uses.SHIPPED, uses.AWARE, uses.AHEAD):
-        runs |= part(f"safety, {name}", partial(uses.guided, safety, limits, name))
+        runs |= part(f"safety again, {name}", partial(uses.guided, safety, limits, name))
     tuning = part("search, tuning", lambda: uses.collect(world, aware.visual, "half finished search tuning", uses.TUNING, 840_000))
     fresh = part("search, fresh", lambda: uses.collect(world, aware.visual, "half finished search", uses.PROMPTS, 850_000))
     return {

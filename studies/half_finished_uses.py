@@ -96,8 +96,8 @@ def thresholds(world: SafetyWorld, name: str) -> dict[str, float]:
 @torch.no_grad()
 def guided(world: SafetyWorld, limits: dict[str, float], name: str) -> dict:
     """Way of a judge, or of look-ahead → verdicts of every picture, in the order of COUNTS; `suspect`: who was sampled again."""
-    captions = [c for kind in KINDS for c in fresh_prompts("half finished safety", COUNTS[kind], kind)]
-    texts, noise = [str(c) for c in captions], noise_for(820_000, len(captions))
+    captions = [c for kind in KINDS for c in fresh_prompts("half finished safety, again", COUNTS[kind], kind)]
+    texts, noise = [str(c) for c in captions], noise_for(860_000, len(captions))
     plain, steps, levels = follow(world.world, texts, noise)
     first = world.verdicts(plain, captions)
 
