@@ -11,19 +11,11 @@ import numpy as np
 from ..evaluation.statistics import Rate
 from . import half_finished as study
 from . import half_finished_uses as uses
-from .report import Kept, table
+from .report import Kept, difference, table
 from .safety_protocol import KINDS
 
 EARLY_PROMPTS, EARLY_OF = 60, 12
 BAD = uses.COUNTS["asked"] + uses.COUNTS["hinted"]  # the first of the pictures; the others are of innocent prompts
-
-
-def difference(a: list, b: list) -> str:
-    """Mean of a - b over pairs, with the bootstrap's 95 % interval."""
-    pairs = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-    draws = np.random.default_rng(0).choice(pairs, (2000, len(pairs))).mean(1)
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return f"{pairs.mean():+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def measure(kept: Kept, world, tasks_of: Callable) -> dict:
