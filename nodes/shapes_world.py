@@ -20,7 +20,8 @@ class LatentCLIPShapesWorld(io.ComfyNode):
             inputs=[
                 switch("noise_aware",
                     "A Latent-CLIP that also reads half-finished images: Safety Guidance, Guide Model and the cuts of Search tell it how much noise is left. "
-                    "Finished images are read as before, bit for bit. Thresholds for guidance are others: see the help.", optional=True),
+                    "Finished images are read as before, bit for bit. Thresholds for guidance are others: see the help.",
+                    optional=True, advanced=True),
             ],
             outputs=[
                 io.Model.Output(
