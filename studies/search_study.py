@@ -58,7 +58,7 @@ leaves nothing to choose: cfg 1 and prompts of pairs that no training caption sh
 - **The clock** of this tiny model says 73 % of the time for half of the evaluations, because looks, pictures and bookkeeping
   weigh as much as its steps; a plain batch of equal cost took 68 %. On larger latents it falls away (`bench/results/search.json`).
 
-No noise-aware judge was at hand for these tables. Distilled models and other drafters were not tried.
+No noise-aware judge was at hand for these tables; one that was made later [gains nothing here](training-study.md#half-finished-images). Distilled models and other drafters were not tried.
 
 """
 
