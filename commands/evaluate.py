@@ -317,12 +317,19 @@ def _zero_shot_of_shards(options: argparse.Namespace, judge: "NamingJudge") -> s
     """Of latents that were embedded before: the folder in a sample's id is its class."""
     from ..evaluation.pictures import texts_of
     from ..evaluation.zero_shot import classify_rows, write_result
+    from ..models.vae_signature import difference, is_another
     from ..training.shards import read_dataset, read_samples
 
     folder = Path(options.data)
-    space = read_dataset(folder).space["name"]
+    dataset = read_dataset(folder)
+    space = dataset.space["name"]
     if space != judge.space:
         raise EvaluationError(f"{folder}: latents of the {space} space, and {judge.name} reads {judge.space}. Embed with the VAE that it reads.")
+    if is_another(difference(judge.vae, dataset.vae)):
+        raise EvaluationError(
+            f"{folder}: latents of the VAE {dataset.vae.get('name')}, and {judge.name} reads those of {judge.vae.get('name')}, another of the same "
+            "shape. Embed with the VAE that it reads."
+        )
     names = sorted({Path(sample.id).parent.name for sample in read_samples(folder)})
     if names == [""]:
         raise EvaluationError(f"{folder}: its pictures lay in no class folders, so that nobody knows their classes.")

@@ -11,6 +11,7 @@ from ..models.checkpoint import sha256_of
 from ..models.latent_spaces import LATENT_SPACES, LatentSpace
 from ..models.shapes_world import FOLDER
 from .scorer import SHAPES_WORLD, _load_vae
+from .vae_check import loaded_signature
 
 
 class HostEncoder:
@@ -18,14 +19,17 @@ class HostEncoder:
 
     Attributes:
         channels, downscale: of its latents.
-        told: name and sha256 of its file.
+        told: name and sha256 of its file, and the signature of its encoder (`models.vae_signature`).
     """
 
     def __init__(self, vae: str, moments: bool = False) -> None:
         path = FOLDER / "vae.safetensors" if vae == SHAPES_WORLD else Path(vae)
         self.vae = _load_vae(vae)
         self.vae.throw_exception_if_invalid()
-        self.told = {"name": vae if vae == SHAPES_WORLD else path.name, "sha256": sha256_of(path)}
+        self.told = {
+            "name": vae if vae == SHAPES_WORLD else path.name, "sha256": sha256_of(path),
+            "signature": loaded_signature(self.vae),
+        }  # fmt: skip
         self.moments = moments
         self.channels, self.downscale = self.vae.latent_channels, self.vae.spacial_compression_encode()
         if moments and not hasattr(self.vae.first_stage_model, "regularization"):

@@ -15,14 +15,17 @@ from ..models.config import latent_grid
 from ..models.fit import Fit, fit_latents, more_windows
 from ..models.frames import frames_in
 from ..models.latent_spaces import LatentSpace
-from ..models.own_spaces import statistics_of, unlike
+from ..models.own_spaces import statistics_of, unlike, vae_of
 from .folders import LATENT_CLIP, find_file
 from .oom import one_by_one_when_out
 from .prompts import words_of
 from .towers import TowerPatcher, device_and_dtype, tower_dtype, tower_patcher
+from .vae_check import check_vae
 from .word_pieces import Tokenizer
 
 if TYPE_CHECKING:  # open_clip takes seconds to import
+    import comfy.sd
+
     from ..models.latent_clip import LatentCLIP
 
 LOGGER = logging.getLogger(__name__)
@@ -217,16 +220,21 @@ class LatentWatcher(LatentEncoder):
         )
 
 
-def load_latent_clip_file(name: str, dtype: str = "auto") -> LoadedLatentCLIP:
+def load_latent_clip_file(name: str, dtype: str = "auto", vae: "comfy.sd.VAE | None" = None) -> LoadedLatentCLIP:
     """Load a file of ComfyUI/models/latent_clip.
 
+    Args:
+        vae: to be checked to be the one whose latents it reads; default: nothing is checked.
+
     Raises:
-        ValueError: the file is gone or is no Latent-CLIP; the message says what it is.
+        ValueError: the file is gone or is no Latent-CLIP, or reads the latents of another VAE; the message says what it is.
     """
     from ..models.checkpoint import read_checkpoint
     from ..models.latent_clip import load_latent_clip
 
     checkpoint = read_checkpoint(find_file(LATENT_CLIP, name))
+    if vae is not None:
+        check_vae(name, checkpoint.space, vae_of(checkpoint.metadata), vae)
     model = load_latent_clip(checkpoint.config, checkpoint.state_dict)
     LOGGER.info("Loaded %s: reads %s latents", checkpoint.name, checkpoint.space.name)
     statistics = statistics_of(checkpoint.metadata)

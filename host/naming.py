@@ -19,7 +19,7 @@ class NamingJudge:
 
     Attributes:
         name: of the Latent-CLIP. side: pixels of the square that fills its grid.
-        space: name of the latent space that it reads.
+        space: name of the latent space that it reads. vae: what its file tells of the VAE.
         encode: pictures (B, 3, side, side) in [0, 1] → (B, D); encode_latents: raw latents (B, C, H, W) → (B, D);
             encode_text: texts → (N, D); all of unit length.
     """
@@ -27,6 +27,7 @@ class NamingJudge:
     name: str
     side: int
     space: str
+    vae: dict
     encode_latents: Callable[[Tensor], Tensor]
     encode: Callable[[Tensor], Tensor]
     encode_text: Callable[[list[str]], Tensor]
@@ -57,5 +58,6 @@ def load_judge(clip: str, vae: str | None) -> NamingJudge:
 
     space = scorer.clip.space
     return NamingJudge(
-        scorer.clip.name, scorer.clip.grid * space.downscale, space.name, encode_latents, encode, scorer.clip.encode_text
-    )
+        scorer.clip.name, scorer.clip.grid * space.downscale, space.name, scorer.told, encode_latents, encode,
+        scorer.clip.encode_text,
+    )  # fmt: skip

@@ -12,6 +12,8 @@ from ..methods.calibration import CalibrationError
 from ..models.concepts import ConceptSet, Judge
 from ..models.fit import Fit
 from ..models.latent_spaces import LatentSpaceError, check_raw_latents
+from ..models.own_spaces import vae_of
+from .vae_check import check_vae
 
 SHAPES_WORLD = "shapes-world"
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
@@ -25,16 +27,19 @@ class UnreadableError(CalibrationError):
 
 
 class Scorer:
-    """A Latent-CLIP, and a VAE for pictures, in the host's care.
+    """A Latent-CLIP, and a VAE for pictures, in the host's care; refused where it is another VAE than the Latent-CLIP reads.
 
     Attributes:
+        told: what the Latent-CLIP's file tells of its VAE.
         left_out: why files could not be read, one line each.
     """
 
     def __init__(self, clip: str, vae: str | None, fit: Fit, views: int, closer: bool = False):
         self.fit, self.views, self.closer = fit, views, closer
-        self.clip = _load_clip(clip)
+        self.clip, self.told = _load_clip(clip)
         self.vae = _load_vae(vae) if vae else None
+        if vae and not vae == clip == SHAPES_WORLD:
+            check_vae(self.clip.name, self.clip.space, self.told, self.vae, Path(vae).name)
         self.left_out: list[str] = []
 
     def judge(self) -> Judge:
@@ -138,16 +143,18 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def _load_clip(name: str):
+    """A Latent-CLIP, and what its file tells of its VAE."""
     from ..host import shapes_world
     from ..host.latent_clip import LoadedLatentCLIP
     from ..models.checkpoint import read_checkpoint
     from ..models.latent_clip import load_latent_clip
 
     if name == SHAPES_WORLD:
-        return shapes_world.load_latent_clip()
+        return shapes_world.load_latent_clip(), {}
     checkpoint = read_checkpoint(Path(name))
     model = load_latent_clip(checkpoint.config, checkpoint.state_dict)
-    return LoadedLatentCLIP(model, checkpoint.config, checkpoint.space, checkpoint.name)
+    clip = LoadedLatentCLIP(model, checkpoint.config, checkpoint.space, checkpoint.name)
+    return clip, vae_of(checkpoint.metadata)
 
 
 def _load_vae(name: str):

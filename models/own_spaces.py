@@ -78,6 +78,16 @@ def statistics_of(metadata: dict[str, str]) -> dict[str, list[float]] | None:
     return {"mean": mean, "std": std} if len(mean) == len(std) > 0 and min(std) > 0 else None
 
 
+def vae_of(metadata: dict[str, str]) -> dict:
+    """What a file tells of the VAE whose latents its tower reads: `name`, `sha256`, `signature`; {} where it tells nothing of use."""
+    try:
+        told = json.loads(metadata.get("vae", "{}"))
+        signature = {name: [float(value) for value in values] for name, values in (told.get("signature") or {}).items()}
+    except (ValueError, TypeError, AttributeError):
+        return {}
+    return {**told, "signature": signature or None}
+
+
 FAR = 2.5  # standard deviations of a channel's mean, or ratio of its spread, that no picture of that VAE is likely to have
 
 

@@ -20,6 +20,9 @@ class LatentCLIPLoader(io.ComfyNode):
                 choice("file", folders.list_files(folders.LATENT_CLIP),
                     "A file in ComfyUI/models/latent_clip: the authors' epoch_34.pt or a converted .safetensors. The README says where to get one."),
                 dtype_input(),
+                io.Vae.Input("vae", optional=True,
+                    tooltip="Wire the VAE that you decode with, to have it checked: a Latent-CLIP reads the latents of one VAE only, and another of "
+                    "the same shape gives scores that mean nothing. Nothing else depends on it."),
             ],
             outputs=[LATENT_CLIP.Output(display_name="LATENT_CLIP", tooltip="For Reward, Classify and Safety nodes.")],
         )  # fmt: skip
@@ -29,13 +32,13 @@ class LatentCLIPLoader(io.ComfyNode):
         return folders.fingerprint(folders.LATENT_CLIP, file)
 
     @classmethod
-    def execute(cls, file, dtype):
+    def execute(cls, file, dtype, vae=None):
         from ..host.requirements import check_requirements
 
         check_requirements()
         from ..host.latent_clip import load_latent_clip_file
 
-        return io.NodeOutput(load_latent_clip_file(file, dtype))
+        return io.NodeOutput(load_latent_clip_file(file, dtype, vae))
 
 
 class LatentCLIPPixelLoader(io.ComfyNode):

@@ -17,7 +17,7 @@ def tiny_state(family: str, channels: int | None = None) -> dict[str, torch.Tens
     """What its file holds; `channels`: of a TAESD, 4 by default."""
     network = FAMILIES[family]() if channels is None else _taesd(channels)
     generator = torch.Generator().manual_seed(0)
-    state = {name: _seeded(name, tensor, generator) for name, tensor in network.state_dict().items()}
+    state = {name: seeded(name, tensor, generator) for name, tensor in network.state_dict().items()}
     if family == "taesd":  # as it stands in a checkpoint: SDXL's scale
         state |= {"vae_scale": torch.tensor(0.13025), "vae_shift": torch.tensor(0.0)}
     return state
@@ -29,7 +29,8 @@ def raw_latents(vae, batch: int = 2, frames: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
-def _seeded(name: str, tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def seeded(name: str, tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Values for a weight of that name and shape, with which a picture comes through."""
     if name.endswith(("gamma", "running_var")) or (tensor.ndim == 1 and name.endswith("weight")):
         return torch.ones(tensor.shape)
     if tensor.ndim < 2:

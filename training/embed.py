@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..models.vae_signature import without_signature
 from .pictures import Skipped, cut, read_upright, views_of
 from .shards import HEADER, Dataset, Sample, ShardError, drop_repeats, finished, key_of, read_dataset, write_shard
 from .sources import Row
@@ -187,8 +188,11 @@ def begin(rows: Sequence[Row], target: Path, dataset: Dataset) -> tuple[list[Row
         ShardError: the folder holds shards made in another way.
     """
     dataset = Dataset(**json.loads(json.dumps(asdict(dataset))))  # as it reads back: lists, no tuples
-    if (target / HEADER).exists() and (there := read_dataset(target)) != dataset:
-        changed = [name for name in vars(dataset) if getattr(there, name) != getattr(dataset, name)]
+    there = read_dataset(target) if (target / HEADER).exists() else dataset
+    changed = [name for name in vars(dataset) if getattr(there, name) != getattr(dataset, name)]
+    if "vae" in changed and without_signature(there.vae) == without_signature(dataset.vae):
+        changed.remove("vae")  # the same file, loaded in another precision or by a version that made no signature
+    if changed:
         raise ShardError(
             f"{target}: its shards were made with another {', '.join(changed)}. Choose another folder, or the same options."
         )

@@ -23,6 +23,7 @@ from ..models.config import latent_grid
 from ..models.latent_clip import LatentCLIP
 from ..models.noise_level import NOISE_PATH
 from ..models.own_spaces import space_of_dict
+from ..models.vae_signature import difference, is_another
 from .loop import Draw, Printed, Recipe, fit
 from .objectives import Objectives, Task, start_temperature
 from .probe import probe
@@ -135,7 +136,7 @@ def train(options: Options, say: Callable[[str], None] = print) -> Path:
     statistics = channel_statistics(torch.cat([_latents_of(sample) for sample in samples]))
     model, config = start_model(options, dataset, first_rows(done.patched, STATISTICS), statistics)
     model.to(device)
-    held_out = first_rows(finished(options.val_data).tars, STATISTICS) if options.val_data else []
+    held_out = held_out_rows(options.val_data, dataset) if options.val_data else []
     began, stages = time.monotonic(), stages_of(options, model, here.world_size)
     for name, steps, trained in stages:
         _train_stage(options, name, steps, trained, model, config, tars, held_out, here, device)
@@ -163,6 +164,23 @@ def finished_shards(folder: Path, cleans: bool) -> Done:
     if not done.tars:
         raise ShardError(f"{folder}: no finished shards. Make some with: latent-clip embed")
     return done
+
+
+def held_out_rows(folder: Path, dataset: Dataset) -> list[Sample]:
+    """The first samples of shards to measure on.
+
+    Raises:
+        ShardError: their latents are not of the VAE that the others are of.
+    """
+    other = read_dataset(folder)
+    names = [f"{one.vae.get('name')} ({one.space['name']} space)" for one in (other, dataset)]
+    apart = difference(dataset.vae, other.vae)  # one VAE may lie in two files, each with a space of its own name
+    if is_another(apart) or (apart is None and space_of_dict(other.space) != space_of_dict(dataset.space)):
+        raise ShardError(
+            f"{folder}: latents of the VAE {names[0]}, and --train-data holds those of {names[1]}. Measure on shards of the same VAE: embed "
+            "the held-out pictures with it."
+        )
+    return first_rows(finished(folder).tars, STATISTICS)
 
 
 def _latents_of(sample: Sample) -> Tensor:

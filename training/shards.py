@@ -66,7 +66,7 @@ class Dataset:
 
     Attributes:
         space: of the latents, as `models.latent_spaces.LatentSpace.as_dict` writes it.
-        vae: the VAE's file name and sha256. teacher: file name, sha256 and open_clip config of the teacher, or None.
+        vae: the VAE's file name and sha256, and the signature of its encoder (`models.vae_signature`). teacher: file name, sha256 and open_clip config of the teacher, or None.
         views: names such as "centre", "random", "flip", and the side in pixels.
         licence: of the pictures, as whoever made the data set says it.
         predictions: which diffusion model made them, at how many levels, with what guidance.
