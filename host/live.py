@@ -5,6 +5,7 @@ a reload for example, asks GET /latent_clip/runs for everything so far. POST /la
 best; POST /latent_clip/choose answers a search (`host.live_search`). All reach the runs of the same client only.
 """
 
+import itertools
 import time
 from dataclasses import asdict
 
@@ -22,6 +23,10 @@ EVENT = "latent_clip.reno"
 SEND_SECONDS = 0.1  # between two events; iterations in between travel together
 PICTURE_SECONDS = 1.0
 MAX_PICTURES = 8
+
+SERIALS = itertools.count(int(time.time() * 1000))
+"""Of messages in the order in which they are made: events and answers to GET come to the page on two ways, and one may overtake the
+other. A server that starts again goes on higher up."""
 
 
 class Live:
@@ -51,9 +56,10 @@ class Live:
         return bool(all(self.key) and self.server and self.client in self.server.sockets)
 
     def address(self) -> dict:
-        """Which run a message is of."""
+        """Which run a message is of, and which of its messages; to be called before what the message tells is read."""
         prompt_id, node = self.key
         return {
+            "serial": next(SERIALS),
             "node": node,
             "display_node": _display_node(node) if node else "",
             "prompt_id": prompt_id,

@@ -70,7 +70,7 @@ def run_search(
         search = _Search(guider, sampler, sigmas, latent, start, state, live)
         search.run(drafter)
         report = {**live.message("done", state.thumbnails)}
-    del report["waiting"]
+    del report["waiting"], report["serial"]
     made = {**latent, "samples": search.samples.to(mm.intermediate_device())}
     winners = state.winners
     rest = [item for item in search.standing() if item not in winners]

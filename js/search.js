@@ -59,7 +59,9 @@ function addPanel(node) {
 async function choose({ promptId, node, listIndex }, keep) {
     try {
         const response = await post("/latent_clip/choose", { prompt_id: promptId, node, list_index: listIndex, keep });
-        return response.ok ? "" : ((await response.json()).error ?? text("notAnswered"));
+        if (response.ok) return "";
+        catchUpSoon(); // perhaps the question is another one by now
+        return (await response.json()).error ?? text("notAnswered");
     } catch (error) {
         if (!(error instanceof TypeError || error instanceof SyntaxError)) throw error;
         return text("notAnswered"); // no connection, or something in between has answered
@@ -88,7 +90,7 @@ async function catchUp() {
     const before = new Set(openPanels().flatMap((panel) => panel.running()));
     const runs = await runsOfClient();
     if (runs === null) return;
-    for (const run of runs) panelOf(run)?.add(run, true);
+    for (const run of runs) panelOf(run)?.add(run);
     const goesOn = ({ promptId, node, listIndex }) =>
         runs.some((run) => run.prompt_id === promptId && run.node === node && run.list_index === listIndex);
     for (const panel of openPanels()) panel.end((run) => goesOn(run) || !before.has(run));

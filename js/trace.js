@@ -73,17 +73,20 @@ function panelOf(run) {
     return panels.get(nodeByExecutionId(rootGraph(), run.display_node ?? run.node));
 }
 
+const openPanels = () => [...nodesByLocator(rootGraph())].map(([, node]) => panels.get(node)).filter(Boolean);
+
 /** Fetch the runs that are going on: after a reload, or after a change of the workflow tab, their beginning is missing. */
 async function catchUp() {
     if (asking) return;
     asking = true;
     try {
+        const before = new Map(openPanels().map((panel) => [panel, panel.trace()?.promptId]));
         const runs = await runsOfClient();
         if (runs === null) return;
         for (const run of runs) panelOf(run)?.add(run);
-        for (const [, node] of nodesByLocator(rootGraph())) {
-            const panel = panels.get(node);
-            if (panel && !runs.some((run) => run.prompt_id === panel.trace()?.promptId)) panel.end();
+        for (const panel of openPanels()) {
+            const shown = panel.trace()?.promptId; // what has begun since then, the answer cannot know
+            if (shown === before.get(panel) && !runs.some((run) => run.prompt_id === shown)) panel.end();
         }
     } finally {
         asking = false;

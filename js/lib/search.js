@@ -14,6 +14,7 @@
  * @property {string} node execution id, empty in a finished run
  * @property {string} promptId likewise
  * @property {number} listIndex which of a list of latents it runs for, 0 where there is no list
+ * @property {number|null} serial of the message, in the order in which the server made them; null in a finished run
  * @property {number} candidates how many there are; their ids are 0 to candidates − 1
  * @property {number} keep how many of them are wanted
  * @property {number|null} seed of the noise
@@ -40,6 +41,8 @@
  * @property {{score: number|null, state: "open"|"kept"|"fell"|"out", thumbnail: string}[]} cells one for each look
  */
 
+import { isOlder } from "./order.js";
+
 const finite = (value) => (typeof value === "number" && Number.isFinite(value) ? value : null);
 const list = (value) => (Array.isArray(value) ? value : []);
 
@@ -64,6 +67,7 @@ export function readSearch(message) {
         node: String(message.node ?? ""),
         promptId: String(message.prompt_id ?? ""),
         listIndex: message.list_index ?? 0,
+        serial: finite(message.serial),
         candidates: finite(message.candidates) ?? 0,
         keep: finite(message.keep) ?? 0,
         seed: finite(message.seed),
@@ -98,19 +102,21 @@ const sameRun = (one, other) => ["promptId", "node", "listIndex"].every((name) =
 
 /**
  * The runs that a node shows, with a live message added. A new prompt takes the place of the last one; of one prompt there are
- * several runs where a list of latents came in, or where the node has expanded into a loop.
+ * several runs where a list of latents came in, or where the node has expanded into a loop. A message that a later one has
+ * overtaken changes nothing: what was asked for and what the server says by itself come on two ways.
  *
  * @param {Search[]} runs
  * @param {Search} next
- * @param {boolean} late it was asked for, so a message of the run may have overtaken it
  * @returns {Search[]}
  */
-export function withSearch(runs, next, late = false) {
-    if (runs[0]?.promptId !== next.promptId) return [next];
+export function withSearch(runs, next) {
+    const samePrompt = runs[0]?.promptId === next.promptId;
     const place = runs.findIndex((run) => sameRun(run, next));
+    const since = samePrompt ? runs.slice(place, place + 1) : runs;
+    if (since.some(({ serial }) => isOlder(next.serial, serial))) return runs;
+    if (!samePrompt) return [next];
     if (place < 0) return [...runs, next];
     const known = runs[place];
-    if (late && (known.ended !== "" || next.cost.spent < known.cost.spent)) return runs;
     return runs.with(place, {
         ...next,
         thumbnails: { ...known.thumbnails, ...next.thumbnails },

@@ -18,9 +18,9 @@ import { aliveOf, questionOf, readSearch, readSearches, scoreOf, sharesOf, withS
  * @param {(run: import("./search.js").Search) => void} options.asked a question has come up
  * @param {() => "best"|"batch"} options.getOrder
  * @param {(order: "best"|"batch") => void} options.setOrder
- * @returns {{element: HTMLElement, lists: HTMLElement[], show: (messages: object[]) => void, add: (event: object, late?: boolean) =>
- *     void, running: () => import("./search.js").Search[], end: (known: (run: object) => boolean) => void, dispose: () => void}}
- *     `lists` scroll, `show` draws a run that has ended, `add` a live message (late: it was asked for), `end` says of the runs
+ * @returns {{element: HTMLElement, lists: HTMLElement[], show: (messages: object[]) => void, add: (event: object) => void,
+ *     running: () => import("./search.js").Search[], end: (known: (run: object) => boolean) => void, dispose: () => void}}
+ *     `lists` scroll, `show` draws a run that has ended, `add` a live message, `end` says of the runs
  *     that the server does not know that they are lost
  */
 export function createSearchPanel({ text, choose, asked, getOrder, setOrder }) {
@@ -103,10 +103,10 @@ export function createSearchPanel({ text, choose, asked, getOrder, setOrder }) {
             const place = runs[0]?.promptId === first.promptId ? shown : 0;
             use([first, ...more].reduce((known, run) => withSearch(known, run), runs), place);
         },
-        add(event, late = false) {
+        add(event) {
             const next = readSearch(event);
             if (next === null) return;
-            const known = withSearch(runs, next, late);
+            const known = withSearch(runs, next);
             const asking = known.findIndex((run) => run.ask !== null);
             use(known, asking >= 0 ? asking : known.findIndex(({ node, listIndex }) => node === next.node && listIndex === next.listIndex));
         },

@@ -12,6 +12,7 @@
  * @property {string} node execution id, empty in a finished trace
  * @property {string} promptId likewise
  * @property {number} listIndex which of a list of latents it runs for, 0 where there is no list
+ * @property {number|null} serial of the latest message, in the order in which the server made them; null in a finished trace
  * @property {object} settings as the node has them
  * @property {object[]} iterations as the node sends them
  * @property {{name: string, weight: number}[]} terms
@@ -23,6 +24,8 @@
  * @property {string[]} firstThumbnails
  * @property {""|"done"|"interrupted"|"failed"} ended
  */
+
+import { isOlder } from "./order.js";
 
 const finite = (value) => (typeof value === "number" && Number.isFinite(value) ? value : null);
 const list = (value) => (Array.isArray(value) ? value : []);
@@ -45,6 +48,7 @@ function readOne(message) {
         node: String(message.node ?? ""),
         promptId: String(message.prompt_id ?? ""),
         listIndex: message.list_index ?? 0,
+        serial: finite(message.serial),
         settings: message.settings ?? {},
         iterations: message.iterations,
         terms: list(message.terms).map(readTerm),
@@ -106,11 +110,12 @@ const sum = (values) => values.reduce((total, value) => total + value, 0);
  *
  * @param {Trace|null} trace what is known so far
  * @param {object} event
- * @returns {Trace|null} null when iterations between the two are missing
+ * @returns {Trace|null} the same where a later event has overtaken this one; null when iterations between the two are missing
  */
 export function addEvent(trace, event) {
     const piece = readTrace(event);
     if (piece === null) return null;
+    if (trace !== null && isOlder(piece.serial, trace.serial)) return trace;
     const same = trace !== null && ["promptId", "node", "listIndex"].every((name) => trace[name] === piece[name]);
     const known = same ? trace.iterations : [];
     const start = event.start ?? 0;

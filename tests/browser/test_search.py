@@ -241,6 +241,54 @@ def test_an_answer_that_does_not_arrive_can_be_given_again(desk, comfy):
     report_of(comfy.wait(prompt_id))
 
 
+def test_an_answer_about_an_earlier_run_does_not_take_the_place_of_the_question(desk, comfy):
+    """What the page asked the server while one search waited, comes when the next one does."""
+    load(desk, comfy, 16, chooses="me")
+    first, held = desk.start(), []
+    wait_for_question(desk)
+    desk.page.route("**/latent_clip/runs*", lambda route: held.append((route, route.fetch())))
+    desk.js("() => { app.api.dispatchEvent(new CustomEvent('reconnected')); }")
+    while not held:
+        desk.page.wait_for_timeout(50)
+    route, answer = held[0]
+    assert [run["prompt_id"] for run in answer.json()["runs"]] == [first]
+    desk.page.keyboard.press("1")
+    panel_of(desk).locator(".latent-clip-go").click()
+    report_of(comfy.wait(first))
+    wait_for_end(desk)
+    desk.js("() => { app.graph.nodes.find(({ type }) => type === 'RandomNoise').widgets[0].value += 1; }")
+    second = desk.start()
+    wait_for_question(desk)
+    route.fulfill(response=answer)
+    desk.page.unroute("**/latent_clip/runs*")
+    desk.page.wait_for_timeout(500)
+    offered = tiles(desk)
+    desk.page.keyboard.press("2")
+    panel_of(desk).locator(".latent-clip-go").click()
+    (report,) = report_of(comfy.wait(second))
+    assert report["rounds"][0]["kept"] == offered[1:2]
+
+
+def test_a_refused_answer_shows_what_is_asked_now(desk, comfy):
+    """Something has told the page of a question that is none any more."""
+    load(desk, comfy, 17, chooses="me")
+    prompt_id = desk.start()
+    wait_for_question(desk)
+    desk.js("""() => app.api.dispatchEvent(new CustomEvent('latent_clip.search', {
+        detail: { ...searches.at(-1), prompt_id: 'gone', serial: undefined },
+    }))""")
+    desk.settle()
+    desk.page.keyboard.press("1")
+    panel_of(desk).locator(".latent-clip-go").click()
+    desk.page.wait_for_function("() => document.querySelectorAll('.latent-clip-tile[aria-pressed=true]').length === 0")
+    desk.errors.clear()  # the browser logs the refused request, as it should
+    offered = tiles(desk)
+    desk.page.keyboard.press("3")
+    panel_of(desk).locator(".latent-clip-go").click()
+    (report,) = report_of(comfy.wait(prompt_id))
+    assert report["rounds"][0]["kept"] == offered[2:3]
+
+
 def test_another_client_is_not_asked(desk, chromium, comfy):
     other = ComfyPage(chromium, comfy, desk.renderer)
     try:

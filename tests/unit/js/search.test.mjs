@@ -121,13 +121,23 @@ test("each look keeps the picture that it brought", () => {
     assert.deepEqual(saved.map(({ cells }) => cells.map(({ thumbnail }) => thumbnail)), [["", ""], ["", "one"], ["", "two"], ["", ""]]);
 });
 
-test("an answer that comes late does not undo what has happened since", () => {
-    const runs = withSearch([], read({ ended: "done" }));
-    assert.equal(withSearch(runs, read(), true), runs);
-    const running = withSearch([], read({ cost_spent: 14 }));
-    assert.equal(withSearch(running, read(), true), running);
-    assert.equal(withSearch(running, read({ cost_spent: 16 }), true)[0].cost.spent, 16);
-    assert.equal(withSearch(running, read())[0].cost.spent, 12, "a second attempt starts again");
+test("a message that a later one has overtaken changes nothing", () => {
+    const runs = withSearch([], read({ ended: "done", serial: 9 }));
+    assert.equal(withSearch(runs, read({ serial: 8 })), runs);
+    const asking = withSearch([], read({ waiting, serial: 5 }));
+    assert.equal(withSearch(asking, read({ serial: 4 })), asking, "a question is not taken away");
+    const answered = withSearch(asking, read({ serial: 6 }));
+    assert.equal(withSearch(answered, read({ waiting, serial: 5 })), answered, "nor asked again");
+    assert.equal(withSearch(answered, read({ cost_spent: 3, serial: 7 }))[0].cost.spent, 3, "a second attempt starts again");
+});
+
+test("an earlier prompt does not take the place of a later one", () => {
+    const runs = withSearch([], read({ prompt_id: "q", waiting, serial: 5 }));
+    assert.equal(withSearch(runs, read({ waiting, serial: 3 })), runs);
+    assert.equal(withSearch(runs, read({ prompt_id: "r", serial: 6 }))[0].promptId, "r");
+    assert.equal(withSearch(runs, read({ ended: "done" }))[0].promptId, "p", "a finished run that is shown has no serial");
+    const list = withSearch(runs, read({ prompt_id: "q", list_index: 1, serial: 4 }));
+    assert.deepEqual(list.map(({ listIndex }) => listIndex), [0, 1], "of one prompt all runs are kept");
 });
 
 test("the sidebar knows the kind", () => {

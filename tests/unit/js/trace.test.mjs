@@ -100,6 +100,13 @@ test("a gap is noticed: after a reload, and in another run", () => {
     assert.equal(addEvent(trace, { kind: "scores" }), null);
 });
 
+test("an event that a later one has overtaken changes nothing, whichever prompt it is of", () => {
+    const trace = addEvent(null, message(0, 3, { serial: 5 }));
+    assert.equal(addEvent(trace, message(0, 2, { serial: 4 })), trace);
+    assert.equal(addEvent(trace, message(0, 2, { prompt_id: "q", serial: 4 })), trace);
+    assert.equal(addEvent(trace, message(0, 2, { prompt_id: "q", serial: 6 })).promptId, "q");
+});
+
 test("a run that starts again, as after running out of memory, replaces what was there", () => {
     const trace = addEvent(addEvent(null, message(0, 3)), message(0, 1));
     assert.equal(trace.iterations.length, 1);
