@@ -31,12 +31,13 @@ def second_vae(kept: Kept, world) -> dict:
     from ..demo.judge import judge
     from ..demo.scenes import render
     from ..models.shapes_world import load_pixel_clip
+    from . import second_reno
     from . import second_vae as study
     from .measures import clip_verdicts, sample_corpus
 
     vae = study.second_vae()
     made = kept.get("second VAE: distilled", lambda: _distil(study, vae, load_pixel_clip()))
-    towers = study.towers(vae, world, Path(made["file"]))
+    towers = study.towers(vae, world, study.FOLDER_OF / Path(made["file"]).name)
 
     def round_trip() -> list[bool]:
         scenes = sample_corpus("training study vae", 200, held_out=None, single=0.5)
@@ -54,6 +55,7 @@ def second_vae(kept: Kept, world) -> dict:
         "round trip": kept.get("second VAE: round trip", round_trip),
         "tasks": tasks,
         "best": kept.get("second VAE: best of eight", lambda: best_of_eight(world, towers)),
+        "reno": second_reno.measure(kept, world, vae),
     }
 
 
@@ -91,6 +93,8 @@ def best_of_eight(world, towers: dict) -> dict[str, list[bool]]:
 
 def second_vae_report(results: dict) -> str:
     """The section as markdown."""
+    from . import second_reno
+
     tasks, best = results["tasks"], results["best"]
     rows = [
         [task, *(Rate.of(tasks[name][task]) for name in tasks), difference(tasks["distilled"][task], tasks["teacher"][task]),
@@ -110,6 +114,7 @@ def second_vae_report(results: dict) -> str:
         "Best of eight one-step pictures of the shipped generator, decoded by its own VAE and encoded by the second; judged success:",
         table(["chosen by", "judged success", "− teacher"], chosen),
         f"At least one of the eight is right in {Rate.of(best['any'])}.",
+        second_reno.report(results["reno"], difference),
     ])  # fmt: skip
 
 

@@ -271,7 +271,7 @@ def test_an_answer_about_an_earlier_run_does_not_take_the_place_of_the_question(
 
 def test_a_refused_answer_shows_what_is_asked_now(desk, comfy):
     """Something has told the page of a question that is none any more."""
-    load(desk, comfy, 17, chooses="me")
+    load(desk, comfy, 18, chooses="me")
     prompt_id = desk.start()
     wait_for_question(desk)
     desk.js("""() => app.api.dispatchEvent(new CustomEvent('latent_clip.search', {
