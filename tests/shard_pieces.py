@@ -58,6 +58,20 @@ def make(dies: str = "", slow: float = 0.0):
     return Tools(encoder, TOOLS.teacher, TOOLS.predictor)
 
 
+def waiting(note: str, seconds: float):
+    """An encoder that waits, as for a GPU, and notes after each wait when it began, when it ended, and the processor seconds of its process."""
+
+    def encoder(pixels):
+        began = time.time()
+        time.sleep(seconds)
+        latents = pooled(pixels)
+        with Path(note).open("a") as file:
+            file.write(f"{began} {time.time()} {time.process_time()}\n")
+        return latents
+
+    return Tools(encoder)
+
+
 def drive(rows, out):
     """Embed slowly."""
     embed_on_ray(rows, out, DATASET, SETTINGS, (make, ("", 0.3)), cpus=3)

@@ -71,13 +71,18 @@ class Faults:
 
 
 class Stream(IterableDataset):
-    """One process's samples of one interval, without end."""
+    """One process's samples of one interval, without end.
+
+    Attributes:
+        faults: what could not be read so far, where this process reads itself.
+    """
 
     def __init__(self, tars: Sequence[Path | str], reading: Reading, interval: int, rank: int = 0) -> None:
         self.tars, self.reading, self.interval, self.rank = [str(tar) for tar in tars], reading, interval, rank
+        self.faults = Faults()
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        info, faults = get_worker_info(), Faults()
+        info, faults = get_worker_info(), self.faults
         name = f"{self.reading.seed}/{self.interval}/{self.rank}/{info.id if info else 0}"
         order, mixing, choice = (random.Random(f"{name}/{part}") for part in ("order", "mixing", "choice"))
         urls = ({"url": order.choice(self.tars)} for _ in iter(int, 1))

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from open_clip.model import CustomTextCLIP
 from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 pytest.importorskip("webdataset")
 
@@ -32,7 +33,7 @@ from latent_clip.training import loop
 from latent_clip.training.loop import Draw, Recipe, fit
 from latent_clip.training.objectives import Batch, Objectives, Task, affinity
 from latent_clip.training.options import main as training_main
-from latent_clip.training.reader import MOST_FAULTS, Reader, Reading
+from latent_clip.training.reader import MOST_FAULTS, Reader, Reading, Stream
 from latent_clip.training.release import model_card
 from latent_clip.training.run import Options, read_log, train
 from latent_clip.training.shards import Dataset, Sample, ShardError, finished, write_shard
@@ -667,8 +668,8 @@ def test_a_file_whose_space_record_is_wrong_is_refused(shards, tmp_path):
 
 def test_ten_thousand_shards_with_slow_missing_and_broken_ones(shards, tmp_path):
     """The names of 10,000 shards: of each hundred two are missing, one is cut off, one answers late; none stops the reader."""
-    good = finished(shards).tars
-    (tmp_path / "cut.tar").write_bytes(good[0].read_bytes()[:5000])
+    whole, *good = finished(shards).tars
+    (tmp_path / "cut.tar").write_bytes(whole.read_bytes()[:5000])
     kinds = {
         0: tmp_path / "gone.tar",
         1: tmp_path / "gone.tar",
@@ -676,6 +677,12 @@ def test_ten_thousand_shards_with_slow_missing_and_broken_ones(shards, tmp_path)
         3: f"pipe:sleep 0.05; cat {good[1]}",
     }
     tars = [kinds.get(number % 100, good[number % len(good)]) for number in range(10_000)]
-    reader = Reader(tars, Reading(64, 4, interval=1000, context=8, teacher=True, shuffle=256))
-    seen = [reader.batch(step) for step in range(120)]
-    assert all(batch.latents.shape == (64, 5, 4, 4) and batch.tokens.shape == (64, 8) for batch in seen)
+    stream = Stream(tars, Reading(64, 4, context=8, teacher=True, shuffle=256), 0)
+    rows = list(itertools.islice(stream, 64 * 120))
+    assert len(rows) == 64 * 120 and all(row["latents"].shape == (5, 4, 4) and row["tokens"].shape == (8,) for row in rows)
+    known = {row.numpy().tobytes() for row in next(iter(DataLoader(Stream([whole, *good], stream.reading, 0), 2000)))["latents"]}
+    assert {row["latents"].numpy().tobytes() for row in rows} <= known, "nothing of a broken one comes through half"
+    drawn = 64 * 120 / 16 / 0.97  # tars of 16 samples
+    assert {"FileNotFoundError", "ReadError"} <= set(stream.faults.counts) <= {"FileNotFoundError", "ReadError", "ShardError"}
+    assert 0.4 < stream.faults.counts["FileNotFoundError"] / (0.02 * drawn) < 2
+    assert 0.2 < stream.faults.counts["ReadError"] / (0.01 * drawn) < 3
