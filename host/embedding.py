@@ -26,7 +26,7 @@ class HostEncoder:
         path = FOLDER / "vae.safetensors" if vae == SHAPES_WORLD else Path(vae)
         self.vae = _load_vae(vae)
         self.vae.throw_exception_if_invalid()
-        self.told = {
+        self.told: dict = {
             "name": vae if vae == SHAPES_WORLD else path.name, "sha256": sha256_of(path),
             "signature": loaded_signature(self.vae),
         }  # fmt: skip
