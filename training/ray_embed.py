@@ -97,8 +97,10 @@ def _pipeline(ray, rows: Sequence[Row], target: Path, settings: Settings, make: 
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
     data = ray.data.from_items(items, override_num_blocks=max(1, min(len(items) // settings.batch, 1000)))
     data = data.map_batches(_decode, batch_size=settings.batch, fn_args=(settings,))
+    # An encoder that asked for as much of a core as reading does, as it would without a GPU, would be given the reading too, in its own
+    # process: Ray joins steps that ask for the same. It waits for its GPU; where there is none, it shares the cores with the readers.
     data = data.map_batches(
-        _Encode, batch_size=settings.batch, fn_constructor_args=(make, settings), num_gpus=gpus,
+        _Encode, batch_size=settings.batch, fn_constructor_args=(make, settings), num_gpus=gpus, num_cpus=0,
         compute=ray.data.ActorPoolStrategy(size=encoders),
     )  # fmt: skip
     return data.map_batches(_write, batch_size=settings.shard, fn_args=(target,))
