@@ -53,8 +53,10 @@ def test_the_events_lead_to_the_report(comfy, prompt):
     assert all(event["waiting"] is None for event in events)
     spent = [event["cost_spent"] for event in events]
     assert spent == sorted(spent) and spent[-1] == report["cost_spent"] == report["cost_plan"] < report["cost_plain"]
-    assert "waiting" not in report
-    last = {key: value for key, value in events[-1].items() if key not in ("waiting", "thumbnails")}
+    serials = [event["serial"] for event in events]
+    assert serials == sorted(set(serials)), "a message counts up"
+    assert not {"waiting", "serial"} & set(report)
+    last = {key: value for key, value in events[-1].items() if key not in ("waiting", "thumbnails", "serial")}
     assert last == {key: value for key, value in report.items() if key != "thumbnails"}
     assert [one["name"] for one in report["rounds"]] == ["draft", "final"]
     draft, final = report["rounds"]
