@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 WAIT, PER_BATCH = 0.2, 20  # seconds of an encoder that waits as for a GPU, pictures of its batch
-RAMP = 5  # batches that are not counted: the pipeline fills
+STILL = 1.0  # seconds from batch to batch, from which on it is no batch's time but a process that starts
 TRAINED, BATCH = 12, 32  # steps of each process, samples of each of its steps
 
 
@@ -35,6 +35,7 @@ def pictures(folder: Path, count: int, size: tuple[int, int]) -> Path:
 def on_ray(folder: Path) -> dict | str:
     """Time from batch to batch of one encoder that waits, so that cores are not what is compared, by the plain loop and on Ray, A B A B.
 
+    What Ray's start costs is told apart: seconds to the first batch, and those that the encoder stands still when a further process starts.
     With small pictures, whose reading costs next to nothing, in wall seconds. With pictures of 512 pixels in processor seconds of the
     process that encodes, beside the encoder: what bigger batches cost on their way.
     """
@@ -52,10 +53,10 @@ def on_ray(folder: Path) -> dict | str:
         "encoder": f"waits {WAIT} s for each {PER_BATCH} pictures; 1,000 pictures of 64 pixels, two runs of each in turn",
         **{f"{name}, ms from batch to batch": round(1000 * value, 1) for name, value in batch.items()},
         "each run, ms": {name: [round(1000 * run["batch"], 1) for run in runs] for name, runs in (("plain loop", plain), ("on Ray", ray_))},
-        "on Ray, median ms from batch to batch": [round(1000 * run["median"], 1) for run in ray_],
         "Ray over the plain loop": round(batch["on Ray"] / batch["plain loop"] - 1, 3),
         "Ray over the encoder's own wait": round(batch["on Ray"] / WAIT - 1, 3),
         "on Ray, seconds to the first batch": [round(run["start"], 1) for run in ray_],
+        "on Ray, seconds that the encoder stood still after it": [round(run["still"], 1) for run in ray_],
         "on Ray, seconds after the last batch": [round(run["end"], 1) for run in ray_],
         **{f"{name}, pictures of 512 pixels: processor ms of a batch where it is encoded": round(1000 * run["processor"], 1)
            for name, run in big.items()},
@@ -77,11 +78,10 @@ def _run(folder: Path, source: Path, ray: bool, name: str, count: int, side: int
         embed(rows, target, DATASET, settings, waiting(str(note), WAIT))
     ended = time.time()
     calls = [tuple(map(float, line.split())) for line in note.read_text().splitlines()]
-    counted = calls[RAMP:]
-    gaps = [later[0] - earlier[0] for earlier, later in pairwise(counted)]
+    gaps = [later[0] - earlier[0] for earlier, later in pairwise(calls)]
     return {
-        "batch": statistics.mean(gaps), "median": statistics.median(gaps), "start": calls[0][0] - began, "end": ended - calls[-1][1],
-        "processor": (counted[-1][2] - counted[0][2]) / len(gaps),
+        "batch": statistics.mean(gap for gap in gaps if gap < STILL), "still": sum(gap for gap in gaps if gap >= STILL),
+        "start": calls[0][0] - began, "end": ended - calls[-1][1], "processor": (calls[-1][2] - calls[1][2]) / (len(calls) - 2),
     }  # fmt: skip
 
 

@@ -137,7 +137,8 @@ def _start(parts, arguments: argparse.Namespace, views: tuple[str, ...], vae: di
     from ..models.config import latent_grid
     from ..models.latent_clip import LatentCLIP
     from ..models.latent_spaces import LATENT_SPACES
-    from ..models.own_spaces import space_as_dict
+    from ..models.own_spaces import space_as_dict, vae_of
+    from ..models.vae_signature import difference, is_another
     from ..training.shards import Dataset
 
     told: dict[str, str] = {}
@@ -147,8 +148,10 @@ def _start(parts, arguments: argparse.Namespace, views: tuple[str, ...], vae: di
         checkpoint = read_checkpoint(arguments.clip)
         weights, config, space, told = checkpoint.state_dict, checkpoint.config, checkpoint.space, checkpoint.metadata
         name = Path(arguments.clip).name
-    known = json.loads(told.get("vae", "{}"))
-    if (space.channels, space.downscale) != (channels, downscale) or known.get("sha256") not in (None, "", vae["sha256"]):
+    known = vae_of(told)
+    apart = difference(known, vae)
+    another = is_another(apart) or (apart is None and known.get("sha256") not in (None, "", vae["sha256"]))
+    if (space.channels, space.downscale) != (channels, downscale) or another:
         raise ValueError(
             f"Got {name}, which reads the latents of {known.get('name', space.name)} ({space.channels} channels, {space.downscale} pixels "
             f"a cell), but --vae is {vae['name']} ({channels}, {downscale}), another one. Name the VAE that this Latent-CLIP was made for."

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..models.checkpoint import sha256_of
 from ..models.shapes_world import FOLDER
+from ..models.vae_signature import signature_of
 from .decoding import blocks_of
 from .gradients import checkpointed_blocks
 from .scorer import SHAPES_WORLD, open_vae
@@ -85,7 +86,7 @@ class TrainableVAE(nn.Module):
 
 
 def load_trainable_vae(name: str, grad_checkpointing: bool = False) -> tuple[TrainableVAE, dict, int, int]:
-    """A VAE by its file, or Shapes World's; name and sha256 of its file; channels and pixels a cell of its latents.
+    """A VAE by its file, or Shapes World's; name and sha256 of its file, and its signature; channels and pixels a cell of its latents.
 
     Raises:
         ValueError: it is no VAE, or one whose encoder cannot be trained with a Latent-CLIP; names it.
@@ -97,7 +98,9 @@ def load_trainable_vae(name: str, grad_checkpointing: bool = False) -> tuple[Tra
         vae.throw_exception_if_invalid()
         _check(vae, path.name, any(key.startswith("encoder.") for key in tensors))
         trainable = TrainableVAE(vae.first_stage_model, vae.process_input, grad_checkpointing)
-    told = {"name": name if name == SHAPES_WORLD else path.name, "sha256": sha256_of(path)}
+    told = {
+        "name": name if name == SHAPES_WORLD else path.name, "sha256": sha256_of(path), "signature": signature_of(trainable.weights()),
+    }  # fmt: skip
     return trainable, told, vae.latent_channels, vae.spacial_compression_encode()
 
 

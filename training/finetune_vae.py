@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..models.checkpoint import sha256_of
 from ..models.latent_clip import LatentCLIP
+from ..models.vae_signature import signature_of, without_signature
 from .leash import Held, Leash, distance, kl_to_normal, perceptual, psnr
 from .loop import Draw, Group, fit
 from .objectives import Batch, Objectives, Task
@@ -165,7 +166,7 @@ def finetune(
     figures = {f"{key}, {when}": value for when, found in (("before", before), ("after", after)) for key, value in found.told.items()}  # fmt: skip
     about = {
         "objectives": {key: value for key, value in asdict(objectives).items() if value}, "start": start.name,
-        "vae trained": "encoder and decoder" if options.decoder else "encoder", "start vae": start.dataset.vae,
+        "vae trained": "encoder and decoder" if options.decoder else "encoder", "start vae": without_signature(start.dataset.vae),
         "leash": asdict(options.leash), "samples": options.steps * options.batch_size, "batch": options.batch_size, "lr": options.lr,
         "vae lr": options.vae_lr, "seed": options.seed, "seconds": round(time.monotonic() - began),
         "figures of": "held-out pictures" if held_out else "pictures that it was trained on", "figures": figures,
@@ -286,15 +287,16 @@ def _figures(
 
 
 def _write(options: Options, vae: nn.Module, start: Start, statistics: tuple[Tensor, Tensor], about: dict) -> None:
-    """The VAE first: the Latent-CLIP names it by its hash."""
+    """The VAE first: the Latent-CLIP names it by its hash, and by the signature of its encoder."""
     path = options.output_vae
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_name(f"{path.name}.unfinished")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in vae.weights().items()}
     try:
-        save_file(tensors, half, {"finetuned_from": json.dumps(start.dataset.vae), "training": json.dumps(about)})
+        old = without_signature(start.dataset.vae)
+        save_file(tensors, half, {"finetuned_from": json.dumps(old), "training": json.dumps(about)})
         half.replace(path)
     finally:
         half.unlink(missing_ok=True)
-    dataset = replace(start.dataset, vae={"name": path.name, "sha256": sha256_of(path)})
+    dataset = replace(start.dataset, vae={"name": path.name, "sha256": sha256_of(path), "signature": signature_of(tensors)})
     write_latent_clip(options.output, start.model, start.config, dataset, statistics, about)

@@ -7,7 +7,6 @@ what a dead driver's workers finish after it is found by its ids: no row is lost
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -23,10 +22,6 @@ from .sources import Row
 
 Make = tuple[Callable[..., Tools], tuple]
 Columns = dict[str, np.ndarray]
-AHEAD = 8  # batches that wait before an encoder: it works on while a reader starts, which takes seconds
-IDLE_MS = "60000"
-"""After which Ray ends a process that has nothing to do. Its own second is too short: readers that are ahead wait longer, and one that is
-ended is started again, with PyTorch, while the encoder starves."""
 STARTS = 3  # Ray gives its own processes 30 s, which a busy machine may need more than once
 PARTS = ("latent", "teacher", "predictions")  # of a sample, which travel as safetensors
 
@@ -69,8 +64,6 @@ def embed_on_ray(
 
 def _start(ray, address: str, cpus: int | None) -> None:
     mine = address == "local"
-    if mine:
-        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", IDLE_MS)
     for turn in range(1, STARTS + 1):
         try:
             ray.init(
@@ -108,9 +101,10 @@ def _pipeline(ray, rows: Sequence[Row], target: Path, settings: Settings, make: 
     # process: Ray joins steps that ask for the same. It waits for its GPU; where there is none, it shares the cores with the readers.
     data = data.map_batches(
         _Encode, batch_size=settings.batch, fn_constructor_args=(make, settings), num_gpus=gpus, num_cpus=0,
-        compute=ray.data.ActorPoolStrategy(size=encoders, max_tasks_in_flight_per_actor=AHEAD),
+        compute=ray.data.ActorPoolStrategy(size=encoders),
     )  # fmt: skip
-    return data.map_batches(_write, batch_size=settings.shard, fn_args=(target,))
+    # Writing takes next to no time. Had it a core's share of its own, reading would never be ahead, and would wait while a writer starts.
+    return data.map_batches(_write, batch_size=settings.shard, fn_args=(target,), num_cpus=0)
 
 
 def _bytes_column(values: list[bytes]) -> np.ndarray:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 pytest.importorskip("webdataset")
@@ -18,6 +19,7 @@ from latent_clip.models.checkpoint import read_checkpoint, sha256_of
 from latent_clip.models.latent_clip import LatentCLIP
 from latent_clip.models.latent_spaces import LatentSpace
 from latent_clip.models.own_spaces import space_as_dict
+from latent_clip.models.vae_signature import signature_of
 from latent_clip.training import loop
 from latent_clip.training.finetune_vae import Options, Start, finetune
 from latent_clip.training.leash import Held, Leash, distance, kl_to_normal, perceptual, psnr
@@ -226,6 +228,7 @@ def test_the_two_files_tell_of_each_other_and_of_what_was_done(tmp_path):
     figures = finetune(asked, vae, clip, Kinds(), Kinds(), say=said.append)
     checkpoint = read_checkpoint(asked.output)
     told, training = json.loads(checkpoint.metadata["vae"]), json.loads(checkpoint.metadata["training"])
+    assert told.pop("signature") == signature_of(load_file(asked.output_vae))
     assert told == {"name": "vae.safetensors", "sha256": sha256_of(asked.output_vae)}
     assert checkpoint.space.name == "odd" and training["figures"] == figures
     assert training["leash"] == {"l1": 2.0, "lpips": 0.0, "kl": 1e-6, "distance": 0.5} and training["start vae"]["sha256"] == "ab12"

@@ -1,5 +1,6 @@
 """latent-clip embed on Ray, where it is installed: the same shards, and none lost or twice when workers or the driver die."""
 
+import logging
 import multiprocessing
 import time
 
@@ -49,13 +50,26 @@ def test_rows_that_are_twice_there_are_dropped(tmp_path):
     assert finished(tmp_path).skipped == {"e": "damaged"} and drop_repeats(tmp_path) == 0
 
 
+class Heard(logging.Handler):
+    """What was logged."""
+
+    def __init__(self):
+        super().__init__(logging.INFO)
+        self.text = ""
+
+    def emit(self, record):
+        self.text += record.getMessage()
+
+
 def test_a_killed_worker_loses_no_row_and_writes_none_twice(rows, tmp_path):
-    pytest.importorskip("ray")
+    pytest.importorskip("ray.data")
     from latent_clip.training.ray_embed import embed_on_ray
 
+    logging.getLogger("ray.data").addHandler(heard := Heard())
     embed(rows, tmp_path / "plain", DATASET, SETTINGS, TOOLS)
     note = tmp_path / "dies"
     counts = embed_on_ray(rows, tmp_path / "out", DATASET, SETTINGS, (make, (str(note), 0.05)), cpus=3)
+    assert "[MapBatches(_decode)] -> ActorPoolMapOperator[MapBatches(_Encode)] -> " in heard.text, "nothing else is done where it is encoded"
     assert note.exists() and counts == {"written": COUNT, "there": 0, "no picture": 1}
     plain, ray = by_id(tmp_path / "plain"), by_id(tmp_path / "out")
     assert plain.keys() == ray.keys() and {"teacher/features", "predictions/x0"} <= tensors(plain["000.png"]).keys()
