@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -258,10 +259,15 @@ def test_a_second_run_does_nothing_and_other_options_are_refused(folder, tmp_pat
     other = Dataset(DATASET.space, {"name": "other", "sha256": "1"}, DATASET.views)
     with pytest.raises(ShardError, match="another vae"):
         embed(rows, tmp_path / "out", other, SETTINGS, Tools(pooled))
+    for signature in ({"encoder.a": [1.0]}, {"encoder.a": [1.001]}):  # none before, then of the same file in another precision
+        same = replace(DATASET, vae={**DATASET.vae, "signature": signature})
+        assert embed(rows, tmp_path / "out", same, SETTINGS, Tools(pooled))["there"] == 11
+    assert read_dataset(tmp_path / "out").vae["signature"] == {"encoder.a": [1.001]}
 
 
 KILLED = """
 import sys, time, torch
+from dataclasses import replace
 from pathlib import Path
 from latent_clip.tests.unit.test_training_embed import DATASET, SETTINGS, pooled
 from latent_clip.training.embed import Tools, embed
