@@ -12,7 +12,6 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 from torch import Tensor
 
 DIRECTIONS = 8
@@ -85,7 +84,7 @@ def _encodes(name: str) -> bool:
 def _projections(tensor: Tensor) -> list[float]:
     """Of a tensor scaled to unit length; zeros for one without direction, as memory that nothing was loaded into may be."""
     step = -(-tensor.numel() // MOST)
-    values = tensor.detach().flatten()[::step].to("cpu", torch.float64).numpy()
+    values = tensor.detach().flatten()[::step].cpu().double().numpy()  # in two steps: Apple's GPUs have no float64
     length = float(np.linalg.norm(values))
     if not (0 < length < math.inf):
         return [0.0] * DIRECTIONS
