@@ -104,7 +104,7 @@ class LoadedLatentCLIP:
     Attributes:
         name: for reports.
         config: open_clip model config.
-        space: the latent space of the image tower.
+        space: the latent space of the image tower. told_vae: what its file tells of the VAE: name, sha256, signature.
         identity: which weights these are, whatever their dtype; see `models.latent_clip.identity`.
         logit_scale: exp of the learned temperature; logits are logit_scale × cosine.
         image: patcher of the image tower. text: the text tower with its cache.
@@ -112,7 +112,7 @@ class LoadedLatentCLIP:
 
     def __init__(
         self, model: "LatentCLIP", config: dict, space: LatentSpace, name: str, dtype: str = "auto",
-        statistics: dict | None = None,
+        statistics: dict | None = None, told_vae: dict | None = None,
     ):  # fmt: skip
         from ..models.latent_clip import identity
 
@@ -123,6 +123,7 @@ class LoadedLatentCLIP:
         self.space = space
         self.grid = latent_grid(config)
         self._statistics = statistics
+        self.told_vae = told_vae or {}
         self.logit_scale = model.logit_scale.float().exp().item()
         self.image: TowerPatcher = tower_patcher(
             model.visual.to(tower_dtype(dtype, device)), device, mm.unet_offload_device()
@@ -233,9 +234,10 @@ def load_latent_clip_file(name: str, dtype: str = "auto", vae: "comfy.sd.VAE | N
     from ..models.latent_clip import load_latent_clip
 
     checkpoint = read_checkpoint(find_file(LATENT_CLIP, name))
+    told_vae = vae_of(checkpoint.metadata)
     if vae is not None:
-        check_vae(name, checkpoint.space, vae_of(checkpoint.metadata), vae)
+        check_vae(name, checkpoint.space, told_vae, vae)
     model = load_latent_clip(checkpoint.config, checkpoint.state_dict)
     LOGGER.info("Loaded %s: reads %s latents", checkpoint.name, checkpoint.space.name)
     statistics = statistics_of(checkpoint.metadata)
-    return LoadedLatentCLIP(model, checkpoint.config, checkpoint.space, checkpoint.name, dtype, statistics)
+    return LoadedLatentCLIP(model, checkpoint.config, checkpoint.space, checkpoint.name, dtype, statistics, told_vae)

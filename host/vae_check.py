@@ -48,6 +48,17 @@ def check_vae(clip: str, space: LatentSpace, told: dict, vae: comfy.sd.VAE, name
         )
 
 
+def check_beside(judge, vae: comfy.sd.VAE) -> None:
+    """Of a judge on a LATENT_CLIP wire whose file tells its VAE: whether this is the one. Of any other, nothing.
+
+    Raises:
+        LatentSpaceError: it is another; as `check_vae`.
+    """
+    told = getattr(judge, "told_vae", {})
+    if told.get("signature"):
+        check_vae(judge.name, judge.space, told, vae)
+
+
 def name_of(vae: comfy.sd.VAE) -> str:
     """The name of its file, where the host keeps how it was loaded; else the class of its network."""
     _, arguments, *_ = getattr(vae.patcher, "cached_patcher_init", None) or (None, ())

@@ -97,7 +97,7 @@ def look_ahead_inputs() -> list[io.Input]:
             optional=True, advanced=True),
         io.Model.Input("drafter", optional=True,
             tooltip="Makes the drafts, at cfg 1: the same model with a turbo or lightning LoRA, say. Without it the model itself does."),
-        io.Vae.Input("vae", optional=True, tooltip="Decodes drafts for 'pixel_clip', and nothing else."),
+        io.Vae.Input("vae", optional=True, tooltip="Decodes drafts for 'pixel_clip', and nothing else. It must be the VAE whose latents 'latent_clip' reads."),
         choice("pixel_clip", [NO_SECOND, *folders.list_files(folders.OPEN_CLIP)],
             "A second judge of drafts, of whom either may suspect: a CLIP checkpoint in ComfyUI/models/open_clip. It sees the decoded draft, which "
             "takes time, and what the Latent-CLIP misses.", optional=True, advanced=True),
@@ -229,7 +229,7 @@ class LatentCLIPSafetyGuidance(io.ComfyNode):
 
             judges = [DraftJudge(watcher, directions_for(latent_clip, read(lines(draft_thresholds)), fit))]
             if pixel_clip != NO_SECOND:
-                judges.append(cls._second_judge(vae, pixel_clip, read(lines(pixel_thresholds)), fit))
+                judges.append(cls._second_judge(latent_clip, vae, pixel_clip, read(lines(pixel_thresholds)), fit))
             ahead = LookAhead(tuple(judges), draft_steps, drafter)
             return io.NodeOutput(redirect_ahead(model, watch, instead, window, ahead, LATE[look_ahead], looks), looks)
         if instead is not None:
@@ -237,12 +237,13 @@ class LatentCLIPSafetyGuidance(io.ComfyNode):
         return io.NodeOutput(guide_model(model, AvoidConcepts(watch), settings, window), looks)
 
     @classmethod
-    def _second_judge(cls, vae, pixel_clip: str, concept_set, fit):
-        """Of drafts, in pixels."""
+    def _second_judge(cls, latent_clip, vae, pixel_clip: str, concept_set, fit):
+        """Of drafts, in pixels; the VAE must decode what the first judge reads."""
         from ..host.concepts import directions_for_pixels
         from ..host.look_ahead import DraftJudge
         from ..host.pixel_clip import load_pixel_clip_file, pixel_encoder
         from ..host.requirements import check_requirements
+        from ..host.vae_check import check_beside
 
         check_requirements()
         if vae is None:
@@ -250,6 +251,7 @@ class LatentCLIPSafetyGuidance(io.ComfyNode):
                 f"Got the second judge {pixel_clip!r}, which sees pixels, and no VAE. Connect the VAE of the model to `vae`, or set "
                 f"pixel_clip to {NO_SECOND}."
             )
+        check_beside(latent_clip, vae)
         clip = load_pixel_clip_file(pixel_clip)
         return DraftJudge(pixel_encoder(clip, vae), directions_for_pixels(clip, concept_set, fit))
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 pytest.importorskip("webdataset")
 
 from latent_clip.tests import tiny_vaes
-from latent_clip.tests.checkpoints import save_latent_clip
+from latent_clip.tests.checkpoints import save_latent_clip, save_pixel_clip
 
 CONFIG = {
     "embed_dim": 16,
@@ -109,6 +109,29 @@ def test_a_file_that_does_not_tell_its_vae_is_loaded_with_a_warning(files, comfy
     assert "untold.safetensors cannot be compared with the VAE" in comfy.log()
     result = comfy.run(prompt("untold.safetensors", "sixteen.safetensors"), expect_failure=True)
     assert "of the sdxl space" in result.error
+
+
+def test_safety_guidance_decodes_drafts_with_the_vae_that_its_judge_reads(files, comfy):
+    def look_ahead(vae, **more):
+        guidance = {
+            "model": ["world", 0], "latent_clip": ["clip", 0], "concepts": "typed below", "typed": "red: a red circle", "categories": "",
+            "thresholds": "3", "strength": 1.0, "start": 0.1, "end": 1.0, "every_n": 1, "momentum": 0.0, "fit": "tiles", "instead": ["text", 0],
+            "look_ahead": "draft only", "vae": ["vae", 0], "pixel_clip": "second.safetensors", "pixel_thresholds": "3",
+        }  # fmt: skip
+        return comfy.run({
+            "world": {"class_type": "LatentCLIPShapesWorld", "inputs": {}},
+            "text": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["world", 1], "text": "a green circle"}},
+            "vae": {"class_type": "VAELoader", "inputs": {"vae_name": vae}},
+            "clip": {"class_type": "LatentCLIPLoader", "inputs": {"file": "own.safetensors", "dtype": "fp32"}},
+            "guide": {"class_type": "LatentCLIPSafetyGuidance", "inputs": guidance},
+            "show": {"class_type": "PreviewAny", "inputs": {"source": ["guide", 0]}},
+        }, **more)  # fmt: skip
+
+    (comfy.models_dir / "open_clip").mkdir(exist_ok=True)
+    save_pixel_clip(comfy.models_dir / "open_clip" / "second.safetensors")
+    result = look_ahead("mine.safetensors")
+    assert result.ok, result.error
+    assert "which is another: a layer of its encoder" in look_ahead("tuned.safetensors", expect_failure=True).error
 
 
 def test_shards_of_another_vae_are_not_measured_on(files, pack, comfy, comfy_tree):
