@@ -29,7 +29,7 @@ from . import second_vae as study
 from .measures import World, noise_for
 from .reno_runs import Maker
 from .reno_study import EVALUATIONS, LEARNING_RATE, fresh_prompts
-from .report import Kept, table
+from .report import Kept, difference, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -198,8 +198,8 @@ def fit_of(world: World, vae: nn.Module, network: Translator, run: Study) -> dic
     return {"explained": (1 - error.mean()).item(), "own decoder": judge(world.decode(latents), run.captions)}
 
 
-def report(results: dict, difference) -> str:
-    """The section as markdown; `difference`: of two lists of verdicts, as a text."""
+def report(results: dict) -> str:
+    """The section as markdown."""
     ways, captions = results["ways"], sum(PROMPTS.values()) * NOISES
     rows = [
         [name, Rate.of(way["right"]), f"{way[DISTILLED]:.3f}", f"{way[TEACHER]:.3f}", f"{1000 * way['seconds']:.0f}"]

@@ -114,7 +114,7 @@ def second_vae_report(results: dict) -> str:
         "Best of eight one-step pictures of the shipped generator, decoded by its own VAE and encoded by the second; judged success:",
         table(["chosen by", "judged success", "− teacher"], chosen),
         f"At least one of the eight is right in {Rate.of(best['any'])}.",
-        second_reno.report(results["reno"], difference),
+        second_reno.report(results["reno"]),
     ])  # fmt: skip
 
 
