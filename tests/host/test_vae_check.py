@@ -158,14 +158,16 @@ def test_calibration_and_zero_shot_refuse_it_too(files, pack, comfy):
 
 @pytest.fixture(scope="module")
 def large(host_env):
-    """Weights of an SD VAE in the host's layout: its encoder has the size that the host gives it."""
-    from comfy.ldm.modules.diffusionmodules.model import Encoder
+    """Weights of an SD VAE in the host's layout, of full size: older hosts take no other."""
+    from comfy.ldm.modules.diffusionmodules.model import Decoder, Encoder
 
-    network = tiny_vaes.FAMILIES["kl"]()
-    network.encoder = Encoder(
-        ch=128, out_ch=3, ch_mult=[1, 2, 4, 4], num_res_blocks=2, attn_resolutions=[], in_channels=3, resolution=256, z_channels=4,
-        double_z=True,
-    )  # fmt: skip
+    network = torch.nn.Module()
+    sizes = {
+        "ch": 128, "out_ch": 3, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "in_channels": 3, "resolution": 256,
+        "z_channels": 4,
+    }  # fmt: skip
+    network.encoder, network.decoder = Encoder(**sizes, double_z=True), Decoder(**sizes)
+    network.post_quant_conv = torch.nn.Conv2d(4, 4, 1)
     network.quant_conv = torch.nn.Conv2d(8, 8, 1)
     generator = torch.Generator().manual_seed(0)
     return {name: tiny_vaes.seeded(name, tensor, generator) for name, tensor in network.state_dict().items()}
