@@ -7,13 +7,16 @@ latents of 4 channels, latents of 16, pixels. All with the loss, the batches and
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from open_clip.model import CustomTextCLIP
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..demo.captions import COLOURS, KINDS
@@ -35,7 +38,7 @@ from ..demo.train_clip import (
 from ..demo.training import Draw, cached
 from ..host.shapes_world import LATENT_SCALE
 from ..models.latent_clip import LatentCLIP
-from ..models.shapes_world import load_weights
+from ..models.shapes_world import VOCABULARY, load_weights
 from ..training.starts import channel_statistics
 from . import second_vae
 from .measures import CHUNK, World, clip_verdicts
@@ -171,6 +174,11 @@ class Arm:
         """Under which name its results are kept."""
         return self.name + self.stage.suffix.replace("_", " ")
 
+    @property
+    def title(self) -> str:
+        """Of its curve."""
+        return self.name if self.until else self.key
+
 
 class _Enough(Exception):
     """An arm has been trained for as long as it is to be."""
@@ -184,6 +192,8 @@ ARMS = (
     Arm("4 channels, equal", "4 channels", True, _stage(EQUAL)),
     Arm("pixels, equal", "pixels", True, _stage(EQUAL)),
     Arm("4 channels, last", "4 channels", True, _stage(LAST)),
+    Arm("4 channels, last", "4 channels", True, _stage(LAST, 2000)),
+    Arm("pixels, last", "pixels", True, _stage(LAST, 2000)),
     *(
         Arm(f"{reads} from nothing", reads, False, replace(FIRST, suffix="_700"), until=400)
         for reads in ("4 channels", "16 channels", "pixels")
@@ -203,7 +213,7 @@ def verdicts(clip: Quick, given: Input, seed: str, count: int) -> dict[str, list
 
 
 @torch.enable_grad()
-def run(arm: Arm, given: Input, kept: Kept) -> None:
+def run(arm: Arm, given: Input, kept: Kept) -> Quick:
     """Train or resume an arm; its points on tuning scenes, and at its end its verdicts on fresh ones, go into `kept`."""
     clip = Quick(shipped(arm.reads) if arm.more else new(arm.reads, arm.seed), given.read)
 
@@ -219,6 +229,14 @@ def run(arm: Arm, given: Input, kept: Kept) -> None:
     with suppress(_Enough):
         train_clip(arm.path, clip, given.corpus, images, (arm.stage,), after)
         kept.get(arm.key, lambda: verdicts(clip, given, FRESH, SCENES))
+    return clip
+
+
+def write_teacher(clip: Quick) -> Path:
+    """A trained pixel CLIP as a file that a tower can be distilled from."""
+    path = second_vae.FOLDER_OF / "colours_teacher.safetensors"
+    save_file(clip.state(VOCABULARY), path, {"config": json.dumps(PIXEL_CONFIG)})
+    return path
 
 
 def curve(arm: Arm, kept: Kept) -> dict[int, dict[str, float]] | None:

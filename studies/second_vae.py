@@ -105,10 +105,12 @@ def embed_scenes(
 
 
 @torch.enable_grad()
-def distil(train_data: Path, held_out: Path, name: str = "distilled") -> tuple[Path, float]:
-    """Train the tower; the file and the processor seconds that it took."""
+def distil(
+    train_data: Path, held_out: Path, name: str = "distilled", teacher: str = SHAPES_WORLD
+) -> tuple[Path, float]:
+    """Train the tower from its teacher's file; the file and the processor seconds that it took."""
     options = Options(
-        train_data, FOLDER_OF / f"{name}.safetensors", FOLDER_OF / name, val_data=held_out, start=SHAPES_WORLD, patch_size=1,
+        train_data, FOLDER_OF / f"{name}.safetensors", FOLDER_OF / name, val_data=held_out, start=teacher, patch_size=1,
         distil=1.0, batch_size=96, train_num_samples=96 * STEPS, patch_samples=96 * 100, lr=1e-3, wd=0.05, warmup=50, ema=0.995,
         precision="fp32", workers=0, shuffle=2000, save_every=250, probe_every=250,
     )  # fmt: skip
@@ -132,8 +134,12 @@ def old_space_map(vae: nn.Module, world, count: int = 1000) -> Callable[[Tensor]
     return lambda latents: (read(latents) @ solution).movedim(1, 2).unflatten(-1, (8, 8))
 
 
-def towers(vae: nn.Module, world, path: Path) -> dict[str, tuple[Callable, Callable]]:
-    """By name: (texts → features, pictures → features) of the distilled tower, its teacher, and the closed-form way."""
+Pair = tuple[Callable, Callable]  # texts → features, pictures → features
+
+
+def towers(vae: nn.Module, world, path: Path, teacher: Pair | None = None) -> dict[str, Pair]:
+    """By name: the distilled tower, its teacher (default: the shipped pixel CLIP), and the closed-form way."""
+    teacher = teacher or (world.pixel_clip.text.encode, world.pixel_features)
     checkpoint = read_checkpoint(path)
     tower, to_old = load_latent_clip(checkpoint.config, checkpoint.state_dict).visual, old_space_map(vae, world)
 
@@ -141,7 +147,7 @@ def towers(vae: nn.Module, world, path: Path) -> dict[str, tuple[Callable, Calla
         return F.normalize(tower(encode(vae, pictures)), dim=-1)
 
     return {
-        "distilled": (world.pixel_clip.text.encode, distilled),
-        "teacher": (world.pixel_clip.text.encode, world.pixel_features),
+        "distilled": (teacher[0], distilled),
+        "teacher": teacher,
         "closed form": (world.latent_clip.encode_text, lambda p: world.latent_features(to_old(encode(vae, p)))),
     }

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ..models.vae_signature import without_signature
-from .pictures import Skipped, cut, read_upright, views_of
+from .pictures import cut, views_of
 from .shards import HEADER, Dataset, Sample, ShardError, drop_repeats, finished, key_of, read_dataset, write_shard
-from .sources import Row
+from .sources import Row, picture_of
 
 
 class Encoder(Protocol):
@@ -85,12 +85,9 @@ class Prepared:
 
 def prepare(row: Row, settings: Settings) -> Prepared | str:
     """Read and cut one picture, or say why it is left out."""
-    try:
-        picture = read_upright(row.read())
-    except OSError:
-        return "cannot be opened"
-    except Skipped as reason:
-        return str(reason)
+    picture = picture_of(row)
+    if isinstance(picture, str):
+        return picture
     views = views_of(picture.size, settings.views, row.id)
     about = {"size": list(picture.size), "views": [view.as_dict() for view in views]}
     return Prepared(row, torch.stack([cut(picture, view, settings.side) for view in views]), about)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .pictures import Skipped, cut, read_upright, views_of
-from .sources import Row, SourceError
+from .pictures import cut, views_of
+from .sources import Row, SourceError, picture_of
 
 TRIES = 50  # pictures in a row that cannot be read, before it is no accident
 
@@ -104,11 +104,8 @@ class Pictures(Dataset):
 
     def _read(self, row: Row, rng: random.Random, views: Sequence[str]) -> Tensor | str:
         """A view of a picture, or why there is none."""
-        try:
-            picture = read_upright(row.read())
-        except OSError:
-            return "cannot be opened"
-        except Skipped as reason:
-            return str(reason)
+        picture = picture_of(row)
+        if isinstance(picture, str):
+            return picture
         (view,) = views_of(picture.size, [rng.choice(views)], str(rng.random()))
         return cut(picture, view, self.side)

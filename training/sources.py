@@ -10,8 +10,12 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
-from .pictures import SUFFIXES
+from .pictures import SUFFIXES, Skipped, read_upright
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 TEXTS = ("caption", "captions", "text", "txt", "prompt")  # columns that are taken for captions
 NAMES = ("file_name", "file", "image", "path", "url", "filename")  # columns that name a picture
@@ -45,6 +49,16 @@ class Row:
         with _open(self.path) as file:
             file.seek(self.offset)
             return file.read(self.size) if self.size else file.read()
+
+
+def picture_of(row: Row) -> Image | str:
+    """The picture, upright, or why it is left out."""
+    try:
+        return read_upright(row.read())
+    except OSError:
+        return "cannot be opened"
+    except Skipped as reason:
+        return str(reason)
 
 
 def rows_of(source: str, captions: str | None = None) -> list[Row]:
