@@ -62,7 +62,7 @@ def load_parts(graph: Graph, parts: tuple, prompt: str) -> tuple[Node, Node, Nod
 
 def shapes_world(graph: Graph, prompt: str) -> tuple[Node, Node]:
     """The demo world with a prompt: (world, text)."""
-    return graph.add(0, "LatentCLIPShapesWorld", 120), graph.add(
+    return graph.add(0, "LatentCLIPShapesWorld", 146), graph.add(
         0, "PrimitiveStringMultiline", 105, "Prompt", value=prompt
     )
 
