@@ -168,7 +168,7 @@ def finetune(
         "objectives": {key: value for key, value in asdict(objectives).items() if value}, "start": start.name,
         "vae trained": "encoder and decoder" if options.decoder else "encoder", "start vae": without_signature(start.dataset.vae),
         "leash": asdict(options.leash), "samples": options.steps * options.batch_size, "batch": options.batch_size, "lr": options.lr,
-        "vae lr": options.vae_lr, "seed": options.seed, "seconds": round(time.monotonic() - began),
+        "vae lr": options.vae_lr, "seed": options.seed, "seconds of the last sitting": round(time.monotonic() - began),
         "figures of": "held-out pictures" if held_out else "pictures that it was trained on", "figures": figures,
     }  # fmt: skip
     _write(options, vae, start, channel_statistics(_raw_latents(vae, pictures, STATISTICS)), about)

@@ -21,7 +21,7 @@ def write_latent_clip(
 
     Args:
         statistics: mean and standard deviation of every channel of the raw latents that it was trained on.
-        about: what was done: objectives, start, steps, seconds, and `figures` measured on held-out samples.
+        about: what was done: objectives, start, steps, seconds since it was started or went on, and `figures` measured on held-out samples.
 
     Raises:
         CheckpointError: the weights are no longer finite.
