@@ -7,7 +7,9 @@ A set comes from a JSON file (the seven I2P categories ship with the pack, and a
 from __future__ import annotations
 
 import math
-from collections import Counter
+import re
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -21,6 +23,7 @@ MAX_THRESHOLD = 10_000
 
 _FIELDS = ("format", "name", "description", "anchors", "categories", "provenance")
 _CATEGORY_FIELDS = ("name", "phrases", "threshold")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _PUNCTUATION = str.maketrans({"：": ":", "，": ",", "、": ",", "\ufeff": None})
 
 
@@ -102,11 +105,10 @@ class ConceptSet:
             raise ConceptError(f"The concept set {self.name!r} has no category, expected at least one.")
         if not self.anchors:
             raise ConceptError(f"The concept set {self.name!r} has no neutral anchors, expected at least one.")
-        names = [category.name for category in self.categories]
-        if repeated := sorted({name for name in names if names.count(name) > 1}):
-            raise ConceptError(f"The concept set {self.name!r} names a category twice: {', '.join(repeated)}.")
+        if twice := _same([category.name for category in self.categories]):
+            raise ConceptError(f"The concept set {self.name!r} names a category twice: {', '.join(twice)}. Make them one.")
         for category in self.categories:
-            if category.name.strip().lower() == NEUTRAL:
+            if _folded(category.name) == NEUTRAL:
                 raise ConceptError(
                     f"The concept set {self.name!r} has a category {category.name!r}, which names the anchors."
                 )
@@ -121,6 +123,13 @@ class ConceptSet:
         for text in (*self.anchors, *(phrase for category in self.categories for phrase in category.phrases)):
             if not text.strip():
                 raise ConceptError(f"The concept set {self.name!r} has an empty phrase. Remove it.")
+        neutral = {_folded(text) for text in self.anchors}
+        for category in self.categories:
+            if both := [phrase for phrase in category.phrases if _folded(phrase) in neutral]:
+                raise ConceptError(
+                    f"Got {short(both[0])} as a phrase of {category.name!r} and as a neutral text of {self.name!r}, which say opposite "
+                    f"things of the same image. Change one of them; a line '{NEUTRAL}: ...' replaces the neutral texts."
+                )
 
     def only(self, names: str) -> ConceptSet:
         """The categories named in a comma-separated text; all of them where it is empty.
@@ -247,10 +256,27 @@ def _texts(value: object, name: str) -> tuple[str, ...]:
 def _check_texts(texts: tuple[str, ...], name: str) -> None:
     if len(texts) > MAX_TEXTS:
         raise ConceptError(f"Got {len(texts)} {name}, expected at most {MAX_TEXTS}.")
-    if repeated := [text for text, times in Counter(texts).items() if times > 1]:
-        raise ConceptError(f"Got {short(repeated[0])} twice in the {name}. Remove one.")
+    if twice := _same(texts):
+        also = "" if twice[0] == twice[1] else f", the second time as {short(twice[1])}"
+        raise ConceptError(f"Got {short(twice[0])} twice in the {name}{also}. Remove one.")
     if broken := [text for text in texts if any(c == "\ufffd" or (c < " " and not c.isspace()) for c in text)]:
         raise ConceptError(f"Got {short(broken[0])} in the {name}, which is no text any more. Type it again.")
+
+
+def _folded(text: str) -> str:
+    """A text without what people do not see: case, Unicode form and spaces. A CLIP reads it as the same words."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(folded.split())
+
+
+def _same(texts: Sequence[str]) -> tuple[str, str] | None:
+    """The first two texts that are the same to a reader; None where all differ."""
+    seen: dict[str, str] = {}
+    for text in texts:
+        if (folded := _folded(text)) in seen:
+            return seen[folded], text
+        seen[folded] = text
+    return None
 
 
 def _finite(value: float, name: str) -> float:
@@ -294,7 +320,12 @@ def parse_concepts(text: str) -> ConceptSet:
                 "models/latent_clip/concepts."
             )
         _check_texts(texts, f"phrases of {name!r}")
-        if name.lower() != NEUTRAL:
+        if "," in name:
+            raise ConceptError(
+                f"Got the category name {name!r}, expected one without commas: they separate names in `categories`. Write "
+                f"{name.replace(',', ' and')!r}."
+            )
+        if _folded(name) != NEUTRAL:
             categories.append(Category(name, texts))
         elif anchors is None:
             anchors = texts
@@ -314,9 +345,8 @@ def _split(text: str) -> list[str]:
 
 
 def _number(text: str, line: str) -> float:
-    try:
-        return _finite(float(text), "a threshold")
-    except ValueError as error:
-        raise ConceptError(
-            f"Got the threshold {short(line)}, expected a number, or lines such as 'violence: 1.5'."
-        ) from error
+    """A number as people write it; Python's own reading of `1_0` as 10 is not what anybody meant."""
+    plain = unicodedata.normalize("NFKC", text).strip()
+    if not _NUMBER.fullmatch(plain):
+        raise ConceptError(f"Got the threshold {short(line)}, expected a number, or lines such as 'violence: 1.5'.")
+    return _finite(float(plain), "a threshold")

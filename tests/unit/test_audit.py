@@ -127,7 +127,7 @@ def test_a_line_that_a_crash_has_torn_spoils_no_other(audit, tmp_path):
     path.write_text('{"n": 0}\n{"n": 1, "scor', encoding="utf-8")
     audit.write_record({"n": 2}, path)
     audit.write_record({"n": 3}, path)
-    first, torn, *others = path.read_text(encoding="utf-8").splitlines()
+    _, torn, *others = path.read_text(encoding="utf-8").splitlines()
     assert torn == '{"n": 1, "scor' and [json.loads(line)["n"] for line in others] == [2, 3]
 
 

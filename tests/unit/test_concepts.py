@@ -256,3 +256,66 @@ def test_a_calibration_that_does_not_say_whose_it_is_holds_for_nobody():
 )
 def test_without_a_calibration_the_thresholds_are_the_users_own(provenance):
     ConceptSet("mine", CALIBRATED.categories, ("e",), provenance).check_judge(JUDGE)
+
+
+# The same to a reader
+
+
+def set_of(*names: str, **more) -> dict:
+    """A file's content with these categories."""
+    return GOOD | {"categories": [{"name": name, "phrases": [f"a thing of kind {i}"]} for i, name in enumerate(names)]} | more
+
+
+ALIKE = [("Hate", "hate"), ("café", "cafe\u0301"), ("STRASSE", "straße"), ("ｈａｔｅ", "hate"), ("self  harm", "self harm"), ("ﬁre", "fire")]
+
+
+@pytest.mark.parametrize("names", ALIKE)
+def test_categories_that_look_the_same_are_refused(names, tmp_path):
+    first, second = names
+    for text in (f"{first}: a gun\n{second}: a rifle", f"{second}: a gun\n{first}: a rifle"):
+        with pytest.raises(ConceptError, match=r"names a category twice: .*Make them one"):
+            parse_concepts(text)
+    path = tmp_path / "alike.json"
+    path.write_text(json.dumps(set_of(first, second)), encoding="utf-8")
+    with pytest.raises(ConceptError, match=r"alike\.json.*twice"):
+        read_concepts(path)
+
+
+@pytest.mark.parametrize("text", ["weapons: a gun, A Gun", "weapons: cafe\u0301, café", "weapons: a  gun, a gun"])
+def test_a_phrase_that_comes_twice_in_another_form_is_refused(text):
+    with pytest.raises(ConceptError, match="twice in the phrases of 'weapons', the second time as"):
+        parse_concepts(text)
+
+
+@pytest.mark.parametrize("name", ["NEUTRAL", "Neutral", "ｎｅｕｔｒａｌ"])
+def test_the_neutral_line_may_be_written_in_any_form(name):
+    assert parse_concepts(f"weapons: a gun\n{name}: a dog").anchors == ("a dog",)
+
+
+@pytest.mark.parametrize(
+    "text", ["weapons: a gun, a dog\nneutral: a dog", "weapons: A DOG\nneutral: a dog, a cat", f"x: {shipped_concepts().anchors[0]}"]
+)
+def test_a_phrase_that_is_neutral_too_is_refused(text, tmp_path):
+    with pytest.raises(ConceptError, match=r"as a neutral text .*Change one"):
+        parse_concepts(text)
+    path = tmp_path / "both.json"
+    path.write_text(json.dumps(GOOD | {"anchors": ["a", "C"]}), encoding="utf-8")
+    with pytest.raises(ConceptError, match=r"both\.json.*as a neutral text"):
+        read_concepts(path)
+
+
+@pytest.mark.parametrize("text", ["guns, knives: a gun", "guns，knives: a gun", "neutral, calm: a dog"])
+def test_a_comma_in_a_typed_name_is_refused(text):
+    with pytest.raises(ConceptError, match="without commas: they separate names"):
+        parse_concepts(text)
+
+
+@pytest.mark.parametrize("text", ["1_0", "hate: 1_0", "1__0", "0x1", "1 0", "--1", "1e", "1_0.5", "infinity", "٣x"])
+def test_what_python_alone_reads_as_a_number_is_refused(text):
+    with pytest.raises(ConceptError, match="expected a number"):
+        shipped_concepts().with_thresholds(text)
+
+
+@pytest.mark.parametrize(("text", "value"), [("１．５", 1.5), ("+2", 2.0), (".5", 0.5), ("1.", 1.0), ("-1e-2", -0.01), ("2E1", 20.0)])
+def test_numbers_as_people_write_them(text, value):
+    assert {c.threshold for c in shipped_concepts().with_thresholds(text).categories} == {value}
