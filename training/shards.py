@@ -27,11 +27,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ..models.checkpoint import CheckpointError, read_tensor_bytes
+from ..models.checkpoint import read_tensor_bytes
+from .sample_check import check_tensors
 
 FORMAT = 1
 HEADER = "dataset.json"
@@ -217,25 +217,35 @@ def decode_sample(members: dict[str, bytes]) -> Sample:
     """A `Sample` from the members of a tar by extension, ours or the authors' (`latent.pt`, tensors only).
 
     Raises:
-        ShardError: the latent is missing or damaged.
+        ShardError: something in it is missing, damaged, or does not fit the rest (`sample_check`).
     """
     try:
-        if "latent.safetensors" in members:
-            latent = load(members["latent.safetensors"])
-        elif "latent.pt" in members:
-            tensor = read_tensor_bytes(members["latent.pt"], "latent.pt")
-            latent = {"latent": tensor if tensor.ndim == 4 else tensor[None]}
-        else:
-            raise ShardError(f"Got a sample of {sorted(members)}, expected latent.safetensors or latent.pt in it.")
-        teacher = load(members["teacher.safetensors"]) if "teacher.safetensors" in members else {}
-        predictions = load(members["predictions.safetensors"]) if "predictions.safetensors" in members else {}
-        about = json.loads(members.get("json", b"{}"))
-    except (SafetensorError, CheckpointError, ValueError, IndexError) as error:
-        raise ShardError(f"Got a damaged sample: {error}. Make its shard again with: latent-clip embed") from error
-    if any(not t.isfinite().all() or t.ndim != 4 for t in latent.values()):
-        raise ShardError("Got a latent that is not (views, channels, height, width) of finite numbers.")
+        sample = _decode({name.lower(): content for name, content in members.items()})
+        check_tensors(sample.latent, sample.teacher, sample.predictions)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a library raises over one odd sample means the same
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ShardError(f"Got an unusable sample: {reason}. Make its shard again with: latent-clip embed") from error
+    return sample
+
+
+def _decode(members: dict[str, bytes]) -> Sample:
+    if "latent.safetensors" in members:
+        latent = load(members["latent.safetensors"])
+    elif "latent.pt" in members:
+        tensor = read_tensor_bytes(members["latent.pt"], "latent.pt")
+        latent = {"latent": tensor if tensor.ndim == 4 else tensor[None]}
+    else:
+        raise ValueError(f"it holds {sorted(members)}, expected latent.safetensors or latent.pt")
+    teacher = load(members["teacher.safetensors"]) if "teacher.safetensors" in members else {}
+    predictions = load(members["predictions.safetensors"]) if "predictions.safetensors" in members else {}
+    about = json.loads(members.get("json", b"{}"))
+    if not isinstance(about, dict):
+        raise ValueError(f"its json is a {type(about).__name__}, expected an object")
     captions = [line for line in members.get("txt", b"").decode("utf-8", "replace").splitlines() if line.strip()]
-    return Sample(str(about.get("id", members.get("__key__", ""))), latent, captions, about, teacher, predictions)
+    identity = about.get("id", members.get("__key__", b"").decode("utf-8", "replace"))
+    return Sample(str(identity), latent, captions, about, teacher, predictions)
 
 
 def raw_tar_samples(path: Path) -> Iterator[dict[str, bytes]]:
