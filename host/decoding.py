@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..models.latent_spaces import LatentSpace, space_of_channels
 from .gradients import checkpointed_blocks
-from .oom import is_oom
+from .oom import BatchLimit, is_oom
 
 TILE = {2: 512, 3: 256}  # pixels along a side, as the host takes them for latents of so many dimensions
 PROBE = 8  # latent cells along a side of what a decoder's way back is tried on
@@ -40,6 +40,7 @@ class Decoder:
                 "images or video. Use the VAE of the checkpoint that made the latents."
             )
         self.vae = vae
+        self.limit = BatchLimit()
         self._has_way_back = False  # known after the first time
 
     @property

@@ -6,6 +6,7 @@ import comfy.model_patcher
 import torch
 
 from ..methods.rewards import Encoder, Watcher
+from .oom import BatchLimit
 
 
 class HostEncoder(Encoder, Protocol):
@@ -14,9 +15,13 @@ class HostEncoder(Encoder, Protocol):
     Attributes:
         patchers: its networks.
         way_back: times `memory_per_item` that an evaluation with gradients needs.
+        limit: largest batches that had room; encoders of one network share it.
     """
 
     way_back: int
+
+    @property
+    def limit(self) -> BatchLimit: ...
 
     @property
     def patchers(self) -> list[comfy.model_patcher.ModelPatcher]: ...

@@ -17,7 +17,7 @@ from ..models.frames import frames_in
 from ..models.latent_spaces import LatentSpace
 from ..models.own_spaces import statistics_of, unlike, vae_of
 from .folders import LATENT_CLIP, find_file
-from .oom import one_by_one_when_out
+from .oom import BatchLimit
 from .prompts import words_of
 from .towers import TowerPatcher, device_and_dtype, tower_dtype, tower_patcher
 from .vae_check import check_vae
@@ -107,6 +107,7 @@ class LoadedLatentCLIP:
         space: the latent space of the image tower. told_vae: what its file tells of the VAE: name, sha256, signature.
         identity: which weights these are, whatever their dtype; see `models.latent_clip.identity`.
         logit_scale: exp of the learned temperature; logits are logit_scale × cosine.
+        limit: largest batches that the image tower had room for.
         image: patcher of the image tower. text: the text tower with its cache.
     """
 
@@ -124,6 +125,7 @@ class LoadedLatentCLIP:
         self.grid = latent_grid(config)
         self._statistics = statistics
         self.told_vae = told_vae or {}
+        self.limit = BatchLimit()
         self.logit_scale = model.logit_scale.float().exp().item()
         self.image: TowerPatcher = tower_patcher(
             model.visual.to(tower_dtype(dtype, device)), device, mm.unet_offload_device()
@@ -165,6 +167,10 @@ class LatentEncoder:
         return self.clip.space
 
     @property
+    def limit(self) -> BatchLimit:
+        return self.clip.limit
+
+    @property
     def patchers(self) -> list[TowerPatcher]:
         return [self.clip.image]
 
@@ -189,7 +195,7 @@ class LatentEncoder:
             self.clip.doubt(raw_latents)
         device, dtype = device_and_dtype(tower)
         read = partial(tower, **noise_level) if noise_level else tower
-        return one_by_one_when_out(
+        return self.limit.run(
             lambda raw: encode_latents(read, raw, self.clip.grid, self.fit, dtype),
             raw_latents.to(device, torch.float32),
         )
@@ -215,7 +221,7 @@ class LatentWatcher(LatentEncoder):
             self.clip.doubt(raw_latents)
         device, dtype = device_and_dtype(tower)
         read = partial(tower, **noise_level) if noise_level else tower
-        return one_by_one_when_out(
+        return self.limit.run(
             lambda raw: look_everywhere(read, raw, self.clip.grid, self.fit, dtype, self.closer),
             raw_latents.to(device, torch.float32),
         )

@@ -16,7 +16,7 @@ from ..models.latent_spaces import LatentSpace
 from .decoding import Decoder
 from .folders import OPEN_CLIP, find_file
 from .latent_clip import TextTower
-from .oom import one_by_one_when_out
+from .oom import BatchLimit
 from .towers import device_and_dtype, tower_dtype, tower_patcher
 from .word_pieces import Tokenizer, tokenizer_of
 
@@ -74,6 +74,10 @@ class PixelEncoder:
         return self.vae.latent_dim == 3
 
     @property
+    def limit(self) -> BatchLimit:
+        return self.decoder.limit
+
+    @property
     def patchers(self) -> list:
         return [self.vae.patcher, self.clip.image]
 
@@ -104,7 +108,7 @@ class PixelEncoder:
     def _when_out(self, encode, raw_latents: Tensor):
         """Item by item where the way back through the decoder has no room for all of them."""
         way_back = torch.is_grad_enabled() and raw_latents.requires_grad
-        return one_by_one_when_out(encode, raw_latents, not way_back or self.decoder.fits(raw_latents))
+        return self.limit.run(encode, raw_latents, not way_back or self.decoder.fits(raw_latents))
 
     def _decode(self, raw_latents: Tensor):
         """What reads pictures with the tower, the pictures (B, F, 3, H, W) on its device, and which of them each frame adds (T, G)."""

@@ -13,7 +13,6 @@ from ..methods.rewards import Reward
 from ..models.frames import by_clip, frames_in, pictures_of
 from ..models.latent_spaces import check_raw_latents
 from .encoders import HostEncoder, HostWatcher, host_encoders
-from .oom import is_oom
 
 FEATURES = "\0features"  # beside the names of terms
 MAX_CHUNK = 64  # more gains nothing and only raises the memory peak
@@ -103,24 +102,15 @@ def _over_chunks(
     if not loaded:
         patchers = [patcher for encoder in encoders for patcher in encoder.patchers]
         mm.load_models_gpu(patchers, memory_required=per_item * min(len(raw_latents), MAX_CHUNK))
+        for encoder in encoders:
+            encoder.limit.forget()  # the host may have made room
     free = mm.get_free_memory(mm.get_torch_device())
     chunk_size = max(1, min(MAX_CHUNK, len(raw_latents), int(free * 0.7 / per_item)))
     bar = comfy.utils.ProgressBar(len(raw_latents)) if progress else None
-    results, done = [], 0
-    while done < len(raw_latents):
+    results = []
+    for chunk in raw_latents.split(chunk_size):
         mm.throw_exception_if_processing_interrupted()
-        values = None
-        try:
-            values = function(raw_latents[done : done + chunk_size])
-        except (mm.OOM_EXCEPTION, RuntimeError) as error:
-            if chunk_size == 1 or not is_oom(error):
-                raise
-        if values is None:  # outside the handler, whose traceback keeps the activations alive
-            mm.soft_empty_cache()
-            chunk_size //= 2
-            continue
-        results.append({name: value.float().cpu() for name, value in values.items()})
-        done += min(chunk_size, len(raw_latents) - done)
+        results.append({name: value.float().cpu() for name, value in function(chunk).items()})
         if bar is not None:
-            bar.update_absolute(done)
+            bar.update(len(chunk))
     return {name: torch.cat([result[name] for result in results]) for name in results[0]}

@@ -1,5 +1,6 @@
 """Quantised weights, layers without a gradient, hooks on one side, and every way in which a device says that memory is out."""
 
+import contextlib
 import importlib
 
 import pytest
@@ -215,22 +216,61 @@ def test_out_of_memory_in_a_run_falls_back_to_low(world, device):
     assert used.checkpointed_blocks > 0 and torch.isfinite(state.latents).all()
 
 
+@contextlib.contextmanager
+def room_for(tower, items, error, sizes):
+    """The real image tower on a device that holds the activations of so many latents; `sizes` are those it was given."""
+
+    def count(module, arguments):
+        sizes.append(len(arguments[0]))
+        if sizes[-1] > items:
+            raise error()
+
+    handle = tower.register_forward_pre_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 @pytest.mark.parametrize("device", OUT)
-def test_out_of_memory_in_scoring_halves_the_chunk(world, device):
+def test_out_of_memory_in_scoring_halves_the_chunk_and_remembers(world, device, monkeypatch):
     scoring = importlib.import_module(f"{world.pack.__name__}.host.scoring")
-    sizes = []
-
-    class Encoder(type(world.reward.encoders[0])):
-        def __call__(self, raw_latents):
-            sizes.append(len(raw_latents))
-            if len(raw_latents) > 2:
-                raise OUT[device]()
-            return super().__call__(raw_latents)
-
-    term = world.rewards.Term("match", Encoder(world.clip, "tiles"), world.reward.terms[0].head)
+    monkeypatch.setattr(scoring, "MAX_CHUNK", 16)
+    reward, latents, sizes = world.reward, torch.randn(40, 4, 8, 8), []
     with torch.inference_mode():
-        values = scoring.evaluate(world.rewards.Reward((term,)), torch.randn(8, 4, 8, 8))
-    assert sizes == [8, 4, 2, 2, 2, 2] and len(values["match"]) == 8
+        expected = scoring.evaluate(reward, latents)
+        with room_for(world.clip.image.model, 8, OUT[device], sizes):
+            values = scoring.evaluate(reward, latents)
+    assert sizes == [16, 8, 8, 8, 8, 8]
+    assert all(torch.allclose(values[name], expected[name], atol=1e-6) for name in expected)
+
+
+def test_out_of_memory_outside_of_scoring_is_remembered_too(world):
+    encoder, latents, sizes = world.reward.encoders[0], torch.randn(4, 4, 8, 8), []
+    encoder.limit.forget()
+    with torch.no_grad(), room_for(world.clip.image.model, 2, OUT["PyTorch"], sizes):
+        encoder(latents), encoder(latents)
+    encoder.limit.forget()
+    assert sizes == [4, 2, 2, 2, 2]
+
+
+def test_out_of_memory_with_a_gradient_computes_single_items_again(world):
+    encoder, latents, sizes = world.reward.encoders[0], torch.randn(4, 4, 8, 8), []
+    with world.gradients.gradients([world.clip.image.model]):
+        (expected,) = torch.autograd.grad(encoder(leaf := latents.clone().requires_grad_())[:, 0].sum(), leaf)
+        with room_for(world.clip.image.model, 2, OUT["PyTorch"], sizes):
+            (gradient,) = torch.autograd.grad(encoder(leaf := latents.clone().requires_grad_())[:, 0].sum(), leaf)
+    encoder.limit.forget()
+    assert sizes == [4, 1, 1, 1, 1, 1, 1, 1, 1]  # forward, and again in the backward pass
+    assert torch.allclose(gradient, expected, atol=1e-5)
+
+
+def test_one_item_without_room_is_an_error(world):
+    nothing = room_for(world.clip.image.model, 0, OUT["PyTorch"], sizes := [])
+    with torch.no_grad(), nothing, pytest.raises(torch.OutOfMemoryError):
+        world.reward.encoders[0](torch.randn(4, 4, 8, 8))
+    world.reward.encoders[0].limit.forget()
+    assert sizes == [4, 2, 1]
 
 
 def test_another_error_is_not_taken_for_it(world):
