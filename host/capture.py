@@ -21,14 +21,17 @@ class Capture:
         generate, reward: what to climb with; as they were given where nothing can be recorded.
     """
 
-    def __init__(self, generate: Generate, reward: Reward, size: int, device: torch.device, offloaded_bytes: int):
+    def __init__(
+        self, generate: Generate, reward: Reward, size: int, device: torch.device, offloaded_bytes: int, compiled: bool
+    ):
         """Args:
         generate: called as it is the first time, which is looked at.
         size: of the batch.
         device, offloaded_bytes: of the diffusion model, and those of its weights that are copied there for every evaluation.
+        compiled: the host compiles models on that device, and manages their memory for it.
         """
         self.generate, self.reward, self._called = generate, reward, False
-        self._why_not = _why_not(device, offloaded_bytes)
+        self._why_not = _why_not(device, offloaded_bytes, compiled)
         self._encoders: list[CapturedEncoder] = []
         if not self._why_not:
             self._captured = CapturedGenerator(generate, size, CudaRecording)
@@ -55,9 +58,14 @@ class Capture:
         return "; ".join(reasons) or RECORDED
 
 
-def _why_not(device: torch.device, offloaded_bytes: int) -> str:
+def _why_not(device: torch.device, offloaded_bytes: int, compiled: bool) -> str:
     if device.type not in DEVICES:
         return f"the model is on {device.type}, and CUDA graphs need an NVIDIA or AMD GPU"
+    if compiled:
+        return (
+            "ComfyUI's compiler manages the memory of models here; to record this pack's own graphs, start ComfyUI with "
+            "--disable-comfy-compiler"
+        )
     if offloaded_bytes:
         return (
             f"{offloaded_bytes / 1e9:.1f} GB of the model's weights have no room on the GPU, and copies for every evaluation cannot be "

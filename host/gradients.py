@@ -14,6 +14,7 @@ from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .compiler import compiler_off
 from .in_place import recomputed, writable_activations
 
 # What holds most activations of a U-Net. Transformers name their blocks as they like, but keep them in lists.
@@ -28,9 +29,9 @@ def gradients(modules: Iterable[nn.Module], latent_format: object | None = None)
 
     Weights that the host keeps elsewhere are copied to the device by the layer that needs them, as ordinary tensors
     that autograd may keep: neither in pages that dynamic VRAM gives to another weight meanwhile, nor in the host's
-    shared cast buffers, nor by a side stream that the way back does not wait for.
+    shared cast buffers, nor by a side stream that the way back does not wait for. The host's compiler is off (`host.compiler`).
     """
-    with torch.inference_mode(False), torch.enable_grad(), _no_offload_streams(), _plain_operations():
+    with torch.inference_mode(False), torch.enable_grad(), compiler_off(), _no_offload_streams(), _plain_operations():
         swaps = Swaps()
         try:
             for module in {part for whole in modules for part in whole.modules()}:

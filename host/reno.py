@@ -30,6 +30,7 @@ from .climbable import (
     restart_hooks,
     watched,
 )
+from .compiler import compiles
 from .conditioning import cond_items, map_conds
 from .encoders import networks_of
 from .gradients import checkpointed_blocks, differentiable_attention, gradients, ordinary, overwriting_allowed
@@ -92,7 +93,8 @@ def run_reno(
     with LiveRun(reward, settings, watch) as live:
         for attempt in attempts:
             reservation = Reservation(attempt, reward, steps, len(samples), guider, watch)
-            run = _RenoSampler(reward, settings, reservation, live, watch, cuda_graphs)
+            compiled = compiles(guider.model_patcher.load_device)  # asked here: it is off while gradients are computed
+            run = _RenoSampler(reward, settings, reservation, live, watch, cuda_graphs, compiled)
             try:
                 guider_with_models = _with_reward_models(guider, networks_of(reward, watch), reservation)
                 guider_with_models.sample(
@@ -147,9 +149,10 @@ class _RenoSampler(comfy.samplers.Sampler):
         live: LiveRun,
         watch: Reward | None,
         cuda_graphs: bool,
+        compiled: bool,
     ):
         self.reward, self.settings, self.reservation, self.live = reward, settings, reservation, live
-        self.watch, self.cuda_graphs = watch, cuda_graphs
+        self.watch, self.cuda_graphs, self.compiled = watch, cuda_graphs, compiled
         self.state: RenoState | None = None
         self.memory = MemoryUse()
 
@@ -179,7 +182,9 @@ class _RenoSampler(comfy.samplers.Sampler):
                 on_step = _progress(model_wrap.model_patcher, self.settings.iterations, self.live)
                 generate, reward = _first_watched(generate, model.diffusion_model), self.reward
                 elsewhere = self.memory.offloaded_bytes
-                capture = Capture(generate, reward, len(noise), device, elsewhere) if self.cuda_graphs else None
+                capture = None
+                if self.cuda_graphs:
+                    capture = Capture(generate, reward, len(noise), device, elsewhere, self.compiled)
                 if capture is not None:
                     generate, reward = capture.generate, capture.reward
                 with named_failures(patches):
