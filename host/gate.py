@@ -4,7 +4,6 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import comfy.model_management as mm
 import torch
@@ -13,16 +12,17 @@ from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ..methods.concepts import largest
-from ..methods.gate import blurred, reasons_to_block_clips
+from ..methods.gate import reasons_to_block_clips
 from ..models.concepts import ConceptSet
 from ..models.fit import Fit
-from ..models.frames import clips_of, frames_in, pictures_of
+from ..models.frames import frames_in
 from .audit import write_record
 from .concepts import directions_for
 from .latent_clip import LoadedLatentCLIP
 from .latents import MAX_THUMBNAILS, image_part, raw_latents_of, select_items, thumbnails
 from .log_odds import log_odds_of_frames
 from .looks import Looks, Verdict
+from .safe_latents import can_be_cut, cut, hidden, parts_of, pictures_in, without_side_doors
 
 LOGGER = logging.getLogger(__name__)
 UNKNOWN = (
@@ -46,6 +46,7 @@ class GateReport:
         thumbnails: of what leaves the gate, never of what was blocked.
         looks: what the guidance before it found of each item; empty where it was not asked.
         frames: log-odds per item, frame and category, of clips. cut: what was cut off a clip, and why; "" where nothing was.
+        left_out: what the latent carried beside its samples, and what does not leave the gate.
     """
 
     names: tuple[str, ...]
@@ -56,6 +57,7 @@ class GateReport:
     looks: tuple[Verdict | None, ...] = ()
     frames: list[list[list[float | None]]] | None = None
     cut: str = ""
+    left_out: Sequence[str] = ()
 
     @property
     def blocked(self) -> list[bool]:
@@ -71,6 +73,7 @@ class GateReport:
             "blocked": self.blocked,
             "reasons": self.reasons,
             **({"looks": _plain_looks(self.looks)} if self.looks else {}),
+            **({"left_out": list(self.left_out)} if self.left_out else {}),
         }
 
     def as_ui(self) -> dict:
@@ -113,8 +116,10 @@ def run_gate(
     thresholds: tuple[float, ...] = ()
     scores: Tensor | None = None
     verdicts: list[Verdict | None] = []
-    size, clean = _size(latent), [0]
+    size, clean, left_out = _size(latent), [0], []
+    given, latent = latent, {}  # of what cannot even be read, nothing leaves
     try:
+        latent, left_out = without_side_doors(given)
         concept_set = concepts()
         names = tuple(category.name for category in concept_set.categories)
         thresholds = tuple(category.threshold for category in concept_set.categories)
@@ -134,21 +139,31 @@ def run_gate(
         reasons = [f"could not be judged: {error or type(error).__name__}"] * size
     plain_scores = _plain(None if scores is None else largest(scores, dim=1), size, len(names))
     of_frames = None if scores is None or scores.shape[1] == 1 else [_plain(clip, *clip.shape) for clip in scores]
-    cut = ""
-    if cut_clips and reasons[0] and clean[0] > 0 and _can_be_cut(latent):
-        cut, reasons = f"cut to its first {clean[0]} of {_frames(latent)} frames. {reasons[0]}", [""]
+    said = ""
+    if cut_clips and reasons[0] and clean[0] > 0 and can_be_cut(latent):
+        said, reasons = f"cut to its first {clean[0]} of {_frames(latent)} frames. {reasons[0]}", [""]
     if audit:
-        reasons = _audited(names, thresholds, plain_scores, reasons, texts, verdicts, cut)
-    safe = _cut(latent, clean[0]) if cut and not reasons[0] else _safe_latent(latent, reasons, on_block)
+        reasons = _audited(names, thresholds, plain_scores, reasons, texts, verdicts, said)
+    safe = cut(latent, clean[0]) if said and not reasons[0] else _safe_latent(latent, reasons, on_block)
     pictures = [] if isinstance(safe, ExecutionBlocker) else _thumbnails(safe, clip, reasons, on_block)
-    report = GateReport(names, thresholds, plain_scores, reasons, pictures, tuple(verdicts), of_frames, cut)
+    report = GateReport(names, thresholds, plain_scores, reasons, pictures, tuple(verdicts), of_frames, said, left_out)
     return safe, report
 
 
 def _scores(latent: dict, clip: LoadedLatentCLIP, concepts: ConceptSet, fit: Fit, views: int, closer: bool) -> Tensor:
-    """Log-odds (B, T, categories); see `log_odds_of_frames`."""
+    """Log-odds (B, T, categories) of every frame of every part that may be a picture; see `log_odds_of_frames`."""
     directions = directions_for(clip, concepts, fit, views, closer)
-    return log_odds_of_frames(latent["samples"], clip.watcher(fit, closer), directions, views)
+    watcher, parts = clip.watcher(fit, closer), pictures_in(latent["samples"], clip.space)
+    if len(parts) == 1:
+        return log_odds_of_frames(parts[0], watcher, directions, views)
+    try:
+        return torch.cat([log_odds_of_frames(part, watcher, directions, views) for part in parts], dim=1)
+    except (ValueError, RuntimeError) as error:
+        shapes = ", ".join(str(tuple(getattr(part, "shape", ()))) for part in parts_of(latent["samples"]))
+        raise ValueError(
+            f"got a latent of several parts, {shapes}, of which one is no sound of LTX-2 and cannot be judged beside the first: {error} "
+            "Take them apart before the gate, with Separate AV Latent for instance, and gate the pictures alone"
+        ) from error
 
 
 def _with_looks(latent: dict, looks: Looks, reasons: list[str]) -> tuple[list[str], list[Verdict | None]]:
@@ -162,20 +177,6 @@ def _frames(latent: dict) -> int:
     return frames_in(image_part(latent["samples"]).shape)
 
 
-def _can_be_cut(latent: dict) -> bool:
-    """One clip without sound: several would get different lengths, and sound has a clock of its own."""
-    samples = latent["samples"]
-    return isinstance(samples, Tensor) and len(samples) == 1 and frames_in(samples.shape) > 1
-
-
-def _cut(latent: dict, frames: int) -> dict:
-    """The first frames of a clip, and of a mask that has frames."""
-    before = _frames(latent)
-    keys = [key for key in ("samples", "noise_mask") if isinstance(latent.get(key), Tensor)]
-    cut = {key: latent[key][:, :, :frames] for key in keys if frames_in(latent[key].shape) == before}
-    return {**latent, **cut}
-
-
 def _safe_latent(latent: dict, reasons: list[str], on_block: str) -> dict | ExecutionBlocker:
     blocked = [i for i, reason in enumerate(reasons) if reason]
     if reasons and not blocked:
@@ -186,28 +187,24 @@ def _safe_latent(latent: dict, reasons: list[str], on_block: str) -> dict | Exec
     if on_block == "stop":
         raise BlockedError(message)
     passed = [i for i, reason in enumerate(reasons) if not reason]
-    whole: Any = latent.get("samples") if isinstance(latent, dict) else None
-    samples = image_part(whole)
-    if on_block == "drop" or not isinstance(samples, Tensor) or samples.ndim < 2 or len(samples) != len(reasons):
-        return select_items(latent, passed) if passed else ExecutionBlocker(message)
-    if on_block == "blur" and samples.ndim in (4, 5) and samples.numel():
-        hidden = clips_of(blurred(pictures_of(samples[blocked].float())), samples).to(samples.dtype)
-        broken = ~hidden.float().isfinite().flatten(1).all(dim=1)
-        hidden[broken] = 0
-    else:
-        hidden = torch.zeros_like(samples[blocked])  # zero is what the VAE decodes to a flat, greyish field
-    safe = samples.clone()
-    safe[blocked] = hidden
-    if isinstance(whole, Tensor):
-        return {**latent, "samples": safe}
-    return {**latent, "samples": type(whole)([safe, *whole.unbind()[1:]])}  # sound, which nobody judged, as it came
+    try:
+        samples = image_part(latent["samples"])
+        if on_block == "drop" or not isinstance(samples, Tensor) or samples.ndim < 2 or len(samples) != len(reasons):
+            return select_items(latent, passed) if passed else ExecutionBlocker(message)
+        return hidden(latent, blocked, on_block == "blur")
+    except mm.InterruptProcessingException:
+        raise
+    except Exception:  # what cannot be covered does not leave at all
+        LOGGER.exception("Safety Gate: the blocked images could not be covered; nothing leaves the gate.")
+        return ExecutionBlocker(message)
 
 
 def _thumbnails(safe: dict, clip: LoadedLatentCLIP | None, reasons: list[str], on_block: str) -> list[str]:
     """One per judged item; none for a dropped one."""
     try:
         pictures = iter(thumbnails(raw_latents_of(safe, clip.space)[:MAX_THUMBNAILS], clip.space))
-    except (AttributeError, ValueError, RuntimeError):
+    except Exception:  # a missing thumbnail is no reason to fail
+        LOGGER.debug("Safety Gate: no thumbnails.", exc_info=True)
         return [""] * len(reasons)
     return ["" if reason and on_block == "drop" else next(pictures, "") for reason in reasons]
 
@@ -235,16 +232,19 @@ def _audited(
     }
     try:
         write_record(record if texts is None else {**record, "texts": texts()})
-    except OSError as error:
+    except Exception as error:  # whatever kept it from the log, no batch passes that is in none
         LOGGER.exception("Safety Gate: the audit log could not be written; everything is blocked.")
-        return [f"the audit log could not be written: {error.strerror}"] * len(reasons)
+        return [f"the audit log could not be written: {getattr(error, 'strerror', None) or error or type(error).__name__}"] * len(reasons)
     return reasons
 
 
 def _size(latent: dict) -> int:
     """Number of items; 1 for what has none, so that there is something to block."""
-    samples = image_part(latent.get("samples")) if isinstance(latent, dict) else None
-    return len(samples) if isinstance(samples, Tensor) and samples.ndim > 0 and len(samples) > 0 else 1
+    try:
+        samples = image_part(latent["samples"])
+        return max(1, len(samples)) if isinstance(samples, Tensor) and samples.ndim > 0 else 1
+    except Exception:  # any object may be on a wire; what it is not, `run_gate` says
+        return 1
 
 
 def _plain(scores: Tensor | None, size: int, categories: int) -> list[list[float | None]]:

@@ -97,17 +97,36 @@ def check_model_space(patcher, space: LatentSpace) -> None:
 def select_items(latent: dict, indices: list[int]) -> dict:
     """The items `indices` of a LATENT, in that order, with the metadata that belongs to each.
 
-    Tensors and lists with one entry per item follow their item, in every part of a latent of several parts; a noise_mask for
-    fewer items is repeated over the batch first, as the sampler does; `batch_index` keeps the seed's noise of every item.
+    Tensors and lists with one entry per item follow their item, in every part of a latent of several parts; so does a noise_mask, as
+    the sampler would read it for that item; `batch_index` keeps the seed's noise of every item.
     """
-    size = len(image_part(latent["samples"]))
-    picked = {key: _pick(value, indices, size) for key, value in latent.items()}
-    mask = latent.get("noise_mask")
-    if isinstance(mask, Tensor) and 1 < len(mask) != size:
-        picked["noise_mask"] = mask[[i % len(mask) for i in indices]]
+    samples = latent["samples"]
+    size = len(image_part(samples))
+    picked = {key: _pick(value, indices, size) for key, value in latent.items() if key != "noise_mask"}
+    if "noise_mask" in latent:
+        picked["noise_mask"] = _pick_masks(latent["noise_mask"], samples, indices)
     if "batch_index" not in latent:
         picked["batch_index"] = list(indices)
     return picked
+
+
+def _pick_masks(mask, samples, indices: list[int]):
+    """The noise_mask of these items: one for all of them as it is, of several the one that the sampler uses for each.
+
+    The host reads a mask of images as a row of pictures (..., H, W), whatever stands before them, and repeats it over the batch. Of
+    clips only a mask of five dimensions has items: fewer dimensions are frames.
+    """
+    if getattr(mask, "is_nested", False):
+        parts = samples.unbind() if getattr(samples, "is_nested", False) else [samples]
+        return type(mask)([_pick_masks(*pair, indices) for pair in zip(mask.unbind(), parts)])
+    of = image_part(samples)
+    if not isinstance(mask, Tensor) or mask.ndim < 2 or 0 in mask.shape:
+        return _pick(mask, indices, len(of))
+    if of.ndim == 4:
+        masks = mask if mask.ndim == 4 and mask.shape[1] == 1 else mask.reshape(-1, *mask.shape[-2:])
+    else:
+        masks = mask if mask.ndim == of.ndim else mask[None]
+    return mask if len(masks) == 1 else masks[[i % len(masks) for i in indices]]
 
 
 def items_or_blocker(latent: dict, indices: list[int]) -> dict | ExecutionBlocker:

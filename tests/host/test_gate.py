@@ -55,7 +55,7 @@ def test_what_is_below_its_threshold_passes_untouched(pack):
 
 @pytest.mark.parametrize("on_block", ["grey", "blur", "drop", "stop"])
 def test_what_is_above_does_not(pack, on_block):
-    given = latent(3, noise_mask=torch.arange(3.0).view(3, 1, 1).expand(3, 64, 64).clone(), batch_index=[4, 5, 6])
+    given = latent(3, noise_mask=(torch.arange(3.0) / 2).view(3, 1, 1).expand(3, 64, 64).clone(), batch_index=[4, 5, 6])
     scores = gate(pack, given)[1].scores
     threshold = sorted(row[0] for row in scores)[1] + 1e-3  # one above, two below
     worst = max(range(3), key=lambda i: scores[i][0])
@@ -71,8 +71,10 @@ def test_what_is_above_does_not(pack, on_block):
     if on_block == "drop":
         assert torch.equal(safe["samples"], given["samples"][kept])
         assert safe["batch_index"] == [given["batch_index"][i] for i in kept]
-        assert torch.equal(safe["noise_mask"], given["noise_mask"][kept])
+        assert torch.equal(safe["noise_mask"], given["noise_mask"][kept, None, :8, :8]), "as the sampler reads it"
         return
+    assert torch.equal(safe["noise_mask"][kept], given["noise_mask"][kept, None, :8, :8])
+    assert safe["noise_mask"][worst].eq(1).all()
     assert torch.equal(safe["samples"][kept], given["samples"][kept])
     hidden = safe["samples"][worst]
     assert hidden.flatten(1).std(dim=1).max() < 1e-5, "an 8×8 latent keeps one colour at most"
@@ -295,6 +297,162 @@ def test_a_cancel_is_not_a_verdict(pack):
 
     with pytest.raises(mm.InterruptProcessingException):
         gate(pack, latent(), concepts=cancelled)
+
+
+# Side doors: everything of a latent that some node could turn into pictures is judged, or does not leave
+
+SOUND = torch.randn(2, 8, 25, 16, generator=torch.Generator().manual_seed(3))
+
+
+def picture(size=2, seed=9) -> torch.Tensor:
+    return torch.randn(size, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) * 7
+
+
+def nested(*parts) -> dict:
+    from comfy.nested_tensor import NestedTensor
+
+    return {"samples": NestedTensor(parts)}
+
+
+class Lying(dict):
+    """Another latent for everyone who asks again."""
+
+    def items(self):
+        raise RuntimeError("not today")
+
+
+class Imposter:
+    is_nested = True
+
+    def __init__(self, parts=None, fails=True):
+        self.parts, self.fails = parts, fails
+
+    def unbind(self):
+        if self.fails:
+            raise RuntimeError("no parts")
+        return self.parts
+
+    @property
+    def shape(self):
+        raise TypeError("no shape")
+
+
+def tensors_in(value) -> list[torch.Tensor]:
+    """Every tensor of a value that a node hands on, however deep."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [found for entry in value.values() for found in tensors_in(entry)]
+    if isinstance(value, list | tuple | set):
+        return [found for entry in value for found in tensors_in(entry)]
+    if isinstance(value, float | int | str | bool | None) or not getattr(value, "is_nested", False):
+        return []
+    return tensors_in(list(value.unbind()))
+
+
+def holds(value, secret: torch.Tensor) -> bool:
+    """Whether any tensor, as it is or in other shapes, correlates with one of the secret pictures."""
+    secrets = [item.flatten().double() - item.double().mean() for item in secret]
+    for tensor in tensors_in(value):
+        if tensor.is_complex() or not tensor.numel():
+            continue
+        for item in [tensor, *tensor] if tensor.ndim > 1 else [tensor]:
+            flat = torch.nan_to_num(item.detach().flatten().double())
+            for one in secrets:
+                if len(flat) == len(one) and flat.std() > 0 and torch.corrcoef(torch.stack([flat, one]))[0, 1].abs() > 0.5:
+                    return True
+    return False
+
+
+def smuggled(innocent: torch.Tensor, secret: torch.Tensor) -> dict[str, dict]:
+    """Latents that have a judged, innocent first part and a picture that nobody has asked about."""
+    plain, norm = {"samples": innocent}, (secret - secret.amin()) / (secret.amax() - secret.amin())
+    flat = secret.reshape(2, 8, 2, 16)
+    found = {
+        "second part": nested(plain["samples"], secret), "third part": nested(plain["samples"], plain["samples"], secret),
+        "third behind sound": nested(plain["samples"], SOUND, secret), "as sound": nested(plain["samples"], flat),
+        "fewer channels": nested(plain["samples"], secret[:, :3]), "one item": nested(plain["samples"], secret[:1]),
+        "three items": nested(plain["samples"], torch.cat([secret, secret[:1]])), "with frames": nested(plain["samples"], secret[:, :, None]),
+        "flat": nested(plain["samples"], secret.flatten(1)), "no batch": nested(plain["samples"], secret[0]),
+        "whole numbers": nested(plain["samples"], (secret * 100).long()), "half": nested(plain["samples"], secret.half()),
+        "a list inside": nested(plain["samples"], [secret]), "nested in nested": nested(plain["samples"], nested(secret)["samples"]),
+        "a list as samples": {"samples": [plain["samples"], secret]}, "another key": plain | {"picture": secret},
+        "in a list": plain | {"extra": [secret[0], secret[1]]}, "in an object": plain | {"state_info": {"raw_x": secret}},
+        "as numbers": plain | {"numbers": secret.flatten().tolist()}, "as batch_index": plain | {"batch_index": secret},
+        "an imposter": {"samples": Imposter()}, "an imposter with parts": {"samples": Imposter([plain["samples"], secret], False)},
+        "a lying dict": Lying(plain | {"picture": secret}),
+    }  # fmt: skip
+    masks = {
+        "mask": secret, "mask of 0 to 1": norm, "mask of one item": norm[:1], "mask of one channel": secret[:, :1], "boolean mask": norm > 2,
+        "mask with frames": norm[:, :, None], "mask of whole numbers": (secret * 100).long(), "NaN mask": secret * math.nan,
+        "nested mask": nested(norm, norm)["samples"], "list mask": [norm], "mask in halves": norm.half(), "flat mask": norm.flatten(1),
+        "wide mask": norm.repeat(1, 1, 8, 8), "object mask": {"a": norm}, "empty mask": norm[:0], "infinite mask": secret * math.inf,
+    }  # fmt: skip
+    found |= {name: plain | {"noise_mask": mask} for name, mask in masks.items()}
+    found |= {f"{name}, nested": nested(plain["samples"], SOUND) | {"noise_mask": mask} for name, mask in masks.items()}
+    return found
+
+
+@pytest.mark.parametrize("on_block", ["grey", "blur", "drop"])
+def test_no_picture_leaves_that_nobody_judged(pack, on_block):
+    """Judged as harmless where it can be judged, or gone: the judge here blocks the secret pictures and lets the others pass."""
+    pictures = picture(12)
+    scores = torch.tensor(gate(pack, {"samples": pictures})[1].scores).flatten()
+    order = scores.argsort()
+    innocent, secret, threshold = pictures[order[:2]], pictures[order[-2:]], scores.median().item()
+    assert gate(pack, {"samples": secret}, concepts=at(threshold)(pack))[1].blocked == [True, True]
+    for name, given in smuggled(innocent, secret).items():
+        safe, report = gate(pack, given, concepts=at(threshold)(pack), on_block=on_block)
+        assert not holds(safe, secret), name
+        assert all(len(reason) > 10 for reason in filter(None, report.reasons)), name
+        json.loads(json.dumps(report.as_ui(), allow_nan=False))
+
+
+def test_a_part_that_is_innocent_passes_with_the_first(pack):
+    given = nested(latent()["samples"], picture())
+    safe, report = gate(pack, given)
+    assert report.blocked == [False, False] and safe is given
+
+
+def test_a_part_that_cannot_be_judged_says_what_to_do(pack):
+    _, report = gate(pack, nested(latent()["samples"], SOUND))
+    assert report.blocked == [True, True]
+    assert "(2, 4, 8, 8), (2, 8, 25, 16)" in report.reasons[0] and "Take them apart before the gate" in report.reasons[0]
+
+
+MASK = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(4))
+LEGAL_MASKS = {
+    "2-D": MASK[0, 0], "3-D": MASK[:, 0], "3-D of one": MASK[:1, 0], "4-D": MASK, "4-D of one": MASK[:1], "of four": MASK.repeat(2, 1, 1, 1),
+    "boolean": MASK > 0.5, "half": MASK.half(), "as many channels as the latent": MASK.expand(2, 4, 64, 64), "2-D as tall as the batch": MASK[0, 0, :2],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEGAL_MASKS)
+def test_a_mask_does_what_it_did(pack, name):
+    """The sampler reads the same of it; beside the gate's own size nothing of it is left."""
+    from comfy.sampler_helpers import prepare_mask
+
+    given = latent(noise_mask=LEGAL_MASKS[name])
+    safe, report = gate(pack, given)
+    assert report.blocked == [False, False] and not report.left_out and safe["noise_mask"].shape == (2, 1, 8, 8)
+    mask = given["noise_mask"].float()[:, :1] if "channels" in name else given["noise_mask"].float()
+    assert torch.equal(*(prepare_mask(one, (2, 4, 8, 8), "cpu") for one in (mask, safe["noise_mask"])))
+
+
+def test_what_stays_and_what_is_left_out_is_said(pack):
+    given = latent(batch_index=[4, 5], type="image", downscale_ratio_spacial=8, extra=picture(), noise_mask=picture())
+    safe, report = gate(pack, given)
+    assert set(safe) == {"samples", "batch_index", "type", "downscale_ratio_spacial"} and safe["samples"] is given["samples"]
+    assert report.as_dict()["left_out"] == ["extra", "noise_mask"] and report.blocked == [False, False]
+
+
+@pytest.mark.parametrize("error", [KeyError("a node is gone"), RecursionError(), TypeError("no JSON"), OSError(28, "No space left")])
+def test_whatever_keeps_a_batch_from_the_log_blocks_it(pack, error):
+    def texts():
+        raise error
+
+    safe, report = gate(pack, latent(), audit=True, texts=texts)
+    assert report.blocked == [True, True] and "audit log could not be written" in report.reasons[0] and not safe["samples"].any()
 
 
 # The log
