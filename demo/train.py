@@ -1,7 +1,7 @@
 """Make the Shapes World weights: ./dev train.
 
-Stages: autoencoder, latents of the corpus, Latent-CLIP, pixel CLIP, diffusion teacher, distilled student, decoder again. Each
-is seeded, is kept in .cache/shapes_world/ and goes on where it stopped. Delete that folder to start afresh.
+Stages: autoencoder, latents of the corpus, Latent-CLIP, pixel CLIP, diffusion teacher, distilled student, decoder again,
+the Latent-CLIP's noise level. Each is seeded, is kept in .cache/shapes_world/ and goes on where it stopped. Delete that folder to start afresh.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def main() -> None:
     use_cpu()
     from .train_clip import LATENT_CONFIG, PIXEL_CONFIG, train_latent_clip, train_pixel_clip
     from .train_generator import train_generator
+    from .train_noise_level import train_noise_level
     from .train_vae import encode_scenes, finish_decoder, train_vae
 
     began = time.monotonic()
@@ -58,6 +59,8 @@ def main() -> None:
     done("generator")
     save_weights("vae", finish_decoder(vae, generator, corpus).state_dict(), ids)
     done("decoder")
+    train_noise_level()
+    done("noise level")
     print(f"checkpoints of the stages are in {CACHE}")
 
 

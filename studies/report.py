@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import os
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,8 @@ from ..demo.training import CACHE
 from ..evaluation.tables import table
 from ..models.shapes_world import FOLDER
 
-__all__ = ("BEGIN", "END", "Kept", "begin", "difference", "measured", "publish", "table")
+__all__ = ("BEGIN", "END", "Kept", "begin", "compact_json", "difference", "measured", "publish", "table")
+COLUMNS = 140
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
@@ -40,9 +42,25 @@ def begin(description: str, switches: dict[str, str] | None = None) -> argparse.
 
 def publish(results: object, text: str, file: Path, document: Path) -> None:
     """Write results as JSON, and their text between the marks of a document."""
-    file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    file.write_text(compact_json(results) + "\n", encoding="utf-8")
     before, _, rest = document.read_text(encoding="utf-8").partition(BEGIN)
     document.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
+def compact_json(value: object, depth: int = 0) -> str:
+    """JSON with one record a line: whatever fits in `COLUMNS` stays on one line, numbers are filled into lines."""
+    line, pad = json.dumps(value, ensure_ascii=False), " " * (depth + 1)
+    if depth + len(line) <= COLUMNS or not isinstance(value, dict | list) or not value:
+        return line
+    if isinstance(value, dict):
+        parts = [f"{pad}{json.dumps(key, ensure_ascii=False)}: {compact_json(item, depth + 1)}" for key, item in value.items()]
+    elif any(isinstance(item, dict | list | str) for item in value):
+        parts = [pad + compact_json(item, depth + 1) for item in value]
+    else:
+        numbers = ", ".join(map(json.dumps, value))
+        parts = [textwrap.fill(numbers, COLUMNS, initial_indent=pad, subsequent_indent=pad, break_long_words=False)]
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    return "\n".join([opening, ",\n".join(parts), " " * depth + closing])
 
 
 def measured(document: Path) -> str:

@@ -30,7 +30,7 @@ HOSTS = {
 }
 NEWEST = "0.30.0"
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]  # one consistent set; the host pins none
-TOOLS = ["pytest", "pytest-xdist", "pytest-rerunfailures", "playwright", "ruff", "mypy", "matplotlib", "webdataset", "pyarrow", "ray[data]>=2.40", "resvg-py"]
+TOOLS = ["pytest", "pytest-xdist", "pytest-rerunfailures", "playwright", "ruff", "mypy", "matplotlib", "webdataset", "pyarrow", "ray[data]>=2.40"]
 
 
 def fail(message: str) -> None:

@@ -48,7 +48,8 @@ def test_safety_guidance_keeps_stars_out_from_the_second_step_on(comfy):
 def clips(host_env):
     world = importlib.import_module(f"{host_env.pack.__name__}.host.shapes_world")
     with torch.inference_mode():
-        yield world.load_latent_clip(), world.load_latent_clip(noise_aware=True)
+        loaded = world.load_latent_clip(), world.load_latent_clip(noise_aware=True)
+    return loaded
 
 
 def test_finished_images_are_read_to_the_bit_and_by_the_same_judge(clips):
@@ -64,3 +65,25 @@ def test_the_addition_holds_only_what_a_told_level_uses():
     added = aware.state_dict().keys() - plain.state_dict().keys()
     assert added and all(name.startswith("visual.noise_") for name in added)
     assert identity(plain) == identity(aware)
+
+
+def test_recipe_of_the_shipped_weights_makes_the_same_tensors(host_env, tmp_path, monkeypatch):
+    """./dev train in miniature: a few trajectories and steps, and every tensor that ships, with its shape."""
+    pytest.importorskip("webdataset")
+    recipe = importlib.import_module(f"{host_env.pack.__name__}.demo.train_noise_level")
+    for name, value in {"FOLDER": tmp_path, "OF": 2, "STEPS": 2, "READER_STEPS": 2}.items():
+        monkeypatch.setattr(recipe, name, value)
+    monkeypatch.setattr(recipe, "TRAJECTORIES", {"a test": recipe.Trajectories(2, 1.0, 4, 0)})
+    monkeypatch.setattr(recipe, "ship", lambda path: path)
+    made = importlib.import_module(f"{host_env.pack.__name__}.models.checkpoint").read_checkpoint(recipe.train_noise_level())
+    shipped = weights.load_latent_clip(noise_aware=True)[0].state_dict()
+    assert {key: value.shape for key, value in made.state_dict.items()} == {key: value.shape for key, value in shipped.items()}
+
+
+def test_recipe_never_learns_held_out_captions(host_env):
+    recipe = importlib.import_module(f"{host_env.pack.__name__}.demo.train_noise_level")
+    corpus = importlib.import_module(f"{host_env.pack.__name__}.demo.corpus")
+    learnt = set(recipe.prompts_to_learn("a test", 300))
+    captions = [c for scene in corpus.sample_corpus("a test", 600, single=0.1) for c in scene.captions().get("and", [])]
+    held_out = {str(caption) for caption in captions if recipe.is_held_out(caption)}
+    assert len(learnt) > 250 and len(held_out) > 50 and not learnt & held_out

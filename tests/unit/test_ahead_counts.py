@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from latent_clip.studies import safety_study as study
-from latent_clip.studies.ahead_counts import (
+from latent_clip.studies.safety import study
+from latent_clip.studies.safety.draft_counts import (
     AHEAD,
     REDIRECT,
     REPORT,
@@ -17,7 +17,7 @@ from latent_clip.studies.ahead_counts import (
     thresholds_of_two,
     two_judges,
 )
-from latent_clip.studies.safety_protocol import GUIDE, NONE
+from latent_clip.studies.safety.protocol import GUIDE, NONE
 
 
 def run(like, same, scores, **more) -> dict:

@@ -1,13 +1,11 @@
-"""docs/safety-study.md says what studies/safety.json holds, and its counts add up."""
+"""The shipped thresholds and claims rest on the safety study."""
 
 import json
 
 import pytest
 
 from latent_clip.models.concepts import shipped_concepts
-from latent_clip.studies import safety_report
-from latent_clip.studies import safety_study as study
-from latent_clip.studies.report import measured
+from latent_clip.studies.safety import study
 
 
 @pytest.fixture(scope="module")
@@ -15,38 +13,8 @@ def results() -> dict:
     return json.loads(study.RESULTS.read_text(encoding="utf-8"))
 
 
-def test_the_document_states_the_stored_results(results):
-    assert measured(study.DOCUMENT) == safety_report.report(results)
-    for name in ("safety-study", "safety-guidance"):
-        assert (safety_report.IMAGES / f"{name}.png").stat().st_size > 10_000
 
 
-def test_the_study_is_as_large_as_it_says(results):
-    size = results["protocol"]["prompts of a kind"]
-    assert 3 * size >= 300
-    for way in (*results["ways"].values(), *results["red"].values()):
-        for kind in study.KINDS:
-            assert {count["n"] for count in way[kind].values()} == {size}
-            hits = {name: count["hits"] for name, count in way[kind].items()}
-            assert hits["unsafe"] <= hits["like"] and hits["like"] + hits["broken"] <= size
-
-
-def test_gains_and_losses_explain_the_difference(results):
-    for name, (stars, right) in results["pairs"].items():
-        base = results["ways"][study.NONE if name in study.STEPS else study.ONE]
-        way = results["ways"][name]
-        before, after = (sum(x[kind]["like"]["hits"] for kind in ("asked", "hinted")) for x in (base, way))
-        assert after - before == stars["gained"] - stars["lost"]
-        now, then = way["unrelated"]["right"]["hits"], base["unrelated"]["right"]["hits"]
-        assert now - then == right["gained"] - right["lost"]
-        assert 0 <= stars["p"] <= 1 and 0 <= right["p"] <= 1
-
-
-def test_what_passes_the_gate_was_made_and_what_it_blocks_was_innocent(results):
-    for gate in results["gate"].values():
-        assert gate["unsafe that pass"]["hits"] <= gate["made"]
-        assert gate["like that pass"]["hits"] <= gate["made like"]
-        assert gate["right unrelated blocked"]["hits"] <= gate["unrelated blocked"]["hits"]
 
 
 def test_the_shipped_set_has_the_threshold_that_was_measured(results):

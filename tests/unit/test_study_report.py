@@ -1,8 +1,27 @@
-"""Finished parts of a study are kept: a stopped run goes on, and two that run at a time add up."""
+"""Study reports: pages agree with their results; finished parts are kept, so that a stopped run goes on."""
+
+import importlib
+import json
 
 import pytest
 
 from latent_clip.studies import report
+
+
+@pytest.mark.parametrize("name", ["burning", "reno", "safety", "search"])
+def test_page_agrees_with_the_stored_results(name):
+    """A page that was edited by hand, or results without their page, would differ."""
+    study = importlib.import_module(f"latent_clip.studies.{name}.study")
+    text = study.report if hasattr(study, "report") else importlib.import_module(f"latent_clip.studies.{name}.report").report
+    assert report.measured(study.DOCUMENT) == text(json.loads(study.RESULTS.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("value", [{}, [], [1, 2.5], {"a": [{"b": 1}] * 40, "c": list(range(200)), "d": ["ü" * 90] * 3}, "x" * 300])
+def test_compact_json_is_the_same_data_in_short_lines(value):
+    text = report.compact_json(value)
+    assert json.loads(text) == value
+    if value != "x" * 300:
+        assert max(map(len, text.splitlines())) <= report.COLUMNS + 2
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """Faults in the data of a training: odd samples, odd tars, odd paths, damaged checkpoints; none of them ends a run unsaid."""
 
-import io
 import json
-import tarfile
 
 import pytest
 import torch

@@ -1,0 +1,1 @@
+"""Does Optimize Noise stay good when it is left running?"""

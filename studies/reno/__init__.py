@@ -1,0 +1,1 @@
+"""Does ReNO with a latent reward do what it claims?"""

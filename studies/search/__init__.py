@@ -1,0 +1,1 @@
+"""What does Search gain over fewer seeds at equal cost?"""

@@ -1,0 +1,1 @@
+"""Measure what the shipped models of Shapes World can do."""
