@@ -245,5 +245,5 @@ def load_latent_clip_file(name: str, dtype: str = "auto", vae: "comfy.sd.VAE | N
         check_vae(name, checkpoint.space, told_vae, vae)
     model = load_latent_clip(checkpoint.config, checkpoint.state_dict)
     LOGGER.info("Loaded %s: reads %s latents", checkpoint.name, checkpoint.space.name)
-    statistics = statistics_of(checkpoint.metadata)
+    statistics = statistics_of(checkpoint.metadata, checkpoint.space.channels)
     return LoadedLatentCLIP(model, checkpoint.config, checkpoint.space, checkpoint.name, dtype, statistics, told_vae)

@@ -7,43 +7,27 @@ Both are memory-mapped, so what is not needed is never read.
 """
 
 import hashlib
-import io
 import json
 import logging
-import re
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
 
-import numpy
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from . import known_files
 from .config import check_config, infer_config, name_of_config
 from .latent_spaces import LatentSpace
-from .own_spaces import OWN_SPACE, space_as_dict, space_of_metadata
+from .own_spaces import OWN_SPACE, space_as_dict, space_of_metadata, statistics_of, vae_of
+from .strict_json import parse_json, read_json
+from .tensor_files import CheckpointError, first_names, naming, read_tensors, renamed
+from .tensor_files import read_tensor_bytes as read_tensor_bytes
 
 FORMAT_VERSION = "1"
 LOGGER = logging.getLogger(__name__)
 
-# The optimizer state of an original checkpoint holds numpy scalars; under numpy 1 and 2 their constructor has two names.
-# A scalar is its dtype and its bytes: plain numbers only, never objects.
-_NUMPY_SCALAR = numpy.float64(0).__reduce__()[0]
-_SAFE_GLOBALS: list[Callable | tuple[Callable, str]] = [
-    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
-    (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
-    numpy.dtype,
-    *dict.fromkeys(type(numpy.dtype(code)) for code in "?bhilqBHILQefd"),
-]
+LARGEST_LOGIT_SCALE = 10
 _WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-class CheckpointError(ValueError):
-    """A file that is no checkpoint of the expected kind; the message says what it is and what to do."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +58,21 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         CheckpointError: the file is missing, damaged, no checkpoint, holds more than tensors, or holds another architecture.
     """
     path = Path(path)
+    with naming(path):
+        return _read_checkpoint(path)
+
+
+def _read_checkpoint(path: Path) -> Checkpoint:
     tensors, metadata = read_tensors(path)
     state_dict = original_to_custom_text(tensors)
     _refuse_other_models(path, state_dict)
-    space = _find_space(path, metadata)
+    space = space_of_metadata(metadata)
+    statistics_of(metadata, space.channels)
+    vae_of(metadata)
     config = _find_config(path, metadata, state_dict, space.downscale)
     check_keys(path, state_dict, expected_shapes(config))
     check_weights(path, state_dict)
+    check_logit_scale(path, state_dict["logit_scale"])
     if config["vision_cfg"]["latent_n_channels"] != space.channels:
         raise CheckpointError(
             f"{path.name}: its patch convolution takes {config['vision_cfg']['latent_n_channels']} channels, "
@@ -88,139 +80,6 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         )
     name = name_of_config(config) or path.stem
     return Checkpoint(name, config, space, state_dict, len(tensors) - len(state_dict), metadata)
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Map the tensors of a safetensors file or torch pickle.
-
-    Returns:
-        (state_dict without the DDP prefix, safetensors metadata or {}).
-
-    Raises:
-        CheckpointError: missing, damaged, neither format, or holding anything but tensors and plain numbers.
-    """
-    metadata: dict[str, str] = {}
-    start = _read_start(path)
-    if start.startswith(b"PK\x03\x04"):
-        tensors = _read_pickle(path)
-    elif start[8:9] == b"{":
-        tensors, metadata = _read_safetensors(path)
-    elif known := known_files.of_start(start):
-        raise CheckpointError(f"{path.name}: {known}")
-    else:
-        raise CheckpointError(f"{path.name}: neither a safetensors file nor a torch checkpoint. Download it again.")
-    if not tensors:
-        raise CheckpointError(f"{path.name}: holds no tensors.")
-    for key, tensor in tensors.items():
-        if not _is_plain(tensor):
-            raise CheckpointError(
-                f"{path.name}: {_names([key])} is not a plain dense tensor with all its values in the file."
-            )
-    return _renamed(tensors, lambda key: key.removeprefix("module.")), metadata
-
-
-def _read_start(path: Path) -> bytes:
-    if path.is_dir():
-        known = known_files.of_folder(path) or "a folder, expected a file. Choose a file in it."
-        raise CheckpointError(f"{path.name}: {known}")
-    try:
-        with path.open("rb") as file:
-            start = file.read(64)
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path.name}: no such file. Put Latent-CLIP weights into ComfyUI/models/latent_clip."
-        ) from error
-    except OSError as error:
-        raise CheckpointError(f"{path.name}: cannot be read ({error}). Check its permissions and the disk.") from error
-    if not start:
-        raise CheckpointError(f"{path.name}: an empty file. Download it again.")
-    return start
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """No sparse, quantised, nested or meta tensor, and none whose strides claim more numbers than the file holds."""
-    return (
-        tensor.layout == torch.strided
-        and tensor.device.type == "cpu"
-        and not (tensor.is_nested or tensor.is_quantized)
-        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
-    )
-
-
-def _renamed(tensors: dict[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
-    renamed: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
-        if rename(key) in renamed:
-            raise CheckpointError(
-                f"Two tensors of the file are both {_names([rename(key)])}, expected one. It mixes two layouts."
-            )
-        renamed[rename(key)] = tensor
-    return renamed
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            keys = list(file.keys())
-            return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
-    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path.name}: damaged safetensors file ({error}). Download or convert it again."
-        ) from error
-
-
-def _load_tensors_only(source: Path | BinaryIO) -> object:
-    """The one place where a pickle is opened: tensors only, no code is run, pages of a file are read when touched."""
-    with torch.serialization.safe_globals(_SAFE_GLOBALS):
-        return torch.load(source, map_location="cpu", mmap=isinstance(source, Path), weights_only=True)
-
-
-def read_tensor_bytes(content: bytes, name: str) -> Tensor:
-    """The one tensor of a small torch file, as the authors' shards of latents hold them.
-
-    Raises:
-        CheckpointError: it is damaged, or holds anything but one tensor.
-    """
-    try:
-        tensor = _load_tensors_only(io.BytesIO(content))
-    except Exception as error:  # as in _read_pickle
-        raise CheckpointError(
-            f"{name}: not a readable torch tensor, or it holds more than tensors, which is refused because pickles can run code "
-            f"({_what_torch_refused(str(error)) or type(error).__name__})."
-        ) from error
-    if not isinstance(tensor, Tensor) or not _is_plain(tensor):
-        raise CheckpointError(f"{name}: expected one plain tensor, got {type(tensor).__name__}.")
-    return tensor
-
-
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    """See `_load_tensors_only`."""
-    if known := known_files.of_zip(path):
-        raise CheckpointError(f"{path.name}: {known}")
-    try:
-        content = _load_tensors_only(path)
-    except Exception as error:  # a damaged pickle can fail with nearly any type; every one means the same to the user
-        raise CheckpointError(
-            f"{path.name}: not a readable torch checkpoint, or it holds more than tensors, which is refused because "
-            f"pickles can run code ({_what_torch_refused(str(error)) or type(error).__name__}). Download it again from its authors."
-        ) from error
-    tensors = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(tensors, dict) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors.items()
-    ):
-        raise CheckpointError(
-            f"{path.name}: expected a state_dict of tensors, got {type(content).__name__} with other content."
-        )
-    return tensors
-
-
-def _what_torch_refused(message: str) -> str:
-    """The name that torch stumbled over, or the first line. Torch's own text goes on to advise loading without its protection."""
-    message = re.sub(r"\x1b\[[0-9;]*m", "", message)
-    if name := re.search(r"(?:GLOBAL |got <class '|Unsupported class )([\w.]+)", message):
-        return f"it asks for {name[1][:100]}"
-    first = message.partition("\n")[0][:200]
-    return "" if first.startswith("Weights only load failed") else first
 
 
 def original_to_custom_text(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -239,7 +98,7 @@ def original_to_custom_text(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         return key.replace("visual.latent_vit.", "visual.", 1)
 
     vae = ("visual.vae_encoder.", "visual.vae_quant_conv.")
-    return _renamed({key: tensor for key, tensor in state_dict.items() if not key.startswith(vae)}, rename)
+    return renamed({key: tensor for key, tensor in state_dict.items() if not key.startswith(vae)}, rename)
 
 
 def _refuse_other_models(path: Path, state_dict: dict[str, Tensor]) -> None:
@@ -252,22 +111,14 @@ def _refuse_other_models(path: Path, state_dict: dict[str, Tensor]) -> None:
         raise CheckpointError(f"{path.name}: expected a Latent-CLIP, got {known}")
 
 
-def _find_space(path: Path, metadata: dict[str, str]) -> LatentSpace:
-    """What the file says of itself; shapes never decide."""
-    try:
-        return space_of_metadata(metadata)
-    except ValueError as error:
-        raise CheckpointError(f"{path.name}: {error}.") from error
-
-
 def _find_config(path: Path, metadata: dict[str, str], state_dict: dict[str, Tensor], downscale: int) -> dict:
     """The architecture from the file's metadata, else from `<stem>.json` beside it, else from the shapes."""
     beside = path.with_suffix(".json")
     try:
         if "config" in metadata:
-            config = json.loads(metadata["config"])
+            config = parse_json(metadata["config"])
         elif beside.is_file():
-            config = json.loads(beside.read_text(encoding="utf-8"))
+            config = read_json(beside)
             config = config.get("model_cfg", config)
         else:
             shapes = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
@@ -277,19 +128,10 @@ def _find_config(path: Path, metadata: dict[str, str], state_dict: dict[str, Ten
         config["vision_cfg"].pop("latent_encoder_name", None)
         config["vision_cfg"].setdefault("latent_factor", downscale)
         config["vision_cfg"].setdefault("latent_n_channels", state_dict["visual.conv1.weight"].shape[1])
-    except (
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        ZeroDivisionError,
-        OSError,
-        RecursionError,
-    ) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError, ArithmeticError, OSError) as error:
         raise CheckpointError(
-            f"{path.name}: not a Latent-CLIP checkpoint, no architecture can be read from it ({error!r}); "
-            f"its first keys are {_names(state_dict)}."
+            f"{path.name}: not a Latent-CLIP checkpoint, no architecture can be read from it ({error!r:.300}); "
+            f"its first keys are {first_names(state_dict)}."
         ) from error
     if decoding_layers:
         raise CheckpointError(
@@ -334,7 +176,7 @@ def check_keys(path: Path, state_dict: dict[str, Tensor], expected: dict[str, tu
         if key in state_dict and tuple(state_dict[key].shape) != shape
     ]
     problems = [
-        f"{len(keys)} {what} (first: {_names(keys)})"
+        f"{len(keys)} {what} (first: {first_names(keys)})"
         for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
         if keys
     ]
@@ -357,9 +199,17 @@ def check_weights(path: Path, state_dict: dict[str, Tensor]) -> None:
             )
 
 
-def _names(keys: Iterable[str]) -> str:
-    """The first three, as one line however odd they are."""
-    return ", ".join(" ".join(key.split())[:100] for key in islice(keys, 3))
+def check_logit_scale(path: Path, tensor: Tensor) -> None:
+    """The temperature is one number whose exponential multiplies cosines; published ones are 4.6 to 4.8.
+
+    Raises:
+        CheckpointError: it is another kind of tensor, or so large that logits are no numbers.
+    """
+    if tensor.numel() != 1 or not abs(float(tensor.float())) <= LARGEST_LOGIT_SCALE:
+        got = f"{float(tensor.float()):g}" if tensor.numel() == 1 else f"the shape {tuple(tensor.shape)}"
+        raise CheckpointError(
+            f"{path.name}: its logit_scale has {got}, expected one number of at most {LARGEST_LOGIT_SCALE}."
+        )
 
 
 def safetensors_metadata(checkpoint: Checkpoint, source: Path) -> dict[str, str]:

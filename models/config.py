@@ -11,6 +11,15 @@ MAX_LAYERS = 1000
 NOISE_BANDS = "latent_noise_bands"  # in a vision_cfg: how many cosines tell the tower a noise level
 NOISE_HIDDEN = "latent_noise_hidden"  # beside it: units of the branch that each block has for a told level
 NOISE_READER = "latent_noise_reader"  # and units of the network that reads all cells at once
+MAX_POSITIONS = 4096  # tokens of a text; the causal mask is as many numbers squared. Published towers have 77
+MAX_SIDE = 4096  # cells or pixels along a side of a tower's input; published ones have 64 and 560
+MAX_PATCHES = 16_384  # of an image; published ones have 4,096
+MAX_WIDTH = 16_384
+MAX_INPUT = 1 << 24  # numbers of one latent
+_MOST = {
+    "embed_dim": MAX_WIDTH, "width": MAX_WIDTH, "heads": MAX_WIDTH, "head_width": MAX_WIDTH, "layers": MAX_LAYERS, "mlp_ratio": 64,
+    "context_length": MAX_POSITIONS, "vocab_size": 1 << 22, "patch_size": MAX_SIDE, "latent_factor": MAX_SIDE,
+}  # fmt: skip
 _KNOWN = {
     "vision_cfg": {
         "image_size",
@@ -61,10 +70,28 @@ def check_config(config: dict) -> None:
         *config["text_cfg"].items(),
     ]:
         kinds = (int, float) if key == "mlp_ratio" else int
-        if not isinstance(value, kinds) or not 0 < value < float("inf"):
+        if not isinstance(value, kinds) or isinstance(value, bool) or not 0 < value < float("inf"):
             raise ValueError(f"Got {key} = {value!r:.100}, expected a positive number.")
-    if max(config["vision_cfg"].get("layers", 1), config["text_cfg"].get("layers", 1)) > MAX_LAYERS:
-        raise ValueError(f"Got more than {MAX_LAYERS} layers.")
+        if value > _MOST.get(key, float("inf")):
+            raise ValueError(f"Got {key} = {value!r:.20}, expected at most {_MOST[key]}.")
+    vision = {"latent_factor": 8, "latent_n_channels": 4, "patch_size": 16, "image_size": 224, **config["vision_cfg"]}
+    grid = vision["image_size"] // vision["latent_factor"]
+    check_input(grid, vision["patch_size"])
+    if vision["latent_n_channels"] * grid**2 > MAX_INPUT:
+        raise ValueError(f"Got latents of {vision['latent_n_channels']} × {grid} × {grid} numbers, more than {MAX_INPUT}.")
+
+
+def check_input(side: int, patch_size: int) -> None:
+    """Refuse a tower whose input no memory holds, though its weights may be few.
+
+    Raises:
+        ValueError: the input has too long a side, or too many patches.
+    """
+    if side > MAX_SIDE or (side // patch_size) ** 2 > MAX_PATCHES:
+        raise ValueError(
+            f"Got an input of {side!r:.20} × {side!r:.20} in patches of {patch_size!r:.20}, expected at most {MAX_SIDE} × {MAX_SIDE} and "
+            f"{MAX_PATCHES} patches."
+        )
 
 
 def infer_config(shapes: Mapping[str, tuple[int, ...]], latent_factor: int = 8) -> dict:

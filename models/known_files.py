@@ -1,8 +1,9 @@
 """Files that people put where a CLIP is expected: what each of them is, and what to get instead."""
 
-import zipfile
 from collections.abc import Collection
 from pathlib import Path
+
+from .torch_archive import names_in
 
 # the first bytes of a file, in lower case → what it is and what to do
 _STARTS: list[tuple[tuple[bytes, ...], str]] = [
@@ -113,8 +114,7 @@ def of_folder(path: Path) -> str:
 def of_zip(path: Path) -> str:
     """What an archive that torch cannot read as tensors is; "" if it has the form of a torch checkpoint, or is damaged."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+        names = names_in(path)
     except Exception:  # a damaged archive can fail with nearly any type; whoever reads it says so
         return ""
     if any(name.partition("/")[2].startswith("code/") for name in names):

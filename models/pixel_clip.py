@@ -5,8 +5,8 @@ google/siglip-*) and OpenAI's own TorchScript files. Shapes do not tell head wid
 looked up among open_clip's own configs.
 """
 
-import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,9 +20,12 @@ from open_clip.model import CustomTextCLIP
 from torch import Tensor
 
 from . import known_files
-from .checkpoint import CheckpointError, check_keys, check_weights, original_to_custom_text, read_tensors
-from .config import MAX_LAYERS
+from .checkpoint import check_keys, check_logit_scale, check_weights, original_to_custom_text
+from .config import MAX_LAYERS, MAX_POSITIONS, MAX_WIDTH, check_input
+from .own_spaces import is_number
 from .pixel_layouts import config_of_transformers, transformers_to_open_clip
+from .strict_json import parse_json, read_json
+from .tensor_files import CheckpointError, naming, read_tensors
 from .torchscript import is_torchscript, read_torchscript
 
 LOGGER = logging.getLogger(__name__)
@@ -91,10 +94,16 @@ def read_pixel_clip(path: str | Path, quick_gelu: bool = False) -> PixelCLIP:
         CheckpointError: missing, damaged, not a pixel CLIP, or of an architecture that open_clip does not list.
     """
     path = Path(path)
+    with naming(path):
+        return _read_pixel_clip(path, quick_gelu)
+
+
+def _read_pixel_clip(path: Path, quick_gelu: bool) -> PixelCLIP:
     state_dict, metadata, published_by_openai = _read(path)
     _refuse_other_models(path, state_dict)
-    bias = state_dict.pop("logit_bias", None)
+    bias = _number(path, "logit_bias", state_dict.pop("logit_bias", None))
     if (scale := state_dict.get("logit_scale")) is not None:
+        check_logit_scale(path, scale)
         state_dict["logit_scale"] = scale.reshape(())
     shapes = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
     name, config, preparation = _find_config(path, metadata, shapes)
@@ -109,8 +118,18 @@ def read_pixel_clip(path: str | Path, quick_gelu: bool = False) -> PixelCLIP:
         config,
         preparation,
         float(model.logit_scale.float().exp()),
-        None if bias is None or not bias.any() else float(bias.reshape(())),
+        bias or None,
     )
+
+
+def _number(path: Path, name: str, tensor: Tensor | None) -> float | None:
+    if tensor is None:
+        return None
+    if tensor.numel() != 1 or tensor.is_complex() or not math.isfinite(value := float(tensor.float())):
+        raise CheckpointError(
+            f"{path.name}: its {name} of the shape {tuple(tensor.shape)} is not one finite number. Download it again."
+        )
+    return value
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str], bool]:
@@ -151,14 +170,14 @@ def _find_config(
     beside = path.with_suffix(".json")
     try:
         if "config" in metadata or beside.is_file():
-            config = json.loads(metadata["config"] if "config" in metadata else beside.read_text(encoding="utf-8"))
+            config = parse_json(metadata["config"]) if "config" in metadata else read_json(beside)
             if "model_type" not in config:
                 return path.stem, dict(config.get("model_cfg", config)), _preparation(config.get("preprocess_cfg", {}))
             if config["model_type"] == "clip":
                 return path.stem, config_of_transformers(config), Preparation()
-    except (ValueError, AttributeError, TypeError, KeyError, ZeroDivisionError, OSError, RecursionError) as error:
+    except (ValueError, AttributeError, TypeError, KeyError, ArithmeticError, OSError) as error:
         raise CheckpointError(
-            f"{path.name}: its config cannot be read ({error}). Repair or remove {beside.name}."
+            f"{path.name}: its config cannot be read ({error!s:.300}). Repair or remove {beside.name}."
         ) from error
     found = [(name, config) for name, config in _candidates(_fingerprint(shapes)) if _shapes_of(config) == shapes]
     if found and all(_computes(config) == _computes(found[0][1]) for _, config in found):
@@ -192,8 +211,9 @@ def _preparation(config: Mapping) -> Preparation:
         raise ValueError(
             f"it asks for pictures resized by {found.resize!r} and {found.interpolation!r}, expected shortest or squash, and bicubic or bilinear"
         )
-    if len(found.mean) != 3 or len(found.std) != 3 or not all(value > 0 for value in found.std):
-        raise ValueError(f"its mean {found.mean} and std {found.std} are not those of three colours")
+    sound = all(len(values) == 3 and all(map(is_number, values)) for values in (found.mean, found.std))
+    if not sound or not min(found.std) > 0:
+        raise ValueError(f"its mean {found.mean!r:.100} and std {found.std!r:.100} are not those of three colours")
     return found
 
 
@@ -277,13 +297,33 @@ def _build_from_file(path: Path, config: dict) -> CustomTextCLIP:
         stages = layers if isinstance(layers, list) else [layers]
         if not all(isinstance(number, int) for number in stages) or sum(stages) > MAX_LAYERS:
             raise CheckpointError(
-                f"{path.name}: its config asks for {layers} layers, expected a ViT's or a ResNet's number."
+                f"{path.name}: its config asks for {layers!r:.100} layers, expected a ViT's or a ResNet's number."
             )
+    _check_sizes(path, config["vision_cfg"], config["text_cfg"])
     try:
         with torch.device("meta"):
             return _build(config)
     except Exception as error:  # whatever open_clip stumbles over, the config is what is wrong
         raise CheckpointError(f"{path.name}: no CLIP can be built from its config: {error!r}.") from error
+
+
+def _check_sizes(path: Path, vision: Mapping, text: Mapping) -> None:
+    """Refuse what takes memory that the file's own tensors do not: masks, and positions that are computed."""
+    size = vision.get("image_size", 224)
+    sides = size if isinstance(size, list) else [size]
+    patch, positions = vision.get("patch_size", 16), text.get("context_length", 77)
+    widths = [value for tower in (vision, text) if (value := tower.get("width")) is not None]
+    numbers = (*sides, patch, positions, *widths)
+    if not sides or not all(isinstance(number, int) and number > 0 for number in numbers):
+        raise CheckpointError(
+            f"{path.name}: its config asks for sizes of {numbers!r:.100}, expected positive whole numbers."
+        )
+    if positions > MAX_POSITIONS or max(widths, default=1) > MAX_WIDTH:
+        raise CheckpointError(
+            f"{path.name}: its config asks for {positions!r:.20} tokens of a text and widths of {widths!r:.100}, expected at most "
+            f"{MAX_POSITIONS} and {MAX_WIDTH}."
+        )
+    check_input(max(sides), patch)
 
 
 def _is_offline(tower: Mapping) -> bool:

@@ -78,13 +78,13 @@ def _rename(name: str, rules: list[tuple[str, str]]) -> str:
 
 
 def _joined(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One tensor where q, k and v have one each; where one is missing all stay, and whoever checks the names says so."""
+    """One tensor where q, k and v have one each; where one is missing or of another shape all stay, and whoever checks the names says so."""
     joined: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         found = _QKV.match(name)
         parts = [tensors.get(f"{found[1]}.{part}_proj.{found[3]}") for part in "qkv"] if found else []
         whole = [part for part in parts if part is not None]
-        if found is None or len(whole) < 3:
+        if found is None or len(whole) < 3 or len({(part.shape, part.dtype) for part in whole}) > 1 or tensor.ndim == 0:
             joined[name] = tensor
         elif found[2] == "q":
             joined[f"{found[1]}.qkv.{found[3]}"] = torch.cat(whole)
@@ -102,8 +102,9 @@ def _turned(renamed: dict[str, Tensor]) -> dict[str, Tensor]:
 def _split_pool(renamed: dict[str, Tensor]) -> dict[str, Tensor]:
     """SigLIP's pooling attention has its query apart here, its positions have a batch, and its temperature is a number."""
     for kind in ("weight", "bias"):
-        whole = renamed.pop(f"{_POOL}.attention.in_proj_{kind}", None)
-        if whole is not None:
+        name = f"{_POOL}.attention.in_proj_{kind}"
+        if name in renamed and renamed[name].shape[:1].numel() % 3 == 0:  # any other stays, and whoever checks the names says so
+            whole = renamed.pop(name)
             query, key, value = whole.chunk(3)
             renamed[f"{_POOL}.q.{kind}"], renamed[f"{_POOL}.kv.{kind}"] = query.clone(), torch.cat([key, value])
     if (positions := renamed.get("visual.trunk.pos_embed")) is not None and positions.ndim == 2:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 MAX_BYTES = 4_000_000
+MOST_DEPTH = 100
 
 # the longer marks first: that of UTF-32 begins like that of UTF-16
 _MARKS = (
@@ -20,7 +21,7 @@ _MARKS = (
 _NAMES: dict[type, str] = {str: "a text", list: "a list", dict: "an object", int: "a number", float: "a number"}
 
 
-def read_json(path: Path) -> object:
+def read_json(path: Path) -> Any:
     """The content of a JSON file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark, as Windows editors save it.
 
     Raises:
@@ -40,12 +41,37 @@ def read_json(path: Path) -> object:
         raise ValueError("it holds zero bytes, as UTF-16 without a byte order mark does; save it as UTF-8")
     if not text.strip():
         raise ValueError("it is empty")
+    return parse_json(text)
+
+
+def parse_json(text: str) -> Any:
+    """The content of a text.
+
+    Raises:
+        ValueError: it is no JSON; a key twice, NaN, and lists or objects more than `MOST_DEPTH` deep are refused too.
+    """
     try:
-        return json.loads(text, object_pairs_hook=_no_key_twice, parse_constant=_no_constant)
+        content = json.loads(text, object_pairs_hook=_no_key_twice, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         raise ValueError(f"it is no JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    _check_depth(content)
+    return content
+
+
+def _check_depth(content: object) -> None:
+    """What is nested nearly as deeply as Python can follow could not be printed."""
+    level = [content]
+    for _ in range(MOST_DEPTH):
+        level = [item for outer in level if isinstance(outer, list | dict) for item in _items(outer)]
+        if not level:
+            return
+    raise ValueError("it is nested too deeply")
+
+
+def _items(outer: list | dict) -> Iterable[object]:
+    return outer.values() if isinstance(outer, dict) else outer
 
 
 def checked(value: Any, name: str, *kinds: type) -> Any:

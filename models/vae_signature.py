@@ -67,9 +67,9 @@ def without_signature(vae: dict) -> dict:
 
 
 def _apart(ours: list[float], theirs: list[float] | None) -> float:
-    if theirs is None or len(theirs) != len(ours):
+    if not theirs or len(theirs) != len(ours):
         return math.inf
-    return math.sqrt(sum((a - b) ** 2 for a, b in zip(ours, theirs)) / len(ours))
+    return math.dist(ours, theirs) / math.sqrt(len(ours))  # which squares nothing that would overflow
 
 
 def _plain(name: str) -> str:

@@ -319,15 +319,15 @@ WRONG_TENSORS = {
 }  # fmt: skip
 WRONG_METADATA = {
     "broken JSON": ({"config": "{"}, "no architecture can be read"),
-    "bottomless JSON": ({"config": "[" * 100_000}, "no architecture can be read.*RecursionError"),
+    "bottomless JSON": ({"config": "[" * 100_000}, "no architecture can be read.*it is nested too deeply"),
     "a list": ({"config": "[]"}, "no architecture can be read"),
     "no vision tower": ({"config": '{"vision_cfg": null}'}, "no architecture can be read"),
     "no text tower": (config_metadata(text_cfg=None), "Got None in its text_cfg"),
     "no width": (config_metadata(embed_dim=None), "embed_dim = None, expected a positive number"),
     "words for numbers": (config_metadata({"width": "64"}), "width = '64', expected a positive number"),
     "a negative number": (config_metadata(text={"layers": -1}), "layers = -1, expected a positive number"),
-    "no number": (config_metadata({"mlp_ratio": float("nan")}), "mlp_ratio = nan, expected a positive number"),
-    "a tower of Babel": (config_metadata({"layers": MAX_LAYERS + 1}), f"more than {MAX_LAYERS} layers"),
+    "no number": (config_metadata({"mlp_ratio": float("nan")}), "no architecture can be read.*it has the number NaN, expected a finite one"),
+    "a tower of Babel": (config_metadata({"layers": MAX_LAYERS + 1}), f"layers = {MAX_LAYERS + 1}, expected at most {MAX_LAYERS}"),
     "heads that do not divide": (config_metadata(text={"heads": 5}), "No Latent-CLIP can be built from this config"),
     "a tower from the network": (config_metadata(text={"hf_model_name": "roberta-base"}), "the unknown hf_model_name in its text_cfg"),
     "a timm tower": (config_metadata({"timm_model_name": "vit"}), "the unknown timm_model_name in its vision_cfg"),

@@ -330,7 +330,7 @@ def test_a_space_of_its_own_travels_and_a_known_one_is_known_by_name():
 
 
 def test_latents_that_are_far_from_those_of_the_training_are_told():
-    statistics = statistics_of({"channels": json.dumps({"mean": [1.0, 0.0], "std": [2.0, 1.0]})})
+    statistics = statistics_of({"channels": json.dumps({"mean": [1.0, 0.0], "std": [2.0, 1.0]})}, 2)
     latents = (
         torch.randn(4, 2, 8, 8) * torch.tensor([2.0, 1.0])[:, None, None] + torch.tensor([1.0, 0.0])[:, None, None]
     )
@@ -338,6 +338,15 @@ def test_latents_that_are_far_from_those_of_the_training_are_told():
     assert unlike(latents.unsqueeze(2).expand(-1, -1, 3, -1, -1), statistics) == ""
     assert "times what it was" in unlike(latents * 5, statistics)
     assert "standard deviations off" in unlike(latents + 8, statistics)
-    for wrong in ("", "[]", "null", '{"mean": [1], "std": [0]}', '{"mean": [1, 2], "std": [1]}'):
-        assert statistics_of({"channels": wrong}) is None
-    assert statistics_of({}) is None
+    for other in ("[]", "null", "4", '{"mean": [1]}'):
+        assert statistics_of({"channels": other}, 2) is None
+    assert statistics_of({}, 2) is None
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "[" * 9999, '{"mean": [1, 2], "std": [0, 1]}', '{"mean": [1, 2], "std": [1]}', '{"mean": [1], "std": [1]}',
+              '{"mean": [NaN, 1], "std": [1, 1]}', '{"mean": [1e39, 1], "std": [1, 1]}', '{"mean": "12", "std": "34"}']
+)  # fmt: skip
+def test_statistics_that_are_not_those_of_the_channels_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"channel.*Make the file again"):
+        statistics_of({"channels": wrong}, 2)

@@ -85,6 +85,19 @@ def test_another_kind_of_encoder_is_another(vae):
 def test_a_file_tells_it(vae):
     record = {"name": "a.safetensors", "sha256": "ab", **told(vae)}
     assert difference(vae_of({"vae": json.dumps(record)}), told(vae)) == 0
-    for wrong in ("", "[]", "3", '{"signature": [1]}', '{"signature": {"a": [null]}}', '{"signature": {"a": 1}}'):
-        assert not vae_of({"vae": wrong}).get("signature")
+    for other in ("[]", "3", "{}", '{"signature": {}}'):
+        assert not vae_of({"vae": other}).get("signature")
     assert not vae_of({}).get("signature")
+
+
+@pytest.mark.parametrize("numbers", ["[null]", "1", "[]", "[1e200,1,1,1,1,1,1,1]", "[NaN,1,1,1,1,1,1,1]", f"[1{'0' * 400},1,1,1,1,1,1,1]"])
+def test_a_damaged_signature_is_refused(numbers):
+    with pytest.raises(ValueError, match=r"(?i)vae"):
+        vae_of({"vae": f'{{"signature": {{"encoder.conv_in.weight": {numbers}}}}}'})
+    with pytest.raises(ValueError, match="VAE"):
+        vae_of({"vae": '{"signature": [1]}'})
+
+
+def test_numbers_whose_squares_overflow_are_far_apart():
+    assert difference({"signature": {"a": [1e200] * 8}}, {"signature": {"a": [0.1] * 8}}) == pytest.approx(1e200)
+    assert difference({"signature": {"a": []}}, {"signature": {"a": []}}) == math.inf
