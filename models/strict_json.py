@@ -8,6 +8,7 @@ from typing import Any
 
 MAX_BYTES = 4_000_000
 MOST_DEPTH = 100
+MOST_DIGITS = 1000
 
 # the longer marks first: that of UTF-32 begins like that of UTF-16
 _MARKS = (
@@ -51,7 +52,7 @@ def parse_json(text: str) -> Any:
         ValueError: it is no JSON; a key twice, NaN, and lists or objects more than `MOST_DEPTH` deep are refused too.
     """
     try:
-        content = json.loads(text, object_pairs_hook=_no_key_twice, parse_constant=_no_constant)
+        content = json.loads(text, object_pairs_hook=_no_key_twice, parse_int=_whole, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         raise ValueError(f"it is no JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
     except RecursionError as error:
@@ -113,3 +114,9 @@ def _no_key_twice(pairs: list[tuple[str, object]]) -> dict:
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"it has the number {name}, expected a finite one")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"it has a number of {len(digits)} digits")
+    return int(digits)
