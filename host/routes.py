@@ -16,6 +16,9 @@ take them for complete."""
 
 RUNS_PATH, STOP_PATH, CHOOSE_PATH = "/latent_clip/runs", "/latent_clip/stop", "/latent_clip/choose"
 
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""Errors of reading a body that is no JSON, is nested without end, has an unknown charset, or is not of the expected form."""
+
 
 def host_server():
     """The host's server; None where the pack is used without one."""
@@ -45,7 +48,7 @@ async def stop(request: web.Request) -> web.Response:
     try:
         body = await request.json()
         key, client = _whose(body)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except MALFORMED:
         return _error(400, 'Expected {"prompt_id": ..., "node": ..., "client_id": ...}.')
     run = RUNS.get(key)
     if run is None or not hasattr(run, "stopped"):
@@ -64,7 +67,7 @@ async def choose(request: web.Request) -> web.Response:
         keep, list_index = body["keep"], body.get("list_index") or 0
         if not isinstance(keep, list) or not all(type(item) is int for item in keep):
             raise TypeError
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except MALFORMED:
         return _error(
             400, 'Expected {"prompt_id": ..., "node": ..., "list_index": ..., "client_id": ..., "keep": [ids]}.'
         )
@@ -79,7 +82,11 @@ async def choose(request: web.Request) -> web.Response:
 
 def _whose(body: dict) -> tuple[tuple[str, str], str]:
     """((prompt id, node id), client id) of a message."""
-    return (str(body["prompt_id"]), str(body["node"])), str(body.get("client_id") or "")
+    parts = [body["prompt_id"], body["node"], body.get("client_id") or ""]
+    if not all(isinstance(part, str | int) for part in parts):
+        raise TypeError
+    prompt_id, node, client = map(str, parts)
+    return (prompt_id, node), client
 
 
 def _error(status: int, reason: str) -> web.Response:

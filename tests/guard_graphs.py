@@ -16,7 +16,7 @@ OUTPUTS = {
     "CheckpointLoaderSimple": "MODEL CLIP VAE", "CheckpointSave": "", "ComfySwitchNode": "COMFY_MATCHTYPE_V3", "CreateVideo": "VIDEO",
     "CurveEditor": "CURVE", "EmptyImage": "IMAGE", "EmptyLatentImage": "LATENT", "EmptyMiniMaxH3LatentAV": "LATENT", "GLSLShader": "IMAGE IMAGE IMAGE IMAGE",
     "GetImageSize": "INT INT INT", "GrowMask": "MASK", "ImageBatch": "IMAGE", "ImageBlend": "IMAGE", "ImageCompare": "", "ImageCompositeMasked": "IMAGE",
-    "ImageCrop": "IMAGE", "ImageCropV2": "IMAGE", "ImageFlip": "IMAGE", "ImageFromBatch": "IMAGE", "ImageGrid": "IMAGE", "ImageHistogram": "HISTOGRAM",
+    "ImageCrop": "IMAGE", "ImageCropV2": "IMAGE", "ImageFlip": "IMAGE", "ImageFromBatch": "IMAGE", "ImageGrid": "IMAGE", "ImageHistogram": "HISTOGRAM HISTOGRAM HISTOGRAM HISTOGRAM HISTOGRAM",
     "ImageInvert": "IMAGE", "ImageScale": "IMAGE", "ImageScaleBy": "IMAGE", "ImageStitch": "IMAGE", "ImageToMask": "MASK", "InvertMask": "MASK",
     "KSampler": "LATENT", "KSamplerSelect": "SAMPLER", "LTXVConcatAVLatent": "LATENT", "LTXVSeparateAVLatent": "LATENT LATENT",
     "LatentAdd": "LATENT", "LatentApplyOperation": "LATENT", "LatentBatch": "LATENT", "LatentBlend": "LATENT",
@@ -164,8 +164,9 @@ HONEST = {
     "the best of what passed": latent_behind(
         r=REWARD, x=node("LatentCLIPSelect", latent=["g", 0], reward=["r", 0], keep=1, use_threshold=False, threshold=0.0)
     ),
-    "classified behind": latent_behind(
-        x=node("LatentCLIPClassify", latent=["g", 0], latent_clip=["sw", 3], labels="star\ncircle", templates="a photo of {}", route="", fit="tiles")
+    "classified behind": base(
+        x=node("LatentCLIPClassify", latent=["g", 0], latent_clip=["sw", 3], labels="star\ncircle", templates="a photo of {}", route="", fit="tiles"),
+        d=decode(["x", 4]),
     ),
     "the report": base(s2=node("PreviewAny", source=["g", 3])),
     "a text by the verdict": base(
@@ -187,7 +188,7 @@ HONEST = {
 def _arithmetic() -> dict[str, tuple[dict, str]]:
     low = node("LatentMultiply", samples=["ks", 0], multiplier=0.05)
     undone = {
-        "multiplied": node("LatentMultiply", samples=["g", 0], multiplier=20.0),
+        "multiplied": node("LatentMultiply", samples=["g", 0], multiplier=10.0),
         "its sign": node("LatentMultiply", samples=["g", 0], multiplier=-1.0),
         "subtracted": node("LatentSubtract", samples1=["g", 0], samples2=["e", 0]),
         "added": node("LatentAdd", samples1=["g", 0], samples2=["e", 0]),
@@ -201,7 +202,8 @@ def _arithmetic() -> dict[str, tuple[dict, str]]:
     }
     ways = {f"arithmetic: {way} behind": (latent_behind(x=made), made["class_type"]) for way, made in undone.items()}
     ways["arithmetic: made small before and large behind"] = (
-        latent_behind(c=low, g=gate(["c", 0]), x=undone["multiplied"]), "LatentMultiply"
+        latent_behind(c=low, g=gate(["c", 0]), y=undone["multiplied"], x=node("LatentMultiply", samples=["y", 0], multiplier=2.0)),
+        "LatentMultiply",
     )  # fmt: skip
     ways["arithmetic: an operation"] = (
         latent_behind(o=node("LatentOperationSharpen"), x=node("LatentApplyOperation", samples=["g", 0], operation=["o", 0])), "LatentOperationSharpen"

@@ -100,16 +100,15 @@ class _Graph:
         for key in ("latent", "latent_clip"):
             if key not in gate.wires:
                 raise Refused(f"{gate} has no wire at {key}. Connect it.")
-        self.model_of(gate)
+        self.models_of(gate)
 
-    def model_of(self, gate: Node) -> GateModel:
-        """The allowed Latent-CLIP that a gate checks with."""
+    def models_of(self, gate: Node) -> list[GateModel]:
+        """The caller's entries that allow the Latent-CLIP of a gate."""
         wire = gate.wires["latent_clip"]
         loader = self.nodes[wire.source]
-        for model in self.models:
-            fixed = all(key in loader.values and loader.values[key] == value for key, value in model.inputs.items())
-            if loader.kind == model.loader and fixed and self._type(wire) == "LATENT_CLIP":
-                return model
+        found = [model for model in self.models if model.loader == loader.kind and _has(loader, model.inputs)]
+        if found and self._type(wire) == "LATENT_CLIP":
+            return found
         allowed = "; ".join(f"{model.loader} with {dict(model.inputs)}" for model in self.models)
         got = f"{loader} with file {short(loader.values.get('file'))}"
         raise Refused(f"{gate} checks with the Latent-CLIP of {got}. Wire one of these to it directly: {allowed}.")
@@ -152,15 +151,13 @@ class _Graph:
         """The VAE behind a gate must be the one whose latents were checked."""
         vae = self._vae_file(node.wires.get("vae"))
         for gate in sorted(gates):
-            model = self.model_of(self.nodes[gate])
-            if model.loader == PIXEL_LOADER:
+            models = self.models_of(self.nodes[gate])
+            if models[0].loader == PIXEL_LOADER:
                 own = self._vae_file(self.nodes[self.nodes[gate].wires["latent_clip"].source].wires.get("vae"))
                 expected, fits = "the VAE that is wired to its Load Pixel Judge", vae is not None and vae == own
             else:
-                expected, fits = (
-                    f"a VAE of {', '.join(model.vaes) or 'no file'}",
-                    vae is not None and vae[1] in model.vaes,
-                )
+                files = sorted({file for model in models for file in model.vaes})
+                expected, fits = f"a VAE of {', '.join(files) or 'no file'}", vae is not None and vae[1] in files
             if not fits:
                 got = "no VAE straight from its loader" if vae is None else f"the VAE of {short(vae[1])}"
                 raise Refused(
@@ -198,6 +195,10 @@ class _Graph:
 
     def _type(self, wire: Wire) -> object:
         return output_type(wire, self.nodes, self.object_info)
+
+
+def _has(node: Node, inputs: Mapping[str, object]) -> bool:
+    return all(key in node.values and node.values[key] == value for key, value in inputs.items())
 
 
 def _check_paste(node: Node, inputs: Mapping[str, Flow]) -> None:
