@@ -16,6 +16,7 @@ from ..models.fit import Fit, fit_latents, more_windows
 from ..models.frames import frames_in
 from ..models.latent_spaces import LatentSpace
 from ..models.own_spaces import statistics_of, unlike, vae_of
+from ..models.texts import cut_text
 from .folders import LATENT_CLIP, find_file
 from .oom import BatchLimit
 from .prompts import words_of
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # open_clip takes seconds to import
 
 LOGGER = logging.getLogger(__name__)
 END_OF_TEXT = "<end_of_text>"  # the tokenizer takes it for its own token, at which CLIP reads the features
+LARGEST_SCALE = 100.0  # to which open_clip, and latent-clip train, keep it while they train
 TEXT_CACHE_SIZE = 512  # prompts; at 640 floats each 1.3 MB
 
 
@@ -44,11 +46,11 @@ class TextTower:
         """Args:
         tokenizer: default: open_clip's own.
         """
-        from open_clip.tokenizer import SimpleTokenizer
+        from ..models.tokenizer import CLIPTokenizer
 
         device = mm.text_encoder_device()
         self.patcher = tower_patcher(module, device, mm.text_encoder_offload_device())
-        self.tokenizer = tokenizer or SimpleTokenizer(context_length=context_length)
+        self.tokenizer = tokenizer or CLIPTokenizer(context_length)
         self.room = context_length - getattr(tokenizer, "ends", 2)  # tokens beside those that mark the ends of a text
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
 
@@ -77,14 +79,16 @@ class TextTower:
 
     def remarks(self, text: str) -> list[str]:
         """What of a text is not read, each in a few words, such as "cut to 77 tokens"; for names in reports."""
-        from open_clip.tokenizer import SimpleTokenizer
+        from ..models.tokenizer import CLIPTokenizer
 
         words, left_out = words_of(text)
         remarks = [f"{kind} not used" for kind in left_out]
-        if END_OF_TEXT in words and isinstance(self.tokenizer, SimpleTokenizer):
+        if END_OF_TEXT in words and isinstance(self.tokenizer, CLIPTokenizer):
             remarks.append(f"not read after {END_OF_TEXT}")
         if len(self.tokenizer.encode(words)) > self.room:
             remarks.append(f"cut to {self.tokenizer.context_length} tokens")
+        elif cut_text(words, self.tokenizer.context_length) != words:
+            remarks.append("cut inside a very long word")
         return remarks
 
     def _forward(self, texts: list[str]) -> Tensor:
@@ -126,7 +130,7 @@ class LoadedLatentCLIP:
         self._statistics = statistics
         self.told_vae = told_vae or {}
         self.limit = BatchLimit()
-        self.logit_scale = model.logit_scale.float().exp().item()
+        self.logit_scale = min(model.logit_scale.float().exp().item(), LARGEST_SCALE)
         self.image: TowerPatcher = tower_patcher(
             model.visual.to(tower_dtype(dtype, device)), device, mm.unet_offload_device()
         )

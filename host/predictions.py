@@ -10,9 +10,12 @@ import comfy.sd
 import torch
 from torch import Tensor
 
+from ..models.texts import cut_text
 from .guidance import noise_level
 from .scorer import SHAPES_WORLD
 from .shapes_world import load_generator
+
+READ = 8 * 77  # tokens of a caption: the host reads one of any length, 77 at a time
 
 
 class Predictor:
@@ -56,4 +59,4 @@ class Predictor:
         return {"x0": torch.stack(made, 1), "levels": torch.tensor([self.levels] * len(raw_latents))}
 
     def _encode(self, texts: list[str]) -> Tensor:
-        return torch.cat([self.clip.encode_from_tokens(self.clip.tokenize(text)) for text in texts])
+        return torch.cat([self.clip.encode_from_tokens(self.clip.tokenize(cut_text(text, READ))) for text in texts])

@@ -11,6 +11,9 @@ SQUARE = re.compile(
     r"(?<!\\)\[([^\[\]]*?)(?::[\d.]+)?(?<!\\)\]"
 )  # less weight, or a switch during sampling, in other programs
 
+LONGEST = 20_000  # characters of a prompt that are read; the host's parser takes seconds over more brackets
+DEEPEST = 100  # square brackets in each other that are taken off
+
 
 def words_of(prompt: str) -> tuple[str, list[str]]:
     """The words of a prompt, and what was left out.
@@ -20,8 +23,11 @@ def words_of(prompt: str) -> tuple[str, list[str]]:
 
     Returns:
         (words, kinds of syntax that were left out, such as "weights").
+
+    Raises:
+        ValueError: brackets are nested deeper than the host's parser can follow.
     """
-    left_out: list[str] = []
+    left_out = [f"text after {LONGEST:,} characters"] if len(prompt) > LONGEST else []
 
     def drop(pattern: re.Pattern, replacement: str, text: str, kind: str) -> str:
         text, count = pattern.subn(replacement, text)
@@ -29,14 +35,18 @@ def words_of(prompt: str) -> tuple[str, list[str]]:
             left_out.append(kind)
         return text
 
-    text = drop(NETWORK, " ", prompt, "LoRA tags")
+    text = drop(NETWORK, " ", prompt[:LONGEST], "LoRA tags")
     text = drop(CHUNK, " ", text, "BREAK")
-    inner = ""
-    while inner != text:  # from the innermost brackets outwards
+    for _ in range(DEEPEST):  # from the innermost brackets outwards
         inner, text = text, drop(SQUARE, r"\1", text, "weights")
+        if inner == text:
+            break
     text = text.replace(r"\[", "[").replace(r"\]", "]")
     escaped = escape_important(text)
-    segments = [segment for segment, _ in token_weights(escaped, 1.0)]
+    try:
+        segments = [segment for segment, _ in token_weights(escaped, 1.0)]
+    except RecursionError as error:
+        raise ValueError("Got a prompt with hundreds of brackets in each other, expected fewer. Remove some.") from error
     if segments not in ([], [escaped]) and "weights" not in left_out:
         left_out.append("weights")
     words = [drop(EMBEDDING, " ", unescape_important(segment), "embeddings") for segment in segments]

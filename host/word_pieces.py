@@ -6,6 +6,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..models.texts import cut_text
+
 CLIP_VOCABULARY = 49408  # open_clip ships this one
 GEMMA_VOCABULARY = (
     256000  # of SigLIP 2, whose texts are filled up with a token of its own; SigLIP's are with that of their end
@@ -65,7 +67,7 @@ class SigLIPTokenizer:
         self.fill: int = self.pieces.token_to_id(FILL) or 0 if vocabulary == GEMMA_VOCABULARY else end
 
     def encode(self, text: str) -> list[int]:
-        return self.pieces.encode(self.clean(text), add_special_tokens=False).ids
+        return self.pieces.encode(self.clean(cut_text(text, self.context_length)), add_special_tokens=False).ids
 
     def __call__(self, texts: list[str]) -> Tensor:
         ids = torch.full((len(texts), self.context_length), self.fill)

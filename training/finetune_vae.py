@@ -15,22 +15,23 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from open_clip.tokenizer import SimpleTokenizer
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..models.checkpoint import sha256_of
 from ..models.latent_clip import LatentCLIP
+from ..models.tokenizer import CLIPTokenizer
 from ..models.vae_signature import signature_of, without_signature
 from .leash import Held, Leash, distance, kl_to_normal, perceptual, psnr
+from .log import RunLog, plot
 from .loop import Draw, Group, fit
-from .objectives import Batch, Objectives, Task
+from .objectives import Batch, Objectives, Task, limit_temperature
 from .picture_batches import Shown
 from .probe import probe
 from .release import write_latent_clip
-from .run import CosineRecipe, RunLog, plot
+from .run import CosineRecipe
 from .shards import Dataset, Sample, stack_views
 from .starts import channel_statistics, layered_groups
+from .states import save_synced, sync_folder
 
 PRECISIONS = {"fp32": None, "amp_bf16": torch.bfloat16}  # float16 overflows in SDXL's VAE
 STATISTICS = 64  # pictures that channel statistics are taken from
@@ -152,6 +153,7 @@ def finetune(
     old = _raw_latents(vae, pictures, STATISTICS)
     variance = channel_statistics(old)[1].square().to(device)
     before = _figures(vae, start.model, looked_at, teacher, context, variance)
+    limit_temperature(start.model)
     joint = _joint(options, vae, start.model, objectives, variance)
     draw_losses = _losses(options, joint, pictures, teacher, context)
     recipe = CosineRecipe(
@@ -160,7 +162,7 @@ def finetune(
     )  # fmt: skip
     log = RunLog(options.logs, recipe, writes=True)
     groups = groups_of(joint, options, start.config["vision_cfg"]["layers"])
-    fit(joint, recipe, draw_losses, options.logs / "joint.safetensors", groups=groups, log=log)
+    fit(joint, recipe, draw_losses, options.logs / "joint.safetensors", groups=groups, log=log, constrain=lambda: limit_temperature(start.model))
     log.close()
     after = _figures(vae, start.model, looked_at, teacher, context, variance, before.latents)
     figures = {f"{key}, {when}": value for when, found in (("before", before), ("after", after)) for key, value in found.told.items()}  # fmt: skip
@@ -208,7 +210,7 @@ def groups_of(joint: Joint, options: Options, layers: int) -> list[Group]:
 
 
 def _losses(options: Options, joint: Joint, pictures: Source, teacher: Teacher | None, context: int):
-    tokenizer, device, dtype = SimpleTokenizer(context_length=context), torch.device(options.device), PRECISIONS[options.precision]  # fmt: skip
+    tokenizer, device, dtype = CLIPTokenizer(context), torch.device(options.device), PRECISIONS[options.precision]  # fmt: skip
 
     def loss_of(draw: Draw) -> tuple[Tensor, dict[str, float]]:
         shown = pictures.batch(draw.step)
@@ -220,7 +222,7 @@ def _losses(options: Options, joint: Joint, pictures: Source, teacher: Teacher |
                 features = teacher.features(pixels).to(device)
         with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             losses = joint(pixels, draw.normal, tokens, features)
-        return torch.stack(list(losses.values())).sum(), {key: value.item() for key, value in losses.items()}
+        return torch.stack(list(losses.values())).sum(), {key: value.detach() for key, value in losses.items()}
 
     return loss_of
 
@@ -294,8 +296,9 @@ def _write(options: Options, vae: nn.Module, start: Start, statistics: tuple[Ten
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in vae.weights().items()}
     try:
         old = without_signature(start.dataset.vae)
-        save_file(tensors, half, {"finetuned_from": json.dumps(old), "training": json.dumps(about)})
+        save_synced(tensors, half, {"finetuned_from": json.dumps(old), "training": json.dumps(about)})
         half.replace(path)
+        sync_folder(path.parent)
     finally:
         half.unlink(missing_ok=True)
     dataset = replace(start.dataset, vae={"name": path.name, "sha256": sha256_of(path), "signature": signature_of(tensors)})

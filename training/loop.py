@@ -10,18 +10,18 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-Loss = Callable[["Draw"], "tuple[Tensor, dict[str, float]]"]
+from .states import States
+
+Loss = Callable[["Draw"], "tuple[Tensor, Mapping[str, float | Tensor]]"]
 Log = Callable[[dict[str, float]], None]
 
 
@@ -99,26 +99,29 @@ class Printed:
 def fit(
     model: nn.Module, recipe: Recipe, loss_of: Loss, path: Path, *, groups: Sequence[Group] | None = None,
     scaler: torch.amp.GradScaler | None = None, log: Log | None = None, writes: bool = True,
-    after: Callable[[int], None] | None = None,
+    after: Callable[[int], None] | None = None, constrain: Callable[[], None] | None = None,
 ) -> None:  # fmt: skip
     """Train the parameters of `model` that require gradients; leave the averaged weights in it.
 
     Args:
-        loss_of: takes the step's `Draw`, returns a scalar loss and numbers to log.
-        path: the checkpoint, made and read here.
+        loss_of: takes the step's `Draw`, returns a scalar loss and numbers to log, which may be scalar tensors on the device.
+        path: the checkpoint, made and read here; see `states.States`.
         groups: of the parameters; default: one group.
         scaler: for float16 autocast.
         writes: whether this process writes the checkpoint: one of several does.
         after: called after each step with the number of steps made.
+        constrain: called after each step of the optimizer, to keep parameters within bounds.
 
     Raises:
-        ValueError: the loss is no longer finite, or the checkpoint is of another model.
+        ValueError: the loss is no longer finite, or the checkpoint is damaged or of another model.
+        OSError: the checkpoint cannot be written.
     """
     torch.manual_seed(recipe.seed)
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer, scales = _optimizer(recipe, groups or [Group(list(params.values()))])
     average = {name: p.detach().clone() for name, p in params.items()}
-    start = _resume(path, params, average, optimizer, scaler)
+    states = States(path)
+    start = _resume(states, params, average, optimizer, scaler)
     log = log or Printed(recipe)
     saved = time.monotonic()
     for step in range(start, recipe.steps):
@@ -126,6 +129,8 @@ def fit(
             group["lr"] = recipe.lr_at(step) * scale
         loss, numbers = loss_of(Draw.of(recipe.seed, step))
         _step(loss, list(params.values()), optimizer, recipe.clip, scaler)
+        if constrain:
+            constrain()
         decay = min(recipe.ema, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.values()), [p.detach() for p in params.values()], 1 - decay)
@@ -136,10 +141,10 @@ def fit(
                 raise ValueError(
                     f"Got a loss of {value} at step {done} of {recipe.name}, expected a finite one. Lower --lr or lengthen --warmup."
                 )
-            log({"step": done, "loss": value, "lr": recipe.lr_at(step), **numbers})
+            log({"step": done, "loss": value, "lr": recipe.lr_at(step), **{k: float(v) for k, v in numbers.items()}})
         due = done % recipe.save_every == 0 if recipe.save_every else time.monotonic() - saved > 60
         if writes and (due or last):
-            _save(path, params, average, optimizer, scaler, done)
+            _save(states, params, average, optimizer, scaler, done)
             saved = time.monotonic()
         if after:
             after(done)
@@ -174,7 +179,7 @@ def _step(
 
 
 def _save(
-    path: Path, params: dict, average: dict, optimizer: Optimizer, scaler: torch.amp.GradScaler | None, step: int
+    states: States, params: dict, average: dict, optimizer: Optimizer, scaler: torch.amp.GradScaler | None, step: int
 ) -> None:
     tensors: dict[str, Tensor] = {}
     for name, p in params.items():
@@ -191,21 +196,20 @@ def _save(
     metadata = {"step": str(step), "optimizer_step": str(max(counts, default=0))}
     if scaler is not None:
         metadata["scaler"] = json.dumps(scaler.state_dict())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_suffix(".part")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, half, metadata)
-    half.replace(path)
+    states.write(tensors, metadata)
 
 
-def _resume(path: Path, params: dict, average: dict, optimizer: Optimizer, scaler: torch.amp.GradScaler | None) -> int:
-    if not path.exists():
+def _resume(
+    states: States, params: dict, average: dict, optimizer: Optimizer, scaler: torch.amp.GradScaler | None
+) -> int:
+    if (state := states.read()) is None:
         return 0
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    step, tensors = int(metadata["step"]), load_file(path)
+    metadata, step, tensors = state.metadata, state.step, state.tensors
     count = float(metadata.get("optimizer_step", step))
-    if {name.partition(".")[2] for name in tensors} != set(params):
-        raise ValueError(f"{path}: the checkpoint of another model. Remove it, or choose another folder with --logs.")
+    parts = ("param", "average", "first", "second")
+    expected = {f"{part}.{name}": p.shape for name, p in params.items() for part in parts}
+    if {name: tensor.shape for name, tensor in tensors.items()} != expected:
+        raise ValueError(f"{states.path}: the checkpoint of another model. Remove it, or choose another folder with --logs.")
     with torch.no_grad():
         for name, p in params.items():
             p.copy_(tensors[f"param.{name}"])

@@ -93,7 +93,7 @@ class Task(nn.Module):
                     "Got samples without captions, expected some: the contrastive loss compares with them."
                 )
             text = F.normalize(self.model.text(batch.tokens), dim=-1)
-            scale = self.model.logit_scale.exp().clamp(max=100)
+            scale = self.model.logit_scale.exp()
             more = (self.logit_bias,) if self.objectives.siglip else ()
             losses["contrastive"] = self.objectives.contrastive * self.pairs(image, text, scale, *more)
         if self.objectives.distil:
@@ -113,9 +113,9 @@ class Task(nn.Module):
                 "Got samples without a teacher's features or without captions, expected both: --affinity compares how each picture "
                 "goes with each caption. Embed again with both, or leave --affinity out."
             )
-        with torch.no_grad():  # the teacher's own text tower
+        with torch.no_grad():  # the teacher's own text tower, which is not trained (`run.objectives_of`)
             text = F.normalize(self.model.text(batch.tokens), dim=-1)
-            scale = self.model.logit_scale.exp().clamp(max=100).float()
+            scale = self.model.logit_scale.exp().float()
         return affinity(image.float(), batch.teacher.float(), text.float(), scale)
 
 
@@ -138,6 +138,12 @@ def affinity(student: Tensor, teacher: Tensor, text: Tensor, scale: Tensor | flo
         for a, b in ((ours, theirs), (ours.T, theirs.T))
     ]
     return (both[0] + both[1]) / 2
+
+
+def limit_temperature(model: LatentCLIP) -> None:
+    """Keep the scale of the logits between 1 and 100, as open_clip does after every step."""
+    with torch.no_grad():
+        model.logit_scale.clamp_(0, math.log(100))
 
 
 def start_temperature(model: LatentCLIP, siglip: bool) -> None:

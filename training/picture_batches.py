@@ -59,7 +59,10 @@ class Pictures(Dataset):
             expected, ahead = self._ahead
             if step != expected:
                 ahead = iter(DataLoader(self, batch_size=None, sampler=range(step, self.steps), num_workers=self.workers))
-            shown = next(ahead)
+            try:
+                shown = next(ahead)
+            except SourceError as error:  # of a worker process: it comes with its traceback as text
+                raise SourceError(str(error).rpartition(f"{SourceError.__name__}: ")[2].strip()) from error
             self._ahead = step + 1, ahead
         self.skipped |= shown.skipped
         return shown
@@ -104,8 +107,13 @@ class Pictures(Dataset):
 
     def _read(self, row: Row, rng: random.Random, views: Sequence[str]) -> Tensor | str:
         """A view of a picture, or why there is none."""
-        picture = picture_of(row)
-        if isinstance(picture, str):
-            return picture
-        (view,) = views_of(picture.size, [rng.choice(views)], str(rng.random()))
-        return cut(picture, view, self.side)
+        try:
+            picture = picture_of(row)
+            if isinstance(picture, str):
+                return picture
+            (view,) = views_of(picture.size, [rng.choice(views)], str(rng.random()))
+            return cut(picture, view, self.side)
+        except MemoryError:
+            raise
+        except Exception as error:  # one odd picture must not end a run, whatever is odd about it
+            return f"{type(error).__name__}: {error}"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 import torch.nn.functional as F
-from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from ..models.latent_clip import LatentCLIP
+from ..models.tokenizer import CLIPTokenizer
 from .shards import Sample, stack_views
 
+LOGGER = logging.getLogger(__name__)
 CHUNK = 256
 
 
@@ -25,7 +28,7 @@ def image_features(model: LatentCLIP, latents: Tensor) -> Tensor:
 @torch.no_grad()
 def text_features(model: LatentCLIP, texts: list[str], context: int) -> Tensor:
     """Unit features (N, D) on the CPU."""
-    tokens, device = SimpleTokenizer(context_length=context)(texts), model.logit_scale.device
+    tokens, device = CLIPTokenizer(context)(texts), model.logit_scale.device
     return torch.cat([F.normalize(model.text(part.to(device)).float(), dim=-1).cpu() for part in tokens.split(CHUNK)])
 
 
@@ -34,7 +37,7 @@ def probe(model: LatentCLIP, samples: list[Sample], context: int) -> dict[str, f
 
     Returns:
         top1, top5: share whose caption is the nearest, or among the five nearest, of all distinct captions of the samples; where
-        they have captions. teacher: mean cosine to the teacher's features; where they have some.
+        they have captions. teacher: mean cosine to the teacher's features; where all have some of the tower's width.
     """
     training = model.training
     model.train(False)
@@ -48,6 +51,10 @@ def probe(model: LatentCLIP, samples: list[Sample], context: int) -> dict[str, f
         found["top1"] = sum(row[0] for row in right) / len(right)
         found["top5"] = sum(any(row) for row in right) / len(right)
     if all("features" in sample.teacher for sample in samples):
-        features = torch.stack([sample.teacher["features"][0].float() for sample in samples])
+        features = [sample.teacher["features"][0].float() for sample in samples]
+        if any(len(one) != images.shape[-1] for one in features):
+            LOGGER.warning("The samples have features of another teacher, of %d numbers: no agreement is measured.", len(features[0]))
+            return found
+        features = torch.stack(features)
         found["teacher"] = (images * F.normalize(features, dim=-1)).sum(-1).mean().item()
     return found

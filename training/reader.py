@@ -1,30 +1,30 @@
-"""Batches of latents from shards: webdataset's reader over tars drawn with replacement, as open_clip trains with --dataset-resampled.
+"""Batches of latents from shards: tars drawn with replacement, as open_clip trains with --dataset-resampled, and webdataset's shuffle.
 
-Webdataset cannot go on in the middle of a stream. Here the stream starts anew, from a seed of its own, at every checkpoint, so
+The tars are opened as plain files: webdataset would take `pipe:…` for a command, and `C:\\…` or `run:1/…` for a URL. Its shuffle cannot
+go on in the middle of a stream. Here the stream starts anew, from a seed of its own, at every checkpoint, so
 that a run that was killed reads after its last checkpoint what it would have read.
 """
 
 from __future__ import annotations
 
-import logging
 import random
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import torch
 import webdataset as wds
-from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from ..models.tokenizer import CLIPTokenizer
 from .objectives import Batch
-from .shards import Sample, ShardError, decode_sample
+from .samples import Faults, check_latent, nothing_usable, point_of, samples_of, spread_rows, usual, usual_width
+from .shards import Sample, ShardError
 
-LOGGER = logging.getLogger(__name__)
-MOST_FAULTS = 100  # in a row, and it is not a shard that is broken but the data set
+PEEKED = 25  # samples that show what is usual in a data set
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Reading:
         noised: share of the samples that are read as a diffusion model predicted them at some noise level.
         workers: processes that read and decode; another number is another stream.
         shuffle: samples of the buffer that mixes neighbouring shards.
+        channels: of a latent. width: numbers of a teacher's features. 0: what most of the first samples have.
     """
 
     batch: int
@@ -48,26 +49,8 @@ class Reading:
     noised: float = 0.0
     workers: int = 0
     shuffle: int = 1000
-
-
-@dataclass
-class Faults:
-    """What could not be read, by kind; webdataset's handler: one broken tar or sample is passed over."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    in_a_row: int = 0
-
-    def __call__(self, error: Exception) -> bool:
-        kind = type(error).__name__
-        self.counts[kind] += 1
-        self.in_a_row += 1
-        if self.counts[kind] == 1:
-            LOGGER.warning("Passing over what cannot be read; the first %s: %s", kind, error)
-        if self.in_a_row > MOST_FAULTS:
-            raise ShardError(
-                f"Got {self.in_a_row} faults in a row, the last: {error}. Expected readable shards: is the data there?"
-            ) from error
-        return True
+    channels: int = 0
+    width: int = 0
 
 
 class Stream(IterableDataset):
@@ -78,40 +61,70 @@ class Stream(IterableDataset):
     """
 
     def __init__(self, tars: Sequence[Path | str], reading: Reading, interval: int, rank: int = 0) -> None:
-        self.tars, self.reading, self.interval, self.rank = [str(tar) for tar in tars], reading, interval, rank
+        self.tars, self.reading, self.interval, self.rank = [Path(tar) for tar in tars], reading, interval, rank
         self.faults = Faults()
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        info, faults = get_worker_info(), self.faults
+        info = get_worker_info()
         name = f"{self.reading.seed}/{self.interval}/{self.rank}/{info.id if info else 0}"
         order, mixing, choice = (random.Random(f"{name}/{part}") for part in ("order", "mixing", "choice"))
-        urls = ({"url": order.choice(self.tars)} for _ in iter(int, 1))
-        raw = wds.tarfile_to_samples(handler=faults)(urls)
-        for members in wds.shuffle(self.reading.shuffle, initial=self.reading.shuffle, rng=mixing)(raw):
-            if row := self._row(members, choice, faults):
-                faults.in_a_row = 0
+        samples = self._samples(order)
+        for sample in wds.shuffle(self.reading.shuffle, initial=self.reading.shuffle, rng=mixing)(samples):
+            try:
+                row = row_of(sample, self.reading, choice)
+            except MemoryError:
+                raise
+            except Exception as error:  # such as a tokenizer's over an odd caption
+                self.faults.add(error)
+            else:
                 yield row
 
-    def _row(self, members: dict, choice: random.Random, faults: Faults) -> dict[str, Tensor] | None:
-        try:
-            return row_of(decode_sample(_plain(members)), self.reading, choice)
-        except ShardError as error:
-            faults(error)
-            return None
+    def _samples(self, order: random.Random) -> Iterator[Sample]:
+        """Usable samples of tars drawn at random.
+
+        Raises:
+            ShardError: too many faults in a row, or no tar has a usable sample.
+        """
+        every, barren = set(self.tars), set()
+        wanted = partial(check_wanted, reading=self.reading)
+        while True:
+            tar, count = order.choice(self.tars), 0
+            for sample in samples_of(tar, self.faults, wanted):
+                count += 1
+                yield sample
+            (barren.discard if count else barren.add)(tar)
+            if len(barren) == len(every):
+                raise nothing_usable(len(every), self.faults)
 
 
-def _plain(members: dict) -> dict[str, bytes]:
-    return {key: value for key, value in members.items() if isinstance(value, bytes)}
+def check_wanted(sample: Sample, reading: Reading) -> None:
+    """Refuse a sample that lacks what is read of it.
+
+    Raises:
+        ShardError: its latents have another size, or it has no captions, or no features of the right width.
+    """
+    check_latent(sample, reading.channels, reading.grid)
+    if reading.teacher:
+        if "features" not in sample.teacher:
+            raise ShardError("Got a sample without a teacher's features, expected some. Embed again with --teacher.")
+        width = sample.teacher["features"].shape[-1]
+        if reading.width and width != reading.width:
+            raise ShardError(
+                f"Got features of a teacher with {width} numbers, expected {reading.width}. Embed again with one teacher for all."
+            )
+    if reading.context and not sample.captions:
+        raise ShardError("Got a sample without captions, expected one. Leave it out, or train without --contrastive.")
 
 
 def row_of(sample: Sample, reading: Reading, rng: random.Random) -> dict[str, Tensor]:
-    """What a step reads of one sample: a view or a prediction, a caption's tokens, the teacher's features of the view.
+    """The inputs of a step from one sample that passed `check_wanted`.
 
-    Raises:
-        ShardError: it lacks what is asked for, or its latents have another size.
+    Returns:
+        latents (C, grid, grid) of a random view, or as a diffusion model predicted it; where they are read: noise_level (), teacher (D,)
+        of that view, tokens (context,) of a random caption.
     """
     row: dict[str, Tensor] = {}
-    view = rng.randrange(len(next(iter(sample.latent.values()))))
+    view = rng.randrange(len(point_of(sample)))
     level = 0.0
     if reading.noised and sample.predictions and rng.random() < reading.noised:
         view, number = 0, rng.randrange(len(sample.predictions["levels"]))
@@ -123,33 +136,22 @@ def row_of(sample: Sample, reading: Reading, rng: random.Random) -> dict[str, Te
         latent = sample.latent["mean"][view].float() + sample.latent["std"][view].float() * noise
     else:
         latent = sample.latent["latent"][view].float()
-    if latent.shape[-2:] != (reading.grid, reading.grid):
-        raise ShardError(
-            f"Got latents of {latent.shape[-1]}×{latent.shape[-2]} cells, expected {reading.grid}×{reading.grid}. "
-            "Embed again with the --side of the new tower."
-        )
     row["latents"] = latent
     if reading.noised:
         row["noise_level"] = torch.tensor(level)
     if reading.teacher:
-        if "features" not in sample.teacher:
-            raise ShardError("Got a sample without a teacher's features, expected some. Embed again with --teacher.")
         row["teacher"] = sample.teacher["features"][view].float()
     if reading.context:
-        if not sample.captions:
-            raise ShardError(
-                "Got a sample without captions, expected one. Leave it out, or train without --contrastive."
-            )
         row["tokens"] = _tokenizer(reading.context)([rng.choice(sample.captions)])[0]
     return row
 
 
-_TOKENIZERS: dict[int, SimpleTokenizer] = {}
+_TOKENIZERS: dict[int, CLIPTokenizer] = {}
 
 
-def _tokenizer(context: int) -> SimpleTokenizer:
+def _tokenizer(context: int) -> CLIPTokenizer:
     if context not in _TOKENIZERS:
-        _TOKENIZERS[context] = SimpleTokenizer(context_length=context)
+        _TOKENIZERS[context] = CLIPTokenizer(context_length=context)
     return _TOKENIZERS[context]
 
 
@@ -159,7 +161,8 @@ class Reader:
     def __init__(self, tars: Sequence[Path | str], reading: Reading, rank: int = 0) -> None:
         if not tars:
             raise ShardError("Got no shards, expected some. Make them with: latent-clip embed")
-        self.tars, self.reading, self.rank = list(tars), reading, rank
+        self.tars, self.rank = [Path(tar) for tar in tars], rank
+        self.reading = with_usual_shapes(reading, self.tars)
         self._interval = -1
         self._batches: Iterator[dict[str, Tensor]] = iter(())
 
@@ -167,7 +170,7 @@ class Reader:
         """The batch of one step.
 
         Raises:
-            ShardError: nothing can be read, or the step is not the next.
+            ShardError: hardly anything can be read, or the step is not the next.
         """
         if (interval := step // self.reading.interval) != self._interval:
             if step % self.reading.interval:
@@ -179,11 +182,32 @@ class Reader:
                 DataLoader(stream, self.reading.batch, num_workers=self.reading.workers, drop_last=True)
             )
             self._interval = interval
-        return Batch(**next(self._batches))
+        try:
+            return Batch(**next(self._batches))
+        except ShardError as error:  # that of a worker process comes with its traceback as text
+            raise ShardError(str(error).rpartition(f"{ShardError.__name__}: ")[2].strip()) from error
 
 
-def first_rows(tars: Sequence[Path | str], count: int) -> list[Sample]:
-    """The first samples of the tars, for statistics and starts."""
-    urls = ({"url": str(tar)} for tar in tars)
-    raw = wds.tarfile_to_samples(handler=Faults())(urls)
-    return [decode_sample(_plain(members)) for members in islice(raw, count)]
+def with_usual_shapes(reading: Reading, tars: Sequence[Path]) -> Reading:
+    """The same with what most samples have, in place of 0, as `channels` and `width`."""
+    if reading.channels and (reading.width or not reading.teacher):
+        return reading
+    samples = spread_rows(tars, PEEKED, partial(check_latent, channels=reading.channels, grid=reading.grid))
+    channels = reading.channels or usual(point_of(sample).shape[1] for sample in samples) or 0
+    return replace(reading, channels=channels, width=reading.width or usual_width(samples))
+
+
+def first_rows(tars: Sequence[Path | str], count: int, channels: int = 0, grid: int = 0) -> list[Sample]:
+    """The first usable samples of the tars, for statistics and starts; [] without tars.
+
+    Args:
+        channels, grid: of the latents; 0: any.
+
+    Raises:
+        ShardError: there are tars, but no usable sample in them.
+    """
+    faults, check = Faults(), partial(check_latent, channels=channels, grid=grid)
+    samples = list(islice((sample for tar in tars for sample in samples_of(Path(tar), faults, check)), count))
+    if tars and not samples:
+        raise nothing_usable(len(tars), faults)
+    return samples

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..models.checkpoint import FORMAT_VERSION, Checkpoint, CheckpointError, read_checkpoint
 from ..models.latent_clip import LatentCLIP
 from ..models.own_spaces import OWN_SPACE, space_as_dict, space_of_dict
 from .shards import Dataset
+from .states import save_synced, sync_folder
 
 
 def write_latent_clip(
@@ -24,7 +24,7 @@ def write_latent_clip(
         about: what was done: objectives, start, steps, seconds since it was started or went on, and `figures` measured on held-out samples.
 
     Raises:
-        CheckpointError: the weights are no longer finite.
+        CheckpointError: the weights are no longer finite. OSError: it cannot be written.
     """
     mean, std = statistics
     space = space_of_dict(dataset.space)
@@ -41,13 +41,14 @@ def write_latent_clip(
         "data": json.dumps({"source": dataset.source, "licence": dataset.licence, "views": dataset.views}),
         "training": json.dumps(about),
     }
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    tensors = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
     half = path.with_name(f"{path.name}.unfinished")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        save_file(tensors, half, metadata)
+        save_synced(tensors, half, metadata)
         read_checkpoint(half)
         half.replace(path)
+        sync_folder(path.parent)
     finally:
         half.unlink(missing_ok=True)
     return read_checkpoint(path)

@@ -24,11 +24,13 @@ from ..models.latent_clip import LatentCLIP
 from ..models.noise_level import NOISE_PATH
 from ..models.own_spaces import space_of_dict
 from ..models.vae_signature import difference, is_another
-from .loop import Draw, Printed, Recipe, fit
-from .objectives import Objectives, Task, start_temperature
+from .log import RunLog, plot
+from .loop import Draw, Recipe, fit
+from .objectives import Objectives, Task, limit_temperature, start_temperature
 from .probe import probe
 from .reader import Reader, Reading, first_rows
 from .release import write_latent_clip
+from .samples import point_of, usual, usual_width
 from .shards import Dataset, Done, Sample, ShardError, finished, read_dataset
 from .starts import channel_statistics, config_for_latents, from_clip, from_nothing, layered_groups, only_patches
 
@@ -130,11 +132,13 @@ def train(options: Options, say: Callable[[str], None] = print) -> Path:
     Raises:
         ValueError: the options do not fit the data or each other; says which and what to do.
     """
+    objectives_of(options)  # refuses what does not go together before anything is read
     here, device = join(), _device(options.device)
     dataset, done = read_dataset(options.train_data), finished_shards(options.train_data, here.rank == 0)
-    tars, samples = done.tars, first_rows(done.tars, STATISTICS)
-    statistics = channel_statistics(torch.cat([_latents_of(sample) for sample in samples]))
-    model, config = start_model(options, dataset, first_rows(done.patched, STATISTICS), statistics)
+    tars, cells = done.tars, cells_of(dataset)
+    samples, patched = (first_rows(some, STATISTICS, *cells) for some in (tars, done.patched))
+    statistics = channel_statistics(torch.cat([point_of(sample).float() for sample in samples]))
+    model, config = start_model(options, dataset, samples, patched, statistics)
     model.to(device)
     held_out = held_out_rows(options.val_data, dataset) if options.val_data else []
     began, stages = time.monotonic(), stages_of(options, model, here.world_size)
@@ -166,11 +170,17 @@ def finished_shards(folder: Path, cleans: bool) -> Done:
     return done
 
 
+def cells_of(dataset: Dataset) -> tuple[int, int]:
+    """Channels of the latents of a data set, and their cells along a side."""
+    space = space_of_dict(dataset.space)
+    return space.channels, dataset.views["side"] // space.downscale
+
+
 def held_out_rows(folder: Path, dataset: Dataset) -> list[Sample]:
     """The first samples of shards to measure on.
 
     Raises:
-        ShardError: their latents are not of the VAE that the others are of.
+        ShardError: there are none, or their latents are not of the VAE and the size that the others are of.
     """
     other = read_dataset(folder)
     names = [f"{one.vae.get('name')} ({one.space['name']} space)" for one in (other, dataset)]
@@ -180,28 +190,35 @@ def held_out_rows(folder: Path, dataset: Dataset) -> list[Sample]:
             f"{folder}: latents of the VAE {names[0]}, and --train-data holds those of {names[1]}. Measure on shards of the same VAE: embed "
             "the held-out pictures with it."
         )
-    return first_rows(finished(folder).tars, STATISTICS)
-
-
-def _latents_of(sample: Sample) -> Tensor:
-    return next(iter(sample.latent.values())).float() if "mean" not in sample.latent else sample.latent["mean"].float()
+    tars = finished(folder).tars
+    if not tars:
+        raise ShardError(f"{folder}: no finished shards to measure on. Make some with: latent-clip embed")
+    return first_rows(tars, STATISTICS, *cells_of(dataset))
 
 
 def objectives_of(options: Options) -> Objectives:
-    """The terms of the loss."""
+    """The terms of the loss.
+
+    Raises:
+        ValueError: an affinity to captions whose tower is not the teacher's.
+    """
+    if options.affinity and (not options.start or options.train_text):
+        raise ValueError(
+            "Got --affinity without --start, or with --train-text, expected the teacher's own text tower: it compares with the teacher's "
+            "similarities to the captions. Leave --train-text out, and name the teacher's file with --start."
+        )
     return Objectives(options.contrastive, options.distil, options.siglip, options.affinity)
 
 
 def start_model(
-    options: Options, dataset: Dataset, patched: list[Sample], statistics: tuple[Tensor, Tensor]
+    options: Options, dataset: Dataset, samples: list[Sample], patched: list[Sample], statistics: tuple[Tensor, Tensor]
 ) -> tuple[LatentCLIP, dict]:
     """The model of step 0 and its config.
 
     Args:
-        patched: samples of the shards that have the teacher's patches.
+        samples: the first ones. patched: those of the shards that have the teacher's patches.
     """
-    space = space_of_dict(dataset.space)
-    grid = dataset.views["side"] // space.downscale
+    space, (_, grid) = space_of_dict(dataset.space), cells_of(dataset)
     if not options.start:
         if not options.model:
             raise ValueError(
@@ -213,29 +230,47 @@ def start_model(
                 f"Got a --model for {config['vision_cfg']['latent_n_channels']} channels of {latent_grid(config)} cells, but the shards "
                 f"hold {space.channels} channels of {grid}. Change the config, or embed again with its --side."
             )
+        _check_teacher(options, samples, config["embed_dim"])
         model = from_nothing(config, *statistics, options.seed)
         start_temperature(model, options.siglip)
         return model, config
     source, source_config = load_start(options.start)
-    _check_teacher(options, patched, source_config["embed_dim"])
+    _check_teacher(options, samples, source_config["embed_dim"])
     config = config_for_latents(
         source_config, space.channels, grid, options.patch_size, space.downscale, options.noise_bands,
         options.noise_hidden,
     )  # fmt: skip
-    known = [sample for sample in patched if "patches" in sample.teacher]
-    pairs = None
-    if known:
-        latents = torch.stack([_latents_of(sample)[0] for sample in known])
-        pairs = latents, torch.stack([sample.teacher["patches"].float() for sample in known])
-    return from_clip(source, config, *statistics, options.seed, pairs), config
+    model = from_clip(source, config, *statistics, options.seed, _pairs(patched))
+    limit_temperature(model)
+    return model, config
+
+
+def _pairs(patched: list[Sample]) -> tuple[Tensor, Tensor] | None:
+    """Latents and the teacher's patches of the same first views; None where no sample has any."""
+    size = usual(sample.teacher["patches"].shape for sample in patched if "patches" in sample.teacher)
+    known = [s for s in patched if "patches" in s.teacher and s.teacher["patches"].shape == size]
+    if not known:
+        return None
+    latents = torch.stack([point_of(sample)[0].float() for sample in known])
+    return latents, torch.stack([sample.teacher["patches"].float() for sample in known])
 
 
 def _check_teacher(options: Options, samples: list[Sample], size: int) -> None:
-    """Features are only compared with texts of the same space."""
-    told = next((s.teacher["features"].shape[-1] for s in samples if "features" in s.teacher), size)
-    if options.distil and told != size:
+    """Features are only compared with texts of the same space.
+
+    Raises:
+        ValueError: the teacher's features have another width than the tower's, or there are none.
+    """
+    if not options.distil and not options.affinity:
+        return
+    width, own = usual_width(samples), Path(options.start).name or "--model"
+    if not width:
         raise ValueError(
-            f"Got features of a teacher with {told} numbers, but {Path(options.start).name} has {size}. Start from the teacher's own file, "
+            f"{options.train_data}: no sample has a teacher's features, expected them for --distil and --affinity. Embed again with --teacher."
+        )
+    if width != size:
+        raise ValueError(
+            f"Got features of a teacher with {width} numbers, but {own} has {size}. Start from the teacher's own file, "
             "whose text tower is kept, or embed again with that one as the --teacher."
         )
 
@@ -299,7 +334,7 @@ def _train_stage(
     reading = Reading(
         options.batch_size, latent_grid(config), options.seed + (name == "patches"), options.save_every,
         context if options.contrastive or options.affinity else 0, bool(options.distil or options.affinity), options.noised if options.noise_bands else 0.0,
-        options.workers, options.shuffle,
+        options.workers, options.shuffle, config["vision_cfg"]["latent_n_channels"], config["embed_dim"],
     )  # fmt: skip
     reader, run = Reader(tars, reading, here.rank), task if here.world_size == 1 else _distributed(task, device)
     dtype = PRECISIONS[options.precision]
@@ -313,7 +348,7 @@ def _train_stage(
         batch = reader.batch(draw.step).to(device)
         with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             losses = run(batch)
-        return torch.stack(list(losses.values())).sum(), {key: value.item() for key, value in losses.items()}
+        return torch.stack(list(losses.values())).sum(), {key: value.detach() for key, value in losses.items()}
 
     def after(step: int) -> None:
         if options.probe_every and held_out and here.first and step % options.probe_every == 0:
@@ -323,7 +358,7 @@ def _train_stage(
     fit(
         task, recipe, loss_of, options.logs / f"{name}.safetensors", log=log, writes=here.first, after=after,
         groups=layered_groups(parameters, config["vision_cfg"]["layers"], options.layer_decay, options.wd),
-        scaler=torch.amp.GradScaler(device.type) if options.precision == "amp" else None,
+        scaler=torch.amp.GradScaler(device.type) if options.precision == "amp" else None, constrain=lambda: limit_temperature(model),
     )  # fmt: skip
     log.close()
     model.requires_grad_(True)
@@ -339,64 +374,3 @@ def _device(name: str) -> torch.device:
     device = torch.device("cuda", dist.get_node_local_rank(0))
     torch.cuda.set_device(device)
     return device
-
-
-class RunLog:
-    """JSON lines in the folder of a run, lines to read, and TensorBoard where it is installed; on one process only."""
-
-    def __init__(self, folder: Path, recipe: Recipe, writes: bool) -> None:
-        self.path, self.writes = folder / f"{recipe.name}.jsonl", writes
-        self.printed = Printed(recipe)
-        self.board = _tensorboard(folder) if writes else None
-
-    def __call__(self, numbers: dict[str, float]) -> None:
-        if not self.writes:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(numbers) + "\n")
-        self.printed(numbers)
-        for key, value in numbers.items():
-            if self.board and key != "step":
-                self.board.add_scalar(f"{self.path.stem}/{key}", value, int(numbers["step"]))
-
-    def close(self) -> None:
-        """Write out what TensorBoard still holds."""
-        if self.board:
-            self.board.close()
-
-
-def _tensorboard(folder: Path):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder))
-
-
-def read_log(path: Path) -> list[dict[str, float]]:
-    """The lines of a log, of each step what was written last: a killed run writes its last steps twice."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-    merged: dict[float, dict[str, float]] = {}
-    for line in lines:
-        merged[line["step"]] = merged.get(line["step"], {}) | line
-    return [merged[step] for step in sorted(merged)]
-
-
-def plot(folder: Path, names: list[str]) -> None:
-    """Loss and figures over the steps, as training.png; nothing where matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axis, offset = figure.add_subplot(), 0.0
-    for name in names:
-        log = read_log(folder / f"{name}.jsonl")
-        for key in sorted({key for line in log for key in line} - {"step", "lr"}):
-            points = [(offset + line["step"], line[key]) for line in log if key in line]
-            axis.plot(*zip(*points), label=f"{name}: {key}")
-        offset += log[-1]["step"]
-    axis.set(xlabel="step")
-    axis.legend(fontsize="small")
-    figure.savefig(folder / "training.png", dpi=100)

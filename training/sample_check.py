@@ -49,5 +49,5 @@ def _expect(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
         wanted = " × ".join("any" if size is None else str(size) for size in shape)
         kind = str(tensor.dtype).removeprefix("torch.")
         raise ValueError(f"{name} has the shape {tuple(tensor.shape)} in {kind}, expected {wanted} in floating point")
-    if not tensor.isfinite().all():
+    if not tensor.float().isfinite().all():  # as it is read
         raise ValueError(f"{name} has NaN or infinity in it, expected finite numbers")

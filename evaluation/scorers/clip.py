@@ -10,6 +10,7 @@ from torch import Tensor
 from ...methods.features import encode_pixels
 from ...models import shapes_world
 from ...models.pixel_clip import PixelCLIP, read_pixel_clip
+from ...models.texts import cut_text
 from .. import EvaluationError
 from ..benchmarks import Prompt
 from ..records import sha256_of
@@ -36,9 +37,9 @@ def load(words: str) -> Scorer:
 
 def of_pixel_clip(clip: PixelCLIP, label: str) -> Scorer:
     """A scorer of a loaded CLIP; pictures are prepared as open_clip prepares them."""
-    from open_clip.tokenizer import SimpleTokenizer
+    from ...models.tokenizer import CLIPTokenizer
 
-    tokenizer = SimpleTokenizer(context_length=clip.config["text_cfg"]["context_length"])
+    tokenizer = CLIPTokenizer(clip.config["text_cfg"]["context_length"])
     mean, std = torch.tensor(clip.mean), torch.tensor(clip.std)
     texts: dict[str, Tensor] = {}
 
@@ -65,6 +66,6 @@ def _of_architecture(architecture: str, path: Path, label: str) -> Scorer:
     def score(picture: Tensor, prompt: Prompt) -> float:
         with torch.inference_mode():
             image = model.encode_image(prepare(to_pil_image(picture))[None], normalize=True)
-            return float((image * model.encode_text(tokenizer([prompt.text]), normalize=True)).sum())
+            return float((image * model.encode_text(tokenizer([cut_text(prompt.text, tokenizer.context_length)]), normalize=True)).sum())
 
     return Scorer(f"clip:{architecture}:{label}", NOTE, score)

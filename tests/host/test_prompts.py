@@ -146,3 +146,56 @@ def test_only_syntax_is_no_text(comfy, clip):
         expect_failure=True,
     )  # fmt: skip
     assert "Got only prompt syntax, '<lora:x:1>'" in result.error
+
+
+@pytest.fixture(scope="module")
+def loaded(host_env):
+    """Shapes World's Latent-CLIP in the host's care."""
+    from importlib import import_module
+
+    with torch.inference_mode():
+        return import_module(f"{host_env.pack.__name__}.host.shapes_world").load_latent_clip()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x" * 3_000_000, "!?" * 500_000, "é" * 500_000, "[" * 50_000 + "x" + "]" * 50_000, "a red circle " * 100_000, "<lora:" * 100_000,
+        "x" + " " * 3_000_000,
+    ],
+    ids=lambda text: text[:8].strip(),
+)  # fmt: skip
+def test_a_prompt_of_any_length_is_read_in_no_time(prompts, loaded, text):
+    from time import process_time
+
+    began = process_time()
+    words, left_out = prompts.words_of(text)
+    tokens = loaded.text.tokenizer([words])
+    assert process_time() - began < 1
+    assert tokens.shape == (1, loaded.text.tokenizer.context_length) and "text after 20,000 characters" in left_out
+
+
+def test_what_was_cut_of_a_long_text_is_said(loaded):
+    assert loaded.text.remarks("a red circle") == []
+    assert loaded.text.remarks("a red circle " * 100_000)[0] == "text after 20,000 characters not used"
+    assert any(remark.startswith("cut") for remark in loaded.text.remarks("x" * 300))
+
+
+def test_brackets_nested_too_deep_are_a_sentence(loaded):
+    with pytest.raises(ValueError, match=r"brackets in each other.*Remove some"):
+        loaded.text.encode(["(" * 5_000 + "x" + ")" * 5_000])
+
+
+def test_the_scale_of_a_file_counts_as_at_most_100(host_env):
+    """A file that another program trained may carry more; the tower's own stays as it is."""
+    from importlib import import_module
+
+    from latent_clip.tests.checkpoints import TINY_CONFIG
+
+    pack = host_env.pack.__name__
+    space = import_module(f"{pack}.models.latent_spaces").LATENT_SPACES["sdxl"]
+    for scale, expected in ((6.0, 100.0), (3.0, 20.0855)):
+        model = import_module(f"{pack}.models.latent_clip").LatentCLIP(TINY_CONFIG).train(False).requires_grad_(False)
+        model.logit_scale.fill_(scale)
+        found = import_module(f"{pack}.host.latent_clip").LoadedLatentCLIP(model, TINY_CONFIG, space, "tiny")
+        assert found.logit_scale == pytest.approx(expected, abs=1e-3)

@@ -175,7 +175,8 @@ OPTIONAL = {  # a message where it is missing, or no more than a plot that is no
     "commands/calibrate.py": {"matplotlib"},
     "training/leash.py": {"lpips"},
     "training/reader.py": {"webdataset"},  # the extra [train]; commands/train.py says so
-    "training/run.py": {"open_clip_train", "matplotlib"},  # the former comes with open_clip
+    "training/log.py": {"matplotlib"},
+    "training/run.py": {"open_clip_train"},  # comes with open_clip
     "training/sources.py": {"fsspec", "pyarrow"},
     "training/ray_embed.py": {"ray"},
     "host/word_pieces.py": {"tokenizers"},  # comes with transformers, which ComfyUI asks for
