@@ -13,18 +13,21 @@ from dataclasses import replace
 import pytest
 import torch
 from open_clip.model import CustomTextCLIP
+from PIL import Image
 from safetensors.torch import load_file, save, save_file
 
 pytest.importorskip("webdataset")
 
 from latent_clip.models.checkpoint import read_checkpoint
 from latent_clip.tests.unit.test_training import CONFIG, PIXEL, forked, make_shards, options, pictures
-from latent_clip.training import objectives, run
+from latent_clip.training import objectives, picture_batches, run
 from latent_clip.training.log import append_line, read_log
+from latent_clip.training.picture_batches import Pictures
 from latent_clip.training.reader import Reader, Reading, first_rows
 from latent_clip.training.run import train
 from latent_clip.training.samples import MOST_FAULTS
 from latent_clip.training.shards import HEADER, Sample, ShardError, decode_sample, finished, write_shard
+from latent_clip.training.sources import SourceError, rows_of
 from latent_clip.training.states import States
 
 zeros = torch.zeros
@@ -221,6 +224,44 @@ def test_a_path_is_a_path(tmp_path, monkeypatch, name):
     for workers in (0, 1):
         assert len(Reader([name], replace(READING, workers=workers)).batch(0).latents) == 4
     assert not (tmp_path / "it_ran").exists()
+
+
+# ------------------------------------------------------------------------------------------- pictures that are encoded anew
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Ten pictures, of which Pillow's plug-ins fail over the third and the seventh with types of their own."""
+    for number in range(10):
+        Image.new("RGB", (32, 32), (25 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    return rows_of(str(tmp_path))
+
+
+def fail_over(monkeypatch, names):
+    read = picture_batches.picture_of
+
+    def odd(row):
+        if any(name in row.id for name in names):
+            raise RuntimeError("a plug-in's own")
+        return read(row)
+
+    monkeypatch.setattr(picture_batches, "picture_of", odd)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_odd_picture_is_passed_over_whatever_it_raises(rows, monkeypatch, workers):
+    fail_over(monkeypatch, ["3.png", "7.png"])
+    pictures = Pictures(rows, 16, 5, 4, workers=workers)
+    assert all(pictures.batch(step).pixels.isfinite().all() for step in range(4))
+    assert len(pictures.skipped) == 2 and set(pictures.skipped.values()) == {"RuntimeError: a plug-in's own"}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_but_odd_pictures_are_a_sentence(rows, monkeypatch, workers):
+    fail_over(monkeypatch, [".png"])
+    with pytest.raises(SourceError, match=r"50 pictures in a row.*RuntimeError") as caught:
+        Pictures(rows, 16, 5, 4, workers=workers).batch(0)
+    assert "\n" not in str(caught.value)
 
 
 # ---------------------------------------------------------------------------------------------------------------- runs
