@@ -82,8 +82,9 @@ class _Graph:
         if node.kind == GATE or node.kind in self.allowed_before or self._keeps(node):
             return
         if node.kind not in BEFORE:
+            shows = ", and this server says that it shows or stores something" if self._shows(node) else ""
             raise Refused(
-                f"{node} is of a class that is not listed, before or behind a gate. If it neither shows, stores nor sends anything and you trust "
+                f"{node} is of a class that is not listed, before or behind a gate{shows}. If it neither shows, stores nor sends anything and you trust "
                 "its pack, name the class in allowed_before; if, besides, only what a gate has let through comes out of it, in allowed_after."
             )
         if self._shows(node):

@@ -47,6 +47,17 @@ def test_the_installed_library_has_its_data_and_nothing_else_at_its_top(installe
     assert (installed / "latent_clip" / "py.typed").exists()
 
 
+def test_every_file_of_an_installed_room_is_there(installed):
+    """pyproject.toml names packages one by one: a new folder that it does not name would be missing."""
+    package = installed / "latent_clip"
+    rooms = [room.name for room in package.iterdir() if room.is_dir() and room.name != "__pycache__"]
+    assert "methods" in rooms
+    for room in rooms:
+        assert {path.relative_to(package) for path in (package / room).rglob("*.py")} == {
+            path.relative_to(ROOT) for path in (ROOT / room).rglob("*.py")
+        }  # fmt: skip
+
+
 @pytest.mark.parametrize("command", ["convert", "calibrate", "embed", "train", "card"])
 def test_its_commands_start(installed, tmp_path, command):
     assert "usage: latent-clip" in python("-P", installed / "bin" / "latent-clip", command, "--help", folder=tmp_path, path=installed)  # fmt: skip
