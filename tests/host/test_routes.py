@@ -14,7 +14,10 @@ BODIES = {
     "nested objects": (NESTED, "application/json"),
     "nested lists": ("[" * 100_000 + "]" * 100_000, "application/json"),
     "a field that is a list": ('{"node": "1", "prompt_id": [[["x"]]], "keep": [1]}', "application/json"),
-    "a client that is an object": ('{"node": "1", "prompt_id": "x", "client_id": {"a": 1}, "keep": [1]}', "application/json"),
+    "a client that is an object": (
+        '{"node": "1", "prompt_id": "x", "client_id": {"a": 1}, "keep": [1]}',
+        "application/json",
+    ),
     "an unknown charset": ("{}", "application/json; charset=klingon"),
     "a charset that is no text encoding": ("{}", "application/json; charset=zip"),
     "another charset than it says": ('{"a": "\u00e9"}', "application/json; charset=utf-16"),
