@@ -12,6 +12,7 @@ CLIP_VOCABULARY = 49408  # open_clip ships this one
 GEMMA_VOCABULARY = (
     256000  # of SigLIP 2, whose texts are filled up with a token of its own; SigLIP's are with that of their end
 )
+MOST_BYTES = 64_000_000  # of a tokenizer.json; Gemma's has half of that
 ENDS = ("</s>", "<eos>")
 FILL = "<pad>"
 AGAIN = "Download tokenizer.json from where the weights come from, and put it there under that name."
@@ -50,12 +51,14 @@ class SigLIPTokenizer:
         from open_clip.tokenizer import get_clean_fn
 
         self.context_length, self.clean = context_length, get_clean_fn("canonicalize")  # no case, no punctuation
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise ValueError(f"{path.name}: it has {size} bytes, expected a tokenizer of at most {MOST_BYTES}. {AGAIN}")
         try:
             from tokenizers import Tokenizer as Pieces
 
             self.pieces = Pieces.from_file(str(path))
         except Exception as error:  # the library raises plain Exceptions
-            raise ValueError(f"{path.name}: no tokenizer can be read from it ({error}). {AGAIN}") from error
+            raise ValueError(f"{path.name}: no tokenizer can be read from it ({error!s:.200}). {AGAIN}") from error
         self.pieces.no_truncation()
         self.pieces.no_padding()
         end = next((found for name in ENDS if (found := self.pieces.token_to_id(name)) is not None), None)

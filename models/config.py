@@ -7,7 +7,7 @@ from pathlib import Path
 
 CONFIG_DIR = Path(__file__).parent / "configs"
 HEAD_WIDTH = 64  # open_clip's default; shapes cannot tell it
-MAX_LAYERS = 1000
+MAX_LAYERS = 200  # published towers have up to 64
 NOISE_BANDS = "latent_noise_bands"  # in a vision_cfg: how many cosines tell the tower a noise level
 NOISE_HIDDEN = "latent_noise_hidden"  # beside it: units of the branch that each block has for a told level
 NOISE_READER = "latent_noise_reader"  # and units of the network that reads all cells at once

@@ -10,6 +10,7 @@ import re
 import struct
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,15 @@ class TorchArchive:
 
     Args:
         source: the file, or its content.
+        check_sums: compare the bytes of every storage with their checksum, which reads all of them.
 
     Raises:
         Exception: of nearly any type, for a damaged one.
     """
 
-    def __init__(self, source: Path | bytes) -> None:
+    def __init__(self, source: Path | bytes, check_sums: bool = False) -> None:
         self._source = source
+        self._check_sums = check_sums
         self._file = io.BytesIO(source) if isinstance(source, bytes) else _BoundedFile(source)
         self.size = self._file.seek(0, io.SEEK_END)
         self._left = MOST_SHARED * self.size + (1 << 16)  # bytes that its tensors may still have
@@ -168,6 +171,8 @@ class TorchArchive:
             else:
                 self._whole = UntypedStorage.from_file(str(content), False, self.size)
         part = self._whole[start : start + nbytes]
+        if self._check_sums and zlib.crc32(torch.empty(0, dtype=torch.uint8).set_(part).numpy()) != member.CRC:  # type: ignore[call-overload]
+            raise ValueError(f"the bytes of its {name} do not have their checksum")
         return part.clone() if start % alignment else part
 
     def _start(self, member: zipfile.ZipInfo) -> int:

@@ -30,7 +30,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
         ValueError: not such an archive, damaged, or with instructions that those of tensors do not need.
     """
     try:
-        with TorchArchive(path) as archive:
+        with TorchArchive(path, check_sums=True) as archive:
             calls = _tensors_below(follow(archive.instructions()))
             return {name: archive.tensor(call) for name, call in calls.items()}
     except Exception as error:  # damaged instructions can fail with nearly any type

@@ -167,6 +167,7 @@ def torch_file(path: Path, instructions: bytes, members: dict[str, bytes] | None
     """An archive as torch writes them, with instructions of one's own."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/data.pkl", instructions)
+        archive.writestr("a/version", "3\n")
         if program:
             archive.writestr("a/code/x.py", "x")
         for name, content in (members or {}).items():
