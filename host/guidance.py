@@ -19,6 +19,7 @@ from ..methods.rewards import told
 from .conditioning import cond_items
 from .encoders import host_encoders
 from .gradients import gradients
+from .known_latents import KNOWN, LastPrediction, fingerprint, starts_from
 from .rows import alive_rows
 from .steering import SAFETY, Prediction, Run, Steering, Window, steered
 
@@ -77,7 +78,61 @@ def check_instead(patcher, instead: list | None) -> list[dict]:
     return comfy.sampler_helpers.convert_cond(instead)
 
 
-class Climb(Steering):
+class Watching(Steering):
+    """Steering that keeps to what it has seen of an image in an earlier sampling.
+
+    Attributes:
+        watch: None where nothing is kept out.
+        carried: what was seen before of each item of the sampling that goes on now, (B, categories).
+    """
+
+    watch: ConceptWatch | None = None
+    carried: Tensor | None = None
+
+    def start(self) -> None:
+        if self.watch is not None:
+            self.watch.start(self.carried)
+
+    def sampling(
+        self, executor, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, disable_pbar=False, seed=None, **more
+    ):  # fmt: skip
+        """Wrapper of a whole sampling (the host's OUTER_SAMPLE)."""
+
+        def sample(callback) -> Tensor:
+            return super(Watching, self).sampling(
+                executor, noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **more
+            )
+
+        if not self._carries(sampler, sigmas):
+            return sample(callback)
+        guider, whose, last, before = executor.class_obj, fingerprint(self.watch.concepts), LastPrediction(callback), self.carried
+        earlier = KNOWN.of(whose, latent_image) if starts_from(guider, noise, sigmas) else [None]
+        nothing = (False,) * len(self.watch.concepts.names)
+        self.carried = torch.tensor([one or nothing for one in earlier]) if any(earlier) else None
+        try:
+            samples = sample(last)
+            seen = self.watch.seen
+            if seen is not None and len(seen) == len(samples):
+                found = [tuple(row) if any(row) else None for row in seen.tolist()]
+                remember(whose, guider, samples, sigmas, last, found)
+            return samples
+        finally:
+            self.carried = before
+
+    def _carries(self, sampler, sigmas: Tensor) -> bool:
+        """Whether a sampling makes one image of each item, which another sampling may go on with."""
+        return self.watch is not None and len(sigmas) > 1 and not getattr(sampler, "draws_again", False)
+
+
+def remember(whose: bytes, guider, samples: Tensor, sigmas: Tensor, last: LastPrediction, found: list) -> None:
+    """Keep what was found in the latents of a sampling, as the host hands them on: with the noise that is left, and without."""
+    KNOWN.remember(whose, samples, found)
+    denoised = last.raw(guider, sigmas)
+    if denoised is not None and denoised.shape == samples.shape:
+        KNOWN.remember(whose, denoised, found)
+
+
+class Climb(Watching):
     """What `guide_model` does. It returns the prediction itself, bit for bit, wherever nothing needs to be corrected."""
 
     gradient = True
@@ -86,10 +141,8 @@ class Climb(Steering):
         super().__init__(objective, window)
         self.objective, self.settings = objective, settings
         safety = isinstance(objective, AvoidConcepts)
+        self.watch = objective.watch if safety else None
         self.rank, self.name = (1, SAFETY) if safety else (0, "Guide Model by Reward")
-
-    def start(self) -> None:
-        self.objective.start()
 
     def steer(self, prediction: Prediction, run: Run, look: bool) -> Tensor:
         denoised, model = prediction.denoised, prediction.model
@@ -111,7 +164,7 @@ class Climb(Steering):
         return denoised if change is None else denoised + change.to(denoised)
 
 
-class Redirect(Steering):
+class Redirect(Watching):
     """What `redirect_model` does. Items that never showed anything get their prediction itself, bit for bit."""
 
     name = SAFETY
@@ -120,9 +173,6 @@ class Redirect(Steering):
     def __init__(self, watch: ConceptWatch, instead: list[dict], window: Window):
         super().__init__(watch, window)
         self.watch, self.instead = watch, instead
-
-    def start(self) -> None:
-        self.watch.start()
 
     def check(self, guider) -> None:
         theirs = {

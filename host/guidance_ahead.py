@@ -16,7 +16,8 @@ from ..methods.rewards import told
 from ..models.latent_spaces import LatentSpaceError
 from .conditioning import with_rows_of_another
 from .drafts import check_drafter
-from .guidance import HOOKS_ON_PREDICTIONS, Redirect, check_instead, noise_level
+from .guidance import HOOKS_ON_PREDICTIONS, Redirect, check_instead, noise_level, remember
+from .known_latents import KNOWN, LastPrediction, fingerprint, starts_from
 from .look_ahead import Draft, LookAhead, Sampling
 from .looks import Looks, Verdict
 from .rows import alive_rows
@@ -24,6 +25,7 @@ from .steering import Prediction, Run, Window, steered
 
 LOGGER = logging.getLogger(__name__)
 Late = Literal["ignore", "redirect", "report"]
+EARLIER = "in an earlier sampling: "
 
 
 def redirect_ahead(
@@ -55,20 +57,35 @@ class Seen:
         follow: items that follow the other prompt from here on, in order.
         late: item → what the watch saw in it.
         encoded: `instead` as the model takes it.
+        drafted: item → why its draft was not to be shown, now or in an earlier sampling.
     """
 
     draft: Draft
     follow: list[int]
     late: dict[int, str] = field(default_factory=dict)
     encoded: list[dict] | None = None
+    drafted: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_start(cls, draft: Draft, earlier: list[Verdict | None]) -> "Seen":
+        """What is known before the first step, from the drafts and from the samplings that made what this one starts from."""
+        known = {item: verdict for item, verdict in enumerate(earlier) if verdict is not None}
+        follow = {*draft.suspects, *(item for item, verdict in known.items() if verdict.redirected)}
+        late = {item: _earlier(verdict.late) for item, verdict in known.items() if verdict.late}
+        drafted = {item: _earlier(verdict.draft) for item, verdict in known.items() if verdict.draft}
+        return cls(draft, sorted(follow), late, drafted=drafted | {item: draft.reasons[item] for item in draft.suspects})
 
     def verdicts(self, going_on) -> list[Verdict | None]:
         """One per item; None for those of which nothing is known."""
         scores = [[round(s, 4) if s == s else None for s in row] for row in self.draft.scores.tolist()]
         return [
-            Verdict(reason, scores[item], self.late.get(item, ""), item in self.follow) if item in going_on else None
-            for item, reason in enumerate(self.draft.reasons)
+            Verdict(self.drafted.get(item, ""), scores[item], self.late.get(item, ""), item in self.follow) if item in going_on else None
+            for item in range(len(scores))
         ]
+
+
+def _earlier(reason: str) -> str:
+    return reason if reason.startswith(EARLIER) else EARLIER + reason
 
 
 class RedirectAhead(Redirect):
@@ -84,16 +101,18 @@ class RedirectAhead(Redirect):
     ):
         super().__init__(watch, instead, window)
         self.ahead, self.late, self.looks = ahead, late, looks
+        self.whose = fingerprint(watch.concepts, *(judge.concepts for judge in ahead.judges))
         self.seen: Seen | None = None
 
     def sampling(
         self, executor, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, disable_pbar=False, seed=None, **more
     ):  # fmt: skip
         """Wrapper of a whole sampling (the host's OUTER_SAMPLE): look, then sample."""
+        last = LastPrediction(callback)
 
         def sample() -> Tensor:
             return super(RedirectAhead, self).sampling(
-                executor, noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **more
+                executor, noise, latent_image, sampler, sigmas, denoise_mask, last, disable_pbar, seed, **more
             )
 
         if len(sigmas) < 2 or getattr(sampler, "draws_again", False):
@@ -106,30 +125,37 @@ class RedirectAhead(Redirect):
         guider, before = executor.class_obj, self.seen
         self.check(guider)
         going_on = alive_rows(guider.model_options, len(noise))
+        earlier = KNOWN.of(self.whose, latent_image) if starts_from(guider, noise, sigmas) else []
         try:
             draft = self.ahead(guider, Sampling(noise, latent_image, sampler, sigmas, denoise_mask, seed))
-            self.seen = Seen(draft, draft.suspects)
+            self.seen = Seen.from_start(draft, earlier)
             if draft.suspects:
                 LOGGER.info("%s: %d of %d drafts are not to be shown.", self.name, len(draft.suspects), len(noise))
             samples = sample() if draft.picture is None else self._finished(draft, draft.picture, sample, callback)
-            self.looks.remember(samples, self.seen.verdicts(going_on))
+            verdicts = self.seen.verdicts(going_on)
+            self.looks.remember(samples, verdicts)
+            flagged = [one if one is not None and (one.late or one.redirected) else None for one in verdicts]
+            remember(self.whose, guider, samples, sigmas, last, flagged)
             return samples
         finally:
             self.seen = before
 
     def _finished(self, draft: Draft, picture: Tensor, sample, callback) -> Tensor:
         """What leaves a sampling that was its own draft: the innocent as they are, the suspects from the other prompt."""
-        if not draft.suspects:
+        suspects = self.seen.follow
+        if not suspects:
             for step in draft.steps if callback is not None else ():
                 callback(*step)
             return picture
-        suspects = draft.suspects
         self.seen.follow = [*range(len(picture))]  # the others are made already
         samples = sample()
         self.seen.follow = suspects
         made = picture.to(samples, copy=True)
         made[suspects] = samples[suspects]
         return made
+
+    def _carries(self, sampler, sigmas: Tensor) -> bool:
+        return False  # `looks` has what was seen, and more of it
 
     def _steps(self, guider, sigmas: list[float]) -> list[int]:
         watches = self.seen is None or (self.late != "ignore" and self.seen.draft.picture is None)

@@ -43,9 +43,8 @@ class Looks:
 
     def remember(self, samples: Tensor, verdicts: list[Verdict | None]) -> None:
         """Keep what is known of raw latents (B, C, H, W), as the host hands them on."""
-        dtypes = {torch.float32, getattr(mm, "intermediate_dtype", lambda: torch.float32)()}
         for item, verdict in zip(samples, verdicts, strict=True):
-            for key in {_digest(item.to(dtype)) for dtype in dtypes}:
+            for key in digests(item):
                 self._verdicts.pop(key, None)
                 if verdict is not None:
                     self._verdicts[key] = verdict
@@ -55,6 +54,12 @@ class Looks:
     def of(self, samples: Tensor) -> list[Verdict | None]:
         """One per latent of (B, C, H, W); None for what is not known."""
         return [self._verdicts.get(_digest(item)) for item in samples]
+
+
+def digests(item: Tensor) -> set[bytes]:
+    """What a latent is known by, in each dtype in which the host may hand it on."""
+    dtypes = {torch.float32, getattr(mm, "intermediate_dtype", lambda: torch.float32)()}
+    return {_digest(item.to(dtype)) for dtype in dtypes}
 
 
 def _digest(item: Tensor) -> bytes:

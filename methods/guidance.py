@@ -78,6 +78,9 @@ class ConceptWatch:
 
     It forgets nothing in between: once something was seen, that item stays a suspect until sampling ends. An item shows
     what its worst window shows, in the worst of its frames.
+
+    Attributes:
+        seen: (B, categories), True where a category was seen; None before the first evaluation.
     """
 
     def __init__(self, encoder: Watcher, concepts: ConceptDirections):
@@ -92,9 +95,9 @@ class ConceptWatch:
     def reads_noise_level(self) -> bool:
         return getattr(self.encoder, "reads_noise_level", False)
 
-    def start(self) -> None:
-        """A new sampling begins."""
-        self.seen = None
+    def start(self, seen: Tensor | None = None) -> None:
+        """A new sampling begins, of items in which earlier ones have seen this much."""
+        self.seen = seen
 
     def look(self, raw_latents: Tensor, noise_level: float | None = None) -> tuple[Tensor, Tensor]:
         """Raw latents (B, C, H, W) or (B, C, T, H, W) → log-odds over the thresholds, and what was seen so far, both (B, categories).
