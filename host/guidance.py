@@ -19,7 +19,7 @@ from ..methods.rewards import told
 from .conditioning import cond_items
 from .encoders import host_encoders
 from .gradients import gradients
-from .known_latents import KNOWN, LastPrediction, fingerprint, starts_from
+from .known_latents import ALIKE, KNOWN, LastPrediction, fingerprint, found_before
 from .rows import alive_rows
 from .steering import SAFETY, Prediction, Run, Steering, Window, steered
 
@@ -106,7 +106,7 @@ class Watching(Steering):
         if not self._carries(sampler, sigmas):
             return sample(callback)
         guider, whose, last, before = executor.class_obj, fingerprint(self.watch.concepts), LastPrediction(callback), self.carried
-        earlier = KNOWN.of(whose, latent_image) if starts_from(guider, noise, sigmas) else [None]
+        earlier = found_before(whose, guider, noise, latent_image, sigmas)
         nothing = (False,) * len(self.watch.concepts.names)
         self.carried = torch.tensor([one or nothing for one in earlier]) if any(earlier) else None
         try:
@@ -114,7 +114,7 @@ class Watching(Steering):
             seen = self.watch.seen
             if seen is not None and len(seen) == len(samples):
                 found = [tuple(row) if any(row) else None for row in seen.tolist()]
-                remember(whose, guider, samples, sigmas, last, found)
+                remember(whose, guider, samples, sigmas, last, found, [ALIKE] * len(found))
             return samples
         finally:
             self.carried = before
@@ -124,12 +124,12 @@ class Watching(Steering):
         return self.watch is not None and len(sigmas) > 1 and not getattr(sampler, "draws_again", False)
 
 
-def remember(whose: bytes, guider, samples: Tensor, sigmas: Tensor, last: LastPrediction, found: list) -> None:
+def remember(whose: bytes, guider, samples: Tensor, sigmas: Tensor, last: LastPrediction, found: list, least: list) -> None:
     """Keep what was found in the latents of a sampling, as the host hands them on: with the noise that is left, and without."""
-    KNOWN.remember(whose, samples, found)
+    KNOWN.remember(whose, samples, found, least)
     denoised = last.raw(guider, sigmas)
     if denoised is not None and denoised.shape == samples.shape:
-        KNOWN.remember(whose, denoised, found)
+        KNOWN.remember(whose, denoised, found, least)
 
 
 class Climb(Watching):

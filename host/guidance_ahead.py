@@ -17,7 +17,7 @@ from ..models.latent_spaces import LatentSpaceError
 from .conditioning import with_rows_of_another
 from .drafts import check_drafter
 from .guidance import HOOKS_ON_PREDICTIONS, Redirect, check_instead, noise_level, remember
-from .known_latents import KNOWN, LastPrediction, fingerprint, starts_from
+from .known_latents import ALIKE, SAME, LastPrediction, fingerprint, found_before
 from .look_ahead import Draft, LookAhead, Sampling
 from .looks import Looks, Verdict
 from .rows import alive_rows
@@ -125,7 +125,7 @@ class RedirectAhead(Redirect):
         guider, before = executor.class_obj, self.seen
         self.check(guider)
         going_on = alive_rows(guider.model_options, len(noise))
-        earlier = KNOWN.of(self.whose, latent_image) if starts_from(guider, noise, sigmas) else []
+        earlier = found_before(self.whose, guider, noise, latent_image, sigmas)
         try:
             draft = self.ahead(guider, Sampling(noise, latent_image, sampler, sigmas, denoise_mask, seed))
             self.seen = Seen.from_start(draft, earlier)
@@ -135,7 +135,8 @@ class RedirectAhead(Redirect):
             verdicts = self.seen.verdicts(going_on)
             self.looks.remember(samples, verdicts)
             flagged = [one if one is not None and (one.late or one.redirected) else None for one in verdicts]
-            remember(self.whose, guider, samples, sigmas, last, flagged)
+            least = [ALIKE if one is not None and one.late else SAME for one in verdicts]
+            remember(self.whose, guider, samples, sigmas, last, flagged, least)
             return samples
         finally:
             self.seen = before

@@ -2,7 +2,8 @@
 
 A sampling is often split: over two samplers or two models, over a small and a large latent, over an image and its variation. What was
 seen in the first part holds for the second. The rule: a latent is known if it is one of these, number for number, or if it correlates
-with one of them as closely as copies of one image do, also when the host has resized it. What is known counts for guidance with the
+with one of them as closely as copies of one image do, also when the host has resized it. An image that was made from the other prompt
+throughout shows nothing, and looks like every image of that prompt: only the same latent, or a resized one, counts. What is known counts for guidance with the
 same categories, thresholds and Latent-CLIP only, wherever it stands. Images in which nothing was seen are never kept.
 """
 
@@ -20,7 +21,8 @@ from .looks import digests
 
 MOST = 1024  # latents; older ones are forgotten
 MOST_BYTES = 128_000_000
-ALIKE = 0.93  # correlation of copies: decoded and encoded again it is 0.94 and more on the demo world, of other images at most 0.91
+ALIKE = 0.95  # correlation of copies: 99 % of those decoded and encoded again on the demo world; images of other prompts reach 0.91
+SAME = 0.995  # of a latent that was resized, or changed its dtype: images of one prompt and other noise reach 0.99 there
 ROUGHLY = 0.6  # of thumbnails, below which nobody compares closer
 THUMBNAIL = 16  # cells along the longer side
 RESIZERS = ("nearest-exact", "bilinear", "area", "bicubic", "bislerp")  # of the host's Upscale Latent
@@ -37,10 +39,11 @@ def fingerprint(*concepts: ConceptDirections) -> bytes:
     return digest.digest()
 
 
-def starts_from(guider, noise: Tensor, sigmas: Tensor) -> bool:
-    """Whether a sampling goes on from its latent: without noise of its own, or with less than hides what was there."""
+def found_before(whose: bytes, guider, noise: Tensor, latent: Tensor | None, sigmas: Tensor) -> list:
+    """What was found in the items that a sampling starts from; nothing where its noise hides what was there."""
     first = guider.model_patcher.get_model_object("model_sampling").percent_to_sigma(NEW)
-    return not bool(noise.any()) or float(sigmas[0]) <= float(first)
+    goes_on = latent is not None and (not bool(noise.any()) or float(sigmas[0]) <= float(first))
+    return KNOWN.of(whose, latent) if goes_on else [None] * len(noise)
 
 
 class LastPrediction:
@@ -63,10 +66,11 @@ class LastPrediction:
 
 @dataclass(frozen=True)
 class _Known:
-    """A latent (C, H, W) or (C, T, H, W), and what was found in it."""
+    """A latent (C, H, W) or (C, T, H, W), what was found in it, and the least correlation of its copies."""
 
     latent: Tensor
     found: object
+    least: float
 
     @property
     def bytes(self) -> int:
@@ -79,65 +83,61 @@ class KnownLatents:
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[bytes, bytes], _Known] = OrderedDict()
 
-    def remember(self, whose: bytes, samples: Tensor, found: Sequence) -> None:
+    def remember(self, whose: bytes, samples: Tensor, found: Sequence, least: Sequence[float]) -> None:
         """Keep what was found in raw latents (B, C, H, W) or (B, C, T, H, W); None is nothing, also if it was something before."""
-        for item, one in zip(samples, found, strict=True):
+        for item, one, closeness in zip(samples, found, least, strict=True):
             keys = [(whose, digest) for digest in digests(item)]
             for key in keys:
                 self._known.pop(key, None)
             if one is not None:
-                kept = _Known(item.detach().to("cpu", torch.bfloat16, copy=True), one)
+                kept = _Known(item.detach().to("cpu", torch.bfloat16, copy=True), one, closeness)
                 self._known |= dict.fromkeys(keys, kept)
         while len(self._known) > MOST or self._bytes() > MOST_BYTES:
             self._known.popitem(last=False)
 
     def of(self, whose: bytes, samples: Tensor) -> list:
         """What was found in each of these latents, or in the one that it is a copy of; None where nothing was."""
-        if samples.ndim not in (4, 5) or not any(key[0] == whose for key in self._known):
-            return [None] * len(samples)
-        return [self._of_one(whose, item.detach().cpu()) for item in samples]
-
-    def _of_one(self, whose: bytes, item: Tensor):
-        for digest in digests(item):
-            if (whose, digest) in self._known:
-                return self._known[whose, digest].found
-        if not bool(item.any()):
-            return None
         kept = {id(known): known for key, known in self._known.items() if key[0] == whose}
-        likeness = [(alike(known.latent, item), known.found) for known in kept.values()]
-        best, found = max(likeness, key=lambda pair: pair[0], default=(0.0, None))
-        return found if best >= ALIKE else None
+        if samples.ndim not in (4, 5) or not kept:
+            return [None] * len(samples)
+        samples = samples.detach().float().cpu()
+        found: list = [None] * len(samples)
+        if bool(samples.any()):
+            best = torch.zeros(len(samples))
+            for known in kept.values():
+                likeness = alike(known.latent, samples)
+                for place in ((likeness >= known.least) & (likeness > best)).nonzero().flatten().tolist():
+                    best[place], found[place] = likeness[place], known.found
+        same = [[self._known.get((whose, digest)) for digest in digests(item)] for item in samples]
+        exact = [next(filter(None, known), None) for known in same]
+        return [one if known is None else known.found for one, known in zip(found, exact)]
 
     def _bytes(self) -> int:
         return sum({id(known): known.bytes for known in self._known.values()}.values())
 
 
-def alike(known: Tensor, item: Tensor) -> float:
-    """How closely a latent (C, H, W) or (C, T, H, W) follows a known one: their correlation, of the resizes the closest."""
-    known, item = known.float(), item.float()
-    if known.shape[:-2] != item.shape[:-2]:
-        return 0.0
-    if known.shape == item.shape:
-        return _correlation(known, item)
-    height, width = item.shape[-2:]
+def alike(known: Tensor, samples: Tensor) -> Tensor:
+    """How closely latents (B, C, H, W) or (B, C, T, H, W) follow a known one without B: correlations (B,), of the resizes the closest."""
+    known, best = known.float()[None], torch.zeros(len(samples))
+    if known.shape[1:-2] != samples.shape[1:-2]:
+        return best
+    if known.shape[1:] == samples.shape[1:]:
+        return _correlation(known, samples)
+    height, width = samples.shape[-2:]
     scale = THUMBNAIL / max(height, width)
     small = max(1, round(width * scale)), max(1, round(height * scale))
-    best = 0.0
+    thumbnails = comfy.utils.common_upscale(samples, *small, "area", "disabled")
     for crop in ("disabled", "center"):
-        if _correlation(_resized(known, *small, "area", crop), _resized(item, *small, "area", "disabled")) >= ROUGHLY:
-            best = max(best, *(_correlation(_resized(known, width, height, method, crop), item) for method in RESIZERS))
+        roughly = _correlation(comfy.utils.common_upscale(known, *small, "area", crop), thumbnails) >= ROUGHLY
+        for method in RESIZERS if bool(roughly.any()) else ():
+            best = torch.maximum(best, _correlation(comfy.utils.common_upscale(known, width, height, method, crop), samples))
     return best
 
 
-def _resized(latent: Tensor, width: int, height: int, method: str, crop: str) -> Tensor:
-    return comfy.utils.common_upscale(latent[None], width, height, method, crop)[0]
-
-
-def _correlation(a: Tensor, b: Tensor) -> float:
-    """Of what differs from place to place within each channel; 0 where nothing does, or where it is not finite."""
-    a, b = (x - x.mean(dim=(-2, -1), keepdim=True) for x in (a, b))
-    value = float((a * b).sum() / (a.norm() * b.norm()))
-    return value if value == value else 0.0
+def _correlation(known: Tensor, samples: Tensor) -> Tensor:
+    """Of what differs from place to place within each channel, (B,); 0 where nothing does, or where it is not finite."""
+    known, samples = ((x - x.mean(dim=(-2, -1), keepdim=True)).flatten(1) for x in (known, samples))
+    return torch.nan_to_num((known * samples).sum(dim=1) / (known.norm(dim=1) * samples.norm(dim=1)), posinf=0.0, neginf=0.0)
 
 
 KNOWN = KnownLatents()
