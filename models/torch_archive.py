@@ -19,7 +19,7 @@ from torch import Tensor, UntypedStorage
 
 from .pickles import Call, Stored
 
-MOST_READ = 16 << 20  # bytes of a table of contents, or of the instructions; the authors' checkpoint has less than one million
+MOST_READ = 16 << 20  # bytes of a table of contents, or of the instructions; the authors' checkpoint has about 130,000
 MOST_TENSORS = 50_000
 MOST_DIMENSIONS = 64
 MOST_SHARED = 2  # times the size of the file that all its tensors together may have

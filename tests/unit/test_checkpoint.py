@@ -21,6 +21,7 @@ from latent_clip.models.checkpoint import (
     CheckpointError,
     original_to_custom_text,
     read_checkpoint,
+    read_tensors,
     safetensors_metadata,
 )
 from latent_clip.models.config import MAX_LAYERS
@@ -132,6 +133,25 @@ def test_the_config_beside_the_file_tells_what_shapes_cannot(tmp_path, write, wr
     write(tmp_path / "clip.weights")
     vision = read_checkpoint(tmp_path / "clip.weights").config["vision_cfg"]
     assert vision == {**MINUTE["vision_cfg"], "head_width": 16}
+
+
+@pytest.mark.parametrize("wrap", [dict, lambda tensors: {"state_dict": tensors, "epoch": 3, "shape": torch.Size([2])}], ids=["bare", "wrapped"])
+def test_tensors_of_a_pickle_are_those_that_torch_reads(tmp_path, wrap):
+    base = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    with_attribute = base.clone()
+    with_attribute.note = 1
+    tensors = {
+        "whole": base, "turned": base.t(), "part": base[1:3, ::2], "row": base[2], "number": torch.tensor(3.5), "empty": torch.zeros(0, 4),
+        "parameter": torch.nn.Parameter(base.clone()), "with an attribute": with_attribute, "flags": torch.tensor([True, False]),
+        "half": base.half(), "brain": base.bfloat16(), "double": base.double(), "whole numbers": torch.arange(5),
+        "eight bits": base.to(torch.float8_e4m3fn),
+    }  # fmt: skip
+    torch.save(wrap(tensors), tmp_path / "file")
+    found, _ = read_tensors(tmp_path / "file")
+    assert list(found) == list(tensors)
+    for name, tensor in tensors.items():
+        assert (found[name].dtype, found[name].stride()) == (tensor.dtype, tensor.stride())
+        assert torch.equal(found[name].double(), tensor.double())
 
 
 def resident_bytes() -> int:
