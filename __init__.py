@@ -1,6 +1,23 @@
-"""Latent-CLIP for ComfyUI: judge and steer images while they are still latents."""
+"""Latent-CLIP for ComfyUI: score and steer images while they are still latents. Also a library, see docs/library.md."""
 
+__version__ = "0.2.0"
 WEB_DIRECTORY = "./js"
+LIBRARY = (
+    "LATENT_SPACES", "RenoSettings", "avoid_reward", "combine", "latent_reward", "load", "optimize_noise", "text_reward",
+)  # fmt: skip
+
+
+def __getattr__(name: str):
+    """Import a name of the library when it is first used: ComfyUI loads the pack without torch."""
+    if name not in LIBRARY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .methods import library
+
+    return getattr(library, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *LIBRARY])
 
 
 async def comfy_entrypoint():
