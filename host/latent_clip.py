@@ -2,15 +2,16 @@
 
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import comfy.model_management as mm
 import torch
 from torch import Tensor, nn
 
-from ..methods.features import Look, encode_latents, look_everywhere
+from ..methods import encoder
+from ..methods.encoder import LARGEST_SCALE, Features
 from ..models.config import latent_grid
 from ..models.fit import Fit, fit_latents, more_windows
 from ..models.frames import frames_in
@@ -31,7 +32,6 @@ if TYPE_CHECKING:  # open_clip takes seconds to import
 
 LOGGER = logging.getLogger(__name__)
 END_OF_TEXT = "<end_of_text>"  # the tokenizer takes it for its own token, at which CLIP reads the features
-LARGEST_SCALE = 100.0  # to which open_clip, and latent-clip train, keep it while they train
 TEXT_CACHE_SIZE = 512  # prompts; at 640 floats each 1.3 MB
 
 
@@ -92,14 +92,13 @@ class TextTower:
         return remarks
 
     def _forward(self, texts: list[str]) -> Tensor:
+        from ..models.tokenizer import encode_texts
+
         for text in texts:
             if remarks := self.remarks(text):
                 LOGGER.warning("This text is %s: %.60s…", " and ".join(remarks), text)
         mm.load_models_gpu([self.patcher])
-        device, _ = device_and_dtype(self.patcher.model)
-        chunks = self.tokenizer(texts).split(256)
-        features = torch.cat([self.patcher.model(chunk.to(device)).float().cpu() for chunk in chunks])
-        return nn.functional.normalize(features, dim=-1)
+        return encode_texts(self.patcher.model, self.tokenizer, texts)
 
 
 class LoadedLatentCLIP:
@@ -137,6 +136,10 @@ class LoadedLatentCLIP:
         text_dtype = tower_dtype(dtype, mm.text_encoder_device())
         self.text = TextTower(model.text.to(text_dtype), config["text_cfg"]["context_length"])
 
+    @property
+    def image_tower(self) -> nn.Module:
+        return self.image.model
+
     def encode_text(self, texts: list[str]) -> Tensor:
         """See `TextTower.encode`."""
         return self.text.encode(texts)
@@ -159,16 +162,11 @@ class LoadedLatentCLIP:
 
 
 @dataclass(frozen=True)
-class LatentEncoder:
-    """Raw latents → features of one loaded Latent-CLIP under one fit. Call it with its `patchers` loaded."""
+class LatentEncoder(encoder.LatentEncoder):
+    """The library's encoder with the host's memory management. Call it with its `patchers` loaded."""
 
     way_back = 11  # times memory_per_item, with gradients: counted in bench/reno_memory.py
     clip: LoadedLatentCLIP
-    fit: Fit
-
-    @property
-    def space(self) -> LatentSpace:
-        return self.clip.space
 
     @property
     def limit(self) -> BatchLimit:
@@ -189,27 +187,16 @@ class LatentEncoder:
         """How many windows the tower reads of one latent of this shape."""
         return fit_latents(torch.empty(1, 1, *shape[-2:], device="meta"), self.clip.grid, self.fit).shape[1]
 
-    @property
-    def reads_noise_level(self) -> bool:
-        return getattr(self.clip.image.model, "reads_noise_level", False)
-
-    def __call__(self, raw_latents: Tensor, **noise_level: float) -> Tensor:
-        tower = self.clip.image.model
-        if not noise_level:
+    def _run(self, encode: Callable[[Tensor], Features], raw_latents: Tensor, noise_level: float | None) -> Features:
+        if noise_level is None:
             self.clip.doubt(raw_latents)
-        device, dtype = device_and_dtype(tower)
-        read = partial(tower, **noise_level) if noise_level else tower
-        return self.limit.run(
-            lambda raw: encode_latents(read, raw, self.clip.grid, self.fit, dtype),
-            raw_latents.to(device, torch.float32),
-        )
+        device, _ = device_and_dtype(self.clip.image_tower)
+        return self.limit.run(encode, raw_latents.to(device, torch.float32))
 
 
 @dataclass(frozen=True)
-class LatentWatcher(LatentEncoder):
-    """A `LatentEncoder` that also shows what the fit leaves out; `closer` as in `models.fit.more_windows`."""
-
-    closer: bool = False
+class LatentWatcher(LatentEncoder, encoder.WindowEncoder):
+    """The library's window encoder with the host's memory management."""
 
     @property
     def plain(self) -> LatentEncoder:
@@ -218,17 +205,6 @@ class LatentWatcher(LatentEncoder):
     def _windows(self, shape: torch.Size) -> int:
         latents = torch.empty(1, 1, *shape[-2:], device="meta")
         return super()._windows(shape) + more_windows(latents, self.clip.grid, self.fit, self.closer).shape[1]
-
-    def look(self, raw_latents: Tensor, **noise_level: float) -> Look:
-        tower = self.clip.image.model
-        if not noise_level:
-            self.clip.doubt(raw_latents)
-        device, dtype = device_and_dtype(tower)
-        read = partial(tower, **noise_level) if noise_level else tower
-        return self.limit.run(
-            lambda raw: look_everywhere(read, raw, self.clip.grid, self.fit, dtype, self.closer),
-            raw_latents.to(device, torch.float32),
-        )
 
 
 def load_latent_clip_file(name: str, dtype: str = "auto", vae: "comfy.sd.VAE | None" = None) -> LoadedLatentCLIP:

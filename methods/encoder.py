@@ -21,6 +21,7 @@ from .features import Look, encode_latents, look_everywhere
 if TYPE_CHECKING:  # open_clip takes seconds to import
     from ..models.latent_clip import LatentCLIP
 
+LARGEST_SCALE = 100.0  # to which open_clip, and latent-clip train, keep it while they train
 Features = TypeVar("Features", Tensor, Look)
 
 
@@ -136,11 +137,12 @@ class TorchLatentCLIP:
         Raises:
             ValueError: a text has no words.
         """
-        from ..models.tokenizer import encode_texts
+        from ..models.tokenizer import CLIPTokenizer, encode_texts
 
         if empty := [text for text in texts if not text.strip()]:
             raise ValueError(f"Got the empty text {empty[0]!r}, expected a description of what the image shows.")
-        return encode_texts(self.model.text, self.config["text_cfg"]["context_length"], texts)
+        with torch.no_grad():
+            return encode_texts(self.model.text, CLIPTokenizer(self.config["text_cfg"]["context_length"]), texts)
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> TorchLatentCLIP:
@@ -158,7 +160,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
 
     checkpoint = read_checkpoint(Path(path))
     model = load_latent_clip(checkpoint.config, checkpoint.state_dict)
-    logit_scale = model.logit_scale.float().exp().item()
+    logit_scale = min(model.logit_scale.float().exp().item(), LARGEST_SCALE)
     model.to(device, dtype)
     return TorchLatentCLIP(
         model, checkpoint.config, checkpoint.space, checkpoint.name, latent_grid(checkpoint.config), logit_scale

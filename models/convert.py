@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .checkpoint import Checkpoint, CheckpointError, read_checkpoint, safetensors_metadata
 from .config import latent_grid
 from .latent_clip import load_latent_clip
+from .tokenizer import CLIPTokenizer, encode_texts
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LARGEST_CHANGE = {"fp32": 1e-6, "fp16": 1e-3, "bf16": 1e-2}  # of a cosine
@@ -71,6 +71,7 @@ def probe(checkpoint: Checkpoint) -> Tensor:
     model = load_latent_clip(checkpoint.config, {key: tensor.float() for key, tensor in checkpoint.state_dict.items()})
     grid, text = latent_grid(checkpoint.config), checkpoint.config["text_cfg"]
     noise = torch.randn(4, checkpoint.space.channels, grid, grid, generator=torch.Generator().manual_seed(0))
-    tokens = SimpleTokenizer(context_length=text["context_length"])(PROMPTS).clamp(max=text["vocab_size"] - 1)
+    tokenizer, last = CLIPTokenizer(text["context_length"]), text["vocab_size"] - 1
+    texts = encode_texts(model.text, lambda prompts: tokenizer(prompts).clamp(max=last), PROMPTS)
     images = model.encode_image(checkpoint.space.to_raw(noise))
-    return F.normalize(images, dim=-1) @ F.normalize(model.encode_text(tokens), dim=-1).T
+    return F.normalize(images, dim=-1) @ texts.T

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..models.latent_clip import LatentCLIP
-from ..models.tokenizer import CLIPTokenizer
+from ..models.tokenizer import CLIPTokenizer, encode_texts
 from .shards import Sample, stack_views
 
 LOGGER = logging.getLogger(__name__)
@@ -28,8 +28,7 @@ def image_features(model: LatentCLIP, latents: Tensor) -> Tensor:
 @torch.no_grad()
 def text_features(model: LatentCLIP, texts: list[str], context: int) -> Tensor:
     """Unit features (N, D) on the CPU."""
-    tokens, device = CLIPTokenizer(context)(texts), model.logit_scale.device
-    return torch.cat([F.normalize(model.text(part.to(device)).float(), dim=-1).cpu() for part in tokens.split(CHUNK)])
+    return encode_texts(model.text, CLIPTokenizer(context), texts)
 
 
 def probe(model: LatentCLIP, samples: list[Sample], context: int) -> dict[str, float]:

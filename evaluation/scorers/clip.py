@@ -37,7 +37,7 @@ def load(words: str) -> Scorer:
 
 def of_pixel_clip(clip: PixelCLIP, label: str) -> Scorer:
     """A scorer of a loaded CLIP; pictures are prepared as open_clip prepares them."""
-    from ...models.tokenizer import CLIPTokenizer
+    from ...models.tokenizer import CLIPTokenizer, encode_texts
 
     tokenizer = CLIPTokenizer(clip.config["text_cfg"]["context_length"])
     mean, std = torch.tensor(clip.mean), torch.tensor(clip.std)
@@ -46,7 +46,7 @@ def of_pixel_clip(clip: PixelCLIP, label: str) -> Scorer:
     def score(picture: Tensor, prompt: Prompt) -> float:
         with torch.inference_mode():
             if prompt.text not in texts:
-                texts[prompt.text] = torch.nn.functional.normalize(clip.model.encode_text(tokenizer([prompt.text])), dim=-1)
+                (texts[prompt.text],) = encode_texts(clip.model.text, tokenizer, [prompt.text])
             features = encode_pixels(clip.model.visual, picture[None], clip.image_size, mean, std)
             return float((features * texts[prompt.text]).sum())
 

@@ -48,8 +48,7 @@ def test_safety_guidance_keeps_stars_out_from_the_second_step_on(comfy):
 def clips(host_env):
     world = importlib.import_module(f"{host_env.pack.__name__}.host.shapes_world")
     with torch.inference_mode():
-        loaded = world.load_latent_clip(), world.load_latent_clip(noise_aware=True)
-    return loaded
+        return world.load_latent_clip(), world.load_latent_clip(noise_aware=True)
 
 
 def test_finished_images_are_read_to_the_bit_and_by_the_same_judge(clips):
