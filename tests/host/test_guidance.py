@@ -270,8 +270,12 @@ def test_the_samplers_own_way_of_guidance_is_kept(world):
 
 def test_what_cannot_be_judged_is_a_suspect(world):
     watch = world.watch(1000)
-    worst = watch.concepts.worst
-    object.__setattr__(watch, "concepts", type("Broken", (), {"thresholds": (1000.0,), "worst": lambda self, f: worst(f) * float("nan")})())  # fmt: skip
+
+    class Broken(type(watch.concepts)):
+        def worst(self, windows):
+            return super().worst(windows) * float("nan")
+
+    watch.concepts = Broken(**vars(watch.concepts))
     model = world.host.redirect_model(
         world.model, watch, world.condition("a green circle"), world.host.Window(0.0, 1.0)
     )
