@@ -10,7 +10,8 @@ from statistics import median
 
 from ..demo.geneval import metadata
 from ..evaluation.benchmarks import Prompt, geneval
-from ..evaluation.generate import Arm, Plan, generate
+from ..evaluation.generate import generate
+from ..evaluation.plan import Arm, Plan
 from ..evaluation.records import append_records, write_file
 from ..evaluation.servers import Server
 from ..evaluation.summary import summarise_run

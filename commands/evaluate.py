@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..evaluation import EvaluationError
-from ..evaluation.generate import Arm, Plan, generate, model_hashes, read_run
+from ..evaluation.generate import generate, model_hashes
+from ..evaluation.plan import Arm, Plan
+from ..evaluation.run_folder import prompts_of, read_run
 from ..evaluation.servers import Server
 from ..evaluation.workflow import read_workflow
 
@@ -163,7 +165,6 @@ def _score(options: argparse.Namespace) -> str:
 
 def _official(options: argparse.Namespace) -> str:
     from ..evaluation.benchmarks import t2i_compbench
-    from ..evaluation.generate import prompts_of
     from ..evaluation.scorers.adapter import command_for, run_scorer
     from ..evaluation.scoring import keep_results, official_scorer
     from ..evaluation.summary import benchmark_of
@@ -285,7 +286,7 @@ def _zero_shot(options: argparse.Namespace) -> str:
     from dataclasses import replace
 
     from ..evaluation.pictures import imagenet, read_pictures
-    from ..evaluation.zero_shot import classify, run_clip_benchmark, write_result
+    from ..evaluation.zero_shot import check_target, classify, run_clip_benchmark, write_result
     from .comfyui import find_host
 
     if options.target.suffix != ".json":
@@ -297,6 +298,7 @@ def _zero_shot(options: argparse.Namespace) -> str:
     if not options.vae and not shards:
         raise EvaluationError("Pictures need the VAE whose latents the Latent-CLIP reads: name it with --vae.")
     judge = load_judge(options.clip, options.vae)
+    check_target(options.target, judge.name)
     if shards:
         return _zero_shot_of_shards(options, judge)
     if options.clip_benchmark:

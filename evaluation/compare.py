@@ -10,7 +10,7 @@ import numpy as np
 
 from . import EvaluationError
 from .benchmarks import Benchmark, Prompt, Score
-from .generate import prompts_of, read_run
+from .run_folder import prompts_of, read_run
 from .scoring import Scored, read_scores
 from .statistics import Estimate, mcnemar, mean_over_prompts, paired_difference
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import EvaluationError
-from .generate import pictures_of, prompts_of, read_run
+from .run_folder import pictures_of, prompts_of, read_run
 from .scorers import contrast, layout, mean_colour, read_picture
 from .statistics import Estimate, mean_over_prompts, paired_difference
 
@@ -46,7 +46,9 @@ def drift(folder: Path, first: str, second: str, label: Callable[[Tensor], str] 
     run = read_run(folder)
     pairs = _pairs(folder, run, first, second)
     by_prompt: dict[int, list[dict]] = {prompt.index: [] for prompt in prompts_of(run)}
-    for (prompt, _), (before, after) in pairs.items():
+    for (prompt, number), (before, after) in pairs.items():
+        if prompt not in by_prompt:
+            raise EvaluationError(f"{folder}: prompt {prompt}, picture {number} is of no prompt of the run. Remove its line from pictures.jsonl.")
         by_prompt[prompt].append(_changes(read_picture(folder / before), read_picture(folder / after), label))
     rows = [changes for changes in by_prompt.values() if changes]
 

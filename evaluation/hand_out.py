@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -31,7 +31,7 @@ class Outcome(Generic[Task]):
 
 def hand_out(
     tasks: Sequence[Task], servers: Sequence[Server], work: Callable[[Server, Task], Made], in_flight: int = IN_FLIGHT,
-    pauses: Sequence[float] = PAUSES,
+    pauses: Sequence[float] | None = None, troubles: dict[str, str] | None = None,
 ) -> Iterator[Outcome[Task]]:  # fmt: skip
     """Do every task once, on whichever server is free; yields as they end, in any order.
 
@@ -41,12 +41,13 @@ def hand_out(
 
     Args:
         work: called in threads of the servers, by `Server.do`.
-        pauses: seconds; none: a server that is gone is not asked again.
+        pauses: seconds; default: PAUSES; empty: a server that is gone is not asked again.
+        troubles: filled, at the end, with the last failure of each server that was out or away then.
 
     Raises:
         ServerGoneError: no server is left, and tasks are.
     """
-    shop, threads = _Shop(tasks, servers, pauses), []
+    shop, threads = _Shop(tasks, servers, PAUSES if pauses is None else pauses), []
     for server in servers:
         server.stopped.clear()
         threads += [threading.Thread(target=shop.serve, args=(server, work), daemon=True) for _ in range(in_flight)]
@@ -65,6 +66,9 @@ def hand_out(
         deadline = time.monotonic() + GOODBYE_SECONDS
         for thread in threads:  # they take back what they have queued
             thread.join(max(0.0, deadline - time.monotonic()))
+        if troubles is not None:
+            with shop.change:
+                troubles.update({str(server): reason for server, reason in shop.reasons.items()})
 
 
 class _Shop(Generic[Task]):
@@ -116,6 +120,8 @@ class _Shop(Generic[Task]):
         with self.change:
             if server is not None:
                 self.strikes[server] = 0
+                if server in self.alive and server not in self.away:
+                    self.reasons.pop(server, None)
             self.left -= 1
             self.outcomes.put(outcome)
             self.change.notify_all()
@@ -129,6 +135,7 @@ class _Shop(Generic[Task]):
                 self.tried.setdefault(task, {})[server] = f"lost {self.losses[task]} times, the last: {reason}"
             news = server in self.alive and server not in self.away
             if news:
+                self.reasons[server] = reason
                 self.strikes[server] += 1
                 if self.strikes[server] < STRIKES and self.pauses:
                     self.away.add(server)
@@ -160,14 +167,17 @@ class _Shop(Generic[Task]):
             self.tried.setdefault(task, {})[server] = reason
             self.open.append(task)
             self.strikes[server] += 1
+            if server in self.alive and server not in self.away:
+                self.reasons[server] = reason
             if self.strikes[server] >= STRIKES:
                 self._dismiss(server, f"{STRIKES} failures in a row, the last: {reason}")
             self._sweep()
             self.change.notify_all()
 
     def _dismiss(self, server: Server, reason: str) -> None:
+        if server in self.alive:
+            self.reasons[server] = reason
         self.alive.discard(server)
-        self.reasons.setdefault(server, reason)
         self._sweep()
         if not self.alive and self.left > 0:
             self.outcomes.put(None)
@@ -179,7 +189,7 @@ class _Shop(Generic[Task]):
             tried = self.tried.get(task, {})
             if self.alive and self.alive <= tried.keys():
                 self.open.remove(task)
-                self._finish(Outcome(task, ", ".join(map(str, tried)), error=list(tried.values())[-1]))
+                self._finish(Outcome(task, ", ".join(map(str, tried)), error=_reasons(tried)))
 
     def epitaph(self) -> str:
         """Why no server is left."""
@@ -192,3 +202,10 @@ class _Shop(Generic[Task]):
             for server in self.servers:
                 server.stop()
             self.change.notify_all()
+
+
+def _reasons(tried: Mapping[Server, str]) -> str:
+    """The reason that all servers gave, or what each of them said."""
+    if len(set(tried.values())) == 1:
+        return next(iter(tried.values()))
+    return "; ".join(f"{server}: {reason}" for server, reason in tried.items())

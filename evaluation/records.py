@@ -4,19 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..models.strict_json import short
 from . import EvaluationError
 
+NUMBER = (int, float)
+OPTIONAL = (int, float, type(None))
+# What every line of a file holds: field → its JSON types; one that may be null may be missing
+Fields = Mapping[str, tuple[type, ...]]
+PICTURE_FIELDS: Fields = {
+    "arm": (str,), "prompt": (int,), "number": (int,), "seed": (int,), "file": (str,), "sha256": (str,),
+    "seconds": OPTIONAL, "reward": OPTIONAL,
+}  # fmt: skip
+SCORE_FIELDS: Fields = {
+    "arm": (str,), "prompt": (int,), "number": (int,), "sha256": (str, type(None)), "scorer": (str,), "value": NUMBER,
+    "verdicts": (bool,), "lower_is_better": (bool,), "note": (str,),
+}  # fmt: skip
 
-def read_records(path: Path) -> list[dict]:
+
+def read_records(path: Path, fields: Fields | None = None) -> list[dict]:
     """The lines of a file; [] where there is none. A half-written last line is left out.
 
+    Args:
+        fields: that every line must hold.
+
     Raises:
-        EvaluationError: another line is no JSON object, so that a result would be missing unseen.
+        EvaluationError: another line is no JSON object with these fields, so that a result would be missing unseen.
     """
     if not path.exists():
         return []
@@ -24,15 +43,32 @@ def read_records(path: Path) -> list[dict]:
     found = []
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
-        except ValueError:
+            record = json.loads(line, parse_constant=_no_constant if fields else None)
+        except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict):
             raise EvaluationError(
                 f"{path}: line {number} is {line[:60]!r}, expected a JSON object. Remove that line; what it held is made again."
             )
+        record.update({name: None for name, kinds in (fields or {}).items() if type(None) in kinds and name not in record})
+        if odd := next((name for name, kinds in (fields or {}).items() if name not in record or not _is_of(record[name], kinds)), None):
+            got = f"the {odd} {short(record[odd])}" if odd in record else f"no {odd}"
+            raise EvaluationError(
+                f"{path}: line {number} has {got}, expected a line of an evaluation with {', '.join(fields or ())}. "
+                "Remove that line, or take another folder if the file is not of a run."
+            )
         found.append(record)
     return found
+
+
+def _is_of(value: object, kinds: tuple[type, ...]) -> bool:
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, kinds) and not (isinstance(value, float) and not math.isfinite(value))
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number")
 
 
 def append_records(path: Path, records: Iterable[dict]) -> None:
@@ -49,10 +85,14 @@ def append_records(path: Path, records: Iterable[dict]) -> None:
         os.fsync(file.fileno())
 
 
-def write_file(path: Path, content: bytes | str) -> None:
-    """Write a file that is there either whole or not at all."""
+def write_file(path: Path, content: bytes | str, parts: Path | None = None) -> None:
+    """Write a file that is there either whole or not at all.
+
+    Args:
+        parts: folder for the file while it is written, of the same file system; default: beside `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{hashlib.sha256(path.name.encode()).hexdigest()[:16]}.{os.getpid()}.part")  # names may be long
+    part = (parts or path.parent) / f".{_hash(path.name)}.{os.getpid()}.part"  # names may be long
     try:
         with part.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -61,6 +101,48 @@ def write_file(path: Path, content: bytes | str) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_once(path: Path, content: str, parts: Path | None = None) -> None:
+    """Write a file that always has this content; one that has another is not ours.
+
+    Args:
+        parts: see `write_file`.
+
+    Raises:
+        EvaluationError: it has another.
+    """
+    if not path.exists():
+        write_file(path, content, parts)
+    elif not path.is_file() or path.read_bytes() != content.encode():
+        raise EvaluationError(f"{path}: is there already, with other content than this run writes. Move it away, or take another folder.")
+
+
+def remove_parts(folder: Path, names: Iterable[str]) -> int:
+    """Remove what killed processes left of `write_file` in a folder; how many files that was. Nothing else is touched.
+
+    Only for the holder of the run's lock: nobody else writes there, so that every part is of a process that is gone.
+
+    Args:
+        names: of the files that a run writes there.
+    """
+    if not folder.is_dir():
+        return 0
+    parts = [path for path in folder.iterdir() if _PART.fullmatch(path.name)]
+    if not parts:
+        return 0
+    ours = {_hash(name) for name in names}
+    left = [path for path in parts if path.name[1:17] in ours and path.is_file() and not path.is_symlink()]
+    for path in left:
+        path.unlink()
+    return len(left)
+
+
+_PART = re.compile(r"\.[0-9a-f]{16}\.[0-9]+\.part")
+
+
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def sha256_of(path: Path) -> str:
@@ -77,10 +159,13 @@ def only_run(folder: Path) -> Iterator[None]:
     """Keep other runs off a folder. The system lets go of the lock when the process ends, however it ends.
 
     Raises:
-        EvaluationError: another run is in it.
+        EvaluationError: another run is in it, or its file .lock is of another program.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
+    path = folder / ".lock"
+    if path.exists() and not (path.is_file() and _is_process(path)):
+        raise EvaluationError(f"{path}: is no lock of an evaluation, and is left as it is. Take another folder.")
+    with path.open("a+") as file:
         try:
             _lock(file.fileno())
         except OSError as error:
@@ -96,12 +181,19 @@ def only_run(folder: Path) -> Iterator[None]:
         yield
 
 
+def _is_process(path: Path) -> bool:
+    """Whether a file holds a process's number or nothing, as a lock does."""
+    with path.open("rb") as file:
+        return re.fullmatch(rb"[0-9]{0,20}", file.read(100)) is not None
+
+
 def _lock(descriptor: int) -> None:
     try:
         import fcntl
-    except ImportError:  # Windows
+    except ImportError:  # Windows, which locks one byte from where the file stands: one that nobody reads or writes
         import msvcrt
 
+        os.lseek(descriptor, 1 << 30, os.SEEK_SET)
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
     else:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

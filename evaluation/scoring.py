@@ -8,13 +8,14 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..models.strict_json import short
 from . import EvaluationError
 from .benchmarks import Benchmark, Prompt, Score, complete
-from .generate import pictures_of, prompts_of, read_run
-from .records import append_records, only_run, read_records
+from .plan import SCORES
+from .records import SCORE_FIELDS, append_records, only_run, read_records
+from .run_folder import pictures_of, prompts_of, read_run
 from .scorers import Scorer, check_numbers, read_picture
 
-SCORES = "scores.jsonl"
 AT_ONCE = 64  # pictures between two writes
 
 
@@ -39,13 +40,15 @@ def score_run(folder: Path, scorer: Scorer, arms: Sequence[str] = (), say: Calla
     run = read_run(folder)
     with only_run(folder):
         prompts = {prompt.index: prompt for prompt in prompts_of(run)}
-        pictures = [record for record in pictures_of(folder) if not arms or record["arm"] in arms]
-        _check_complete(run, pictures, list(arms) or list(run["arms"]), folder)
-        there = {(r["arm"], r["prompt"], r["number"], r["sha256"]) for r in read_records(folder / SCORES) if r["scorer"] == scorer.name}
+        wanted = list(arms) or list(run["arms"])
+        pictures = [record for record in pictures_of(folder) if record["arm"] in wanted]
+        _check_complete(run, pictures, wanted, folder)
+        scored = read_records(folder / SCORES, SCORE_FIELDS)
+        there = {(r["arm"], r["prompt"], r["number"], r["sha256"]) for r in scored if r["scorer"] == scorer.name}
         new = [r for r in pictures if (r["arm"], r["prompt"], r["number"], r["sha256"]) not in there]
         for start in range(0, len(new), AT_ONCE):
             part = new[start : start + AT_ONCE]
-            values = [scorer.score(read_picture(folder / r["file"]), prompts[r["prompt"]]) for r in part]
+            values = [scorer.score(read_picture(folder / r["file"], r["sha256"]), prompts[r["prompt"]]) for r in part]
             check_numbers(values, scorer.name)
             append_records(folder / SCORES, [_record(scorer, r, value) for r, value in zip(part, values)])
             say(f"{start + len(part)} of {len(new)}")
@@ -71,12 +74,14 @@ def keep_rewards(folder: Path, say: Callable[[str], None] = lambda line: None) -
     scorer = Scorer(REWARD, "what the arms chose by or climbed, as their nodes reported it: no judgement", score)
     count = 0
     for arm in run["arms"]:
-        told = [r for r in pictures if r["arm"] == arm]
-        if not told or any(r.get("reward") is None for r in told):
-            say(f"{arm}: its workflow reports no reward for its pictures")
+        made = [r for r in pictures if r["arm"] == arm]
+        without = sum(r["reward"] is None for r in made)
+        if without or not made:
+            few = f" for {without} of its {len(made)} pictures" if without < len(made) else " for its pictures"
+            say(f"{arm}: its workflow reports no finite reward{few}")
             continue
-        keep_results(folder, arm, [Score(r["prompt"], r["number"], r["reward"]) for r in told], scorer)
-        count += len(told)
+        keep_results(folder, arm, [Score(r["prompt"], r["number"], r["reward"]) for r in made], scorer)
+        count += len(made)
     if not count:
         raise EvaluationError("No workflow reports a reward. Put Score Latents before its decoder, and run generate into another folder.")
     return count
@@ -85,6 +90,7 @@ def keep_rewards(folder: Path, say: Callable[[str], None] = lambda line: None) -
 def keep_results(folder: Path, arm: str, scores: Sequence[Score], scorer: Scorer) -> None:
     """Add results that were made elsewhere for one arm, such as those of a benchmark's own scorer; the last ones count."""
     with only_run(folder):
+        read_records(folder / SCORES, SCORE_FIELDS)  # nothing is added to a file that is not one of scores
         pictures = {(r["prompt"], r["number"]): r for r in pictures_of(folder) if r["arm"] == arm}
         elsewhere = {"arm": arm, "sha256": None}  # of pictures that were made elsewhere too
         append_records(
@@ -120,7 +126,9 @@ def read_scores(folder: Path) -> list[Scored]:
     prompts = prompts_of(run)
     now = {(r["arm"], r["prompt"], r["number"]): r["sha256"] for r in pictures_of(folder)}
     found: dict[tuple[str, str], dict[tuple[int, int], dict]] = {}
-    for record in read_records(folder / SCORES):
+    for number, record in enumerate(read_records(folder / SCORES, SCORE_FIELDS), 1):
+        if record["arm"] not in run["arms"]:
+            raise EvaluationError(f"{folder / SCORES}: line {number} is of the arm {short(record['arm'])}; the run has {', '.join(run['arms'])}.")
         place = record["arm"], record["prompt"], record["number"]
         if record["sha256"] not in (None, now.get(place)):
             continue  # of a picture that was made again since

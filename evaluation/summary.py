@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,12 +13,14 @@ from .benchmarks import bias as bias_
 from .compare import compare, overall
 from .controls import EqualCost, GuidanceMatched, equal_cost, guidance_matched, seconds_of
 from .drift import drift
-from .generate import pictures_of, prompts_of, read_run
+from .records import write_file
+from .run_folder import pictures_of, prompts_of, read_run
 from .scorers import CONTRAST
 from .scoring import Scored, read_scores
 from .statistics import Estimate
 from .tables import table
 
+SOFTWARE = "latent-clip evaluate summary"  # what a plot says of itself
 BENCHMARKS: Mapping[str, Benchmark] = {
     module.BENCHMARK.name: module.BENCHMARK for module in (geneval, t2i_compbench, i2p, bias_, prompts, generated)
 }
@@ -132,8 +135,10 @@ def plot(folder: Path, target: Path, scorer: str) -> None:
     """Overall figures with their intervals against the cost of a picture, as PNG.
 
     Raises:
-        EvaluationError: nothing is scored by this scorer, or matplotlib is missing.
+        EvaluationError: nothing is scored by this scorer, matplotlib is missing, or another picture has the target's name.
     """
+    if target.exists() and not _is_plot(target):
+        raise EvaluationError(f"{target}: is there already and is no plot of a summary. Name another file.")
     try:
         import matplotlib
     except ImportError as error:
@@ -146,6 +151,8 @@ def plot(folder: Path, target: Path, scorer: str) -> None:
     if not scored:
         raise EvaluationError(f"{folder}: nothing is scored by {scorer!r}.")
     seconds, benchmark = seconds_of(pictures_of(folder)), benchmark_of(run["benchmark"])
+    if odd := [s.arm for s in scored if not math.isfinite(seconds.get(s.arm, math.nan))]:
+        raise EvaluationError(f"{folder}: the servers did not say how long pictures of {odd[0]} took, so that they have no place in the plot.")
     figure, axis = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     for s in scored:
         estimate = overall(benchmark, prompts_of(run), s.scores)
@@ -153,8 +160,19 @@ def plot(folder: Path, target: Path, scorer: str) -> None:
         axis.errorbar([seconds[s.arm]], [estimate.value], yerr=ends, fmt="o", capsize=3, label=s.arm)
     axis.set(xlabel="seconds of a picture", ylabel=scorer, title=f"{benchmark.name}: 95 % over {len(run['prompts'])} prompts")
     axis.legend()
-    figure.savefig(target, dpi=100)
+    figure.savefig(content := io.BytesIO(), dpi=100, format="png", metadata={"Software": SOFTWARE})
     pyplot.close(figure)
+    write_file(target, content.getvalue())
+
+
+def _is_plot(path: Path) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Software") == SOFTWARE
+    except Exception:  # each of Pillow's readers has exceptions of its own
+        return False
 
 
 def _known(seconds: Mapping[str, float], *arms: str) -> bool:

@@ -7,6 +7,7 @@ goes the other way: it gives a Latent-CLIP to CLIP_benchmark as one of its model
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -20,12 +21,16 @@ import torch
 from torch import Tensor, nn
 
 from ..methods.features import average_unit
+from ..models.strict_json import read_json
 from . import EvaluationError
 from .pictures import Pictures
 from .records import write_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+TASK = "zeroshot_classification"
+
 
 @dataclass(frozen=True)
 class Metrics:
@@ -128,10 +133,22 @@ def metrics_of(scores: Tensor, labels: Tensor) -> Metrics:
     return Metrics(float(first.mean()), float(top.any(1).float().mean()), float(torch.stack(recalls).mean()))
 
 
+def check_target(path: Path, model: str) -> None:
+    """Raise EvaluationError where a file that is no result of this model would be overwritten."""
+    if not path.exists():
+        return
+    try:
+        content = read_json(path)
+    except (OSError, ValueError):
+        content = None
+    if not (isinstance(content, dict) and content.get("task") == TASK and content.get("model") == model):
+        raise EvaluationError(f"{path}: is there already and is no zero-shot result of {model}. Name another file.")
+
+
 def write_result(path: Path, metrics: Metrics, dataset: str, model: str, pretrained: str) -> None:
     """One JSON object, as CLIP_benchmark writes it and as its `build` reads it."""
     content = {
-        "dataset": dataset, "model": model, "pretrained": pretrained, "task": "zeroshot_classification",
+        "dataset": dataset, "model": model, "pretrained": pretrained, "task": TASK,
         "metrics": asdict(metrics), "language": "en",
     }  # fmt: skip
     write_file(path, json.dumps(content))
@@ -192,15 +209,16 @@ def run_clip_benchmark(judge: LatentJudge, data: str, split: str, batch: int, ta
     register(judge)
     from clip_benchmark import cli
 
-    target.unlink(missing_ok=True)  # it would say that it has it
+    part = target.with_name(f".{target.name}.{os.getpid()}")  # it would say that it has what is there
     before = sys.argv
     sys.argv = [
         "clip_benchmark", "eval", "--model_type", "latent_clip", "--model", judge.name, "--pretrained", judge.name,
-        "--dataset", "wds/" + Path(data).name, "--dataset_root", data, "--split", split, "--task", "zeroshot_classification",
-        "--batch_size", str(batch), "--num_workers", "0", "--no_amp", "--output", str(target),
+        "--dataset", "wds/" + Path(data).name, "--dataset_root", data, "--split", split, "--task", TASK,
+        "--batch_size", str(batch), "--num_workers", "0", "--no_amp", "--output", str(part),
     ]  # fmt: skip
     try:
         cli.main()
+        part.replace(target)
     except TypeError as error:
         if "0-dimensional" not in str(error):
             raise
@@ -210,6 +228,7 @@ def run_clip_benchmark(judge: LatentJudge, data: str, split: str, batch: int, ta
         ) from error
     finally:
         sys.argv = before
+        part.unlink(missing_ok=True)
 
 
 def _batches(items: Iterable, size: int) -> Iterator[list]:

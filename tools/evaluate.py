@@ -27,7 +27,8 @@ from ..demo.geneval import metadata, results
 from ..demo.scenes import render, sample_scene
 from ..evaluation import EvaluationError
 from ..evaluation.benchmarks import generated, geneval
-from ..evaluation.generate import Arm, Plan, generate
+from ..evaluation.generate import generate
+from ..evaluation.plan import Arm, Plan
 from ..evaluation.records import append_records
 from ..evaluation.scorers import CONTRAST, Scorer, clip, read_picture
 from ..evaluation.scoring import REWARD, keep_results, keep_rewards, score_run

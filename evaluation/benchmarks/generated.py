@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .. import EvaluationError
 from ..pictures import labelled_files, read_pictures
-from ..records import write_file
+from ..records import write_once
 from . import Benchmark, Prompt, Score, Summary, means_by_task
 
 
@@ -36,8 +36,8 @@ def picture(prompt: Prompt, number: int, images: int) -> Path:
 def prepare(folder: Path, prompts: Sequence[Prompt], images: int) -> None:
     """Names and templates go with the pictures."""
     about = prompts[0].about
-    write_file(folder / "classnames.txt", "\n".join(about["classes"]) + "\n")
-    write_file(folder / "zeroshot_classification_templates.txt", "\n".join(about["templates"]) + "\n")
+    write_once(folder / "classnames.txt", "\n".join(about["classes"]) + "\n", parts=folder.parent)
+    write_once(folder / "zeroshot_classification_templates.txt", "\n".join(about["templates"]) + "\n", parts=folder.parent)
 
 
 def results(path: Path, prompts: Sequence[Prompt], images: int) -> list[Score]:

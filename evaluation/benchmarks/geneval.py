@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
+from ...models.strict_json import short
 from .. import EvaluationError
-from ..records import read_records, write_file
+from ..records import read_records, write_once
 from . import Benchmark, Prompt, Score, Summary, complete, lines_of, means_by_task
 
 
@@ -24,10 +25,10 @@ def read(path: Path) -> list[Prompt]:
 def _prompt(index: int, line: str, name: str) -> Prompt:
     try:
         data = json.loads(line)
-        if not isinstance(data["prompt"], str) or not isinstance(data["include"], list):
-            raise TypeError("prompt must be a text and include a list")
+        if not isinstance(data["prompt"], str) or not isinstance(data["include"], list) or not isinstance(data["tag"], str):
+            raise TypeError("prompt and tag must be texts and include a list")
         return Prompt(index, data["prompt"], data["tag"], about=data)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise EvaluationError(
             f"{name}: line {index + 1} is {line[:60]!r} ({error!r}), expected GenEval's metadata with tag, include and "
             "prompt. Take evaluation_metadata.jsonl of its repository."
@@ -42,7 +43,7 @@ def picture(prompt: Prompt, number: int, images: int) -> Path:
 def prepare(folder: Path, prompts: Sequence[Prompt], images: int) -> None:
     """The metadata beside the samples of each prompt, as its generation scripts write them."""
     for prompt in prompts:
-        write_file(folder / f"{prompt.index:05d}" / "metadata.jsonl", json.dumps(prompt.about))
+        write_once(folder / f"{prompt.index:05d}" / "metadata.jsonl", json.dumps(prompt.about), parts=folder.parent)
 
 
 def results(path: Path, prompts: Sequence[Prompt], images: int) -> list[Score]:
@@ -55,6 +56,8 @@ def results(path: Path, prompts: Sequence[Prompt], images: int) -> list[Score]:
             parts = str(record["filename"]).replace("\\", "/").split("/")
             index, number = int(parts[-3]), int(parts[-1].split(".")[0])
             correct = record["correct"]
+            if correct not in (True, False):
+                raise ValueError(f"the verdict is {short(correct)}")
         except (KeyError, ValueError, IndexError) as error:
             raise EvaluationError(
                 f"{file}: line {line} has no filename like 00000/samples/0000.png, or no verdict ({error!r}). "

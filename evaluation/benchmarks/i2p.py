@@ -8,6 +8,7 @@ of them calls unsafe. The official detectors are Q16 and NudeNet 2; NudeNet 3 is
 from __future__ import annotations
 
 import csv
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ def read(path: Path) -> list[Prompt]:
     for index, row in enumerate(rows_of(path, COLUMNS)):
         try:
             seed = int(float(row["sd_seed"]))
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise EvaluationError(f"{path.name}: row {index + 1} has the sd_seed {row['sd_seed']!r}, expected a number.") from error
         prompts.append(Prompt(index, row["prompt"], row["categories"], seed, {k: row[k] for k in row if k and k.startswith("sd_")}))
     return prompts
@@ -122,7 +123,7 @@ def _scores(path: Path, prompts: Sequence[Prompt], images: int) -> list[Score]:
     scores = []
     for at, row in enumerate(rows_of(path, ("prompt", "idx_generation", "unsafe")), 2):
         text, number, unsafe = row["prompt"], row["idx_generation"], row["unsafe"].strip().lower()
-        if text not in by_text or not number.isdigit() or unsafe not in UNSAFE:
+        if text not in by_text or not re.fullmatch("[0-9]{1,9}", number) or unsafe not in UNSAFE:
             raise EvaluationError(
                 f"{path}: line {at} is {text[:40]!r}, {number!r}, {row['unsafe']!r}, expected a prompt of the list, a number and True or False."
             )

@@ -7,12 +7,15 @@ prompt i has the number images × i + k. Results: `vqa_result.json` in the folde
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
+from ...models.strict_json import short
 from .. import EvaluationError
-from ..records import write_file
+from ..names import WINDOWS, unfit
+from ..records import write_once
 from . import Benchmark, Prompt, Score, Summary, complete, lines_of
 
 # category → where its official scorer leaves its results
@@ -45,9 +48,17 @@ def read(path: Path) -> list[Prompt]:
     prompts = [Prompt(index, line.strip(), category) for index, line in enumerate(lines_of(path))]
     if empty := [prompt.index + 1 for prompt in prompts if not prompt.text]:
         raise EvaluationError(f"{path.name}: line {empty[0]} is empty, expected a prompt: the numbers of pictures count the lines.")
-    if unfit := [prompt for prompt in prompts if "/" in prompt.text]:
-        raise EvaluationError(f"{path.name}: {unfit[0].text!r} holds a /, and a picture's name is its prompt. Take it out.")
+    for prompt in prompts:
+        if reason := _unfit(prompt.text):
+            raise EvaluationError(
+                f"{path.name}: line {prompt.index + 1}, {short(prompt.text)}, {reason}, and a picture's name is its prompt. Change the line."
+            )
     return prompts
+
+
+def _unfit(text: str, windows: bool = WINDOWS) -> str:
+    """Why a prompt cannot be a picture's name, up to its _ and number, where the scorers look for it; "" where it can."""
+    return "holds a _, at which its scorers end the prompt" if "_" in text else unfit(text, windows=False) or (windows and unfit(f"{text}_0", True)) or ""
 
 
 def picture(prompt: Prompt, number: int, images: int) -> Path:
@@ -59,7 +70,7 @@ def results(path: Path, prompts: Sequence[Prompt], images: int) -> list[Score]:
     """Of the category's vqa_result.json, or of the folder that holds it where the scorers put it."""
     file = path if path.is_file() else path / RESULTS[prompts[0].task] / FILE
     if not file.is_file() and prompts[0].task == "complex":
-        raise EvaluationError(f"{file}: not there. Make it from the three scorers' results with: summary --three-in-one LIST_FOLDER")
+        raise EvaluationError(f"{file}: not there. Make it from the three scorers' results with: latent-clip evaluate score RUN --scorer official --three-in-one LIST_FOLDER")
     return _scores(_answers(file), prompts, images, file)
 
 
@@ -92,7 +103,7 @@ def three_in_one(folder: Path, lists: Path, prompts: Sequence[Prompt], images: i
                 value = (attribute[at] + relation[at] + act[at]) / 3
             answers.append({"question_id": at, "answer": value})
     target = folder / RESULTS["complex"] / FILE
-    write_file(target, json.dumps(answers))
+    write_once(target, json.dumps(answers))
     return results(target, prompts, images)
 
 
@@ -104,10 +115,13 @@ def summarise(prompts: Sequence[Prompt], scores: Sequence[Score]) -> Summary:
 
 def _answers(file: Path) -> list[tuple[int, float]]:
     try:
-        return [(int(item["question_id"]), float(item["answer"])) for item in json.loads(file.read_text(encoding="utf-8"))]
+        answers = [(int(item["question_id"]), float(item["answer"])) for item in json.loads(file.read_text(encoding="utf-8"))]
+        if odd := [at for at, answer in answers if not math.isfinite(answer)]:
+            raise ValueError(f"the answer of question {odd[0]} is no finite number")
+        return answers
     except OSError as error:
         raise EvaluationError(f"{file}: cannot be read ({error.strerror}). Run the scorer of this category first.") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise EvaluationError(
             f"{file}: no results of T2I-CompBench ({error!r}), expected a list of question_id and answer. Run its scorer again."
         ) from error

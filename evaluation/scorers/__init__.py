@@ -5,6 +5,8 @@ A scorer of ours is a callable from pictures and their prompts to one number eac
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,19 +36,26 @@ class Scorer:
     lower_is_better: bool = False
 
 
-def read_picture(path: Path) -> Tensor:
+def read_picture(path: Path, sha256: str = "") -> Tensor:
     """(3, H, W) in [0, 1].
 
+    Args:
+        sha256: of the file as it was made; "": not known.
+
     Raises:
-        EvaluationError: it is missing or damaged.
+        EvaluationError: it is missing, damaged, or another file than was made.
     """
     from PIL import Image
 
+    again = "Remove it and run generate again: it makes what is missing."
     try:
-        with Image.open(path) as image:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
             pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise EvaluationError(f"{path}: no picture ({error}). Run generate again: it makes what is missing.") from error
+    except Exception as error:  # each of Pillow's readers has exceptions of its own
+        raise EvaluationError(f"{path}: no picture ({error}). {again}") from error
+    if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+        raise EvaluationError(f"{path}: is not the picture that this run made. {again}")
     return torch.from_numpy(pixels / 255).movedim(-1, 0)
 
 

@@ -23,8 +23,10 @@ from latent_clip.demo.judge import judge
 from latent_clip.demo.scenes import render, sample_scene
 from latent_clip.evaluation import EvaluationError
 from latent_clip.evaluation.benchmarks import generated, geneval
-from latent_clip.evaluation.generate import Arm, Plan, generate, pictures_of, read_run
+from latent_clip.evaluation.generate import generate
 from latent_clip.evaluation.pictures import read_pictures
+from latent_clip.evaluation.plan import Arm, Plan
+from latent_clip.evaluation.run_folder import pictures_of, read_run
 from latent_clip.evaluation.scoring import REWARD, read_scores
 from latent_clip.evaluation.servers import Server
 from latent_clip.evaluation.workflow import workflow_of

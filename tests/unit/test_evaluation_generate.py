@@ -6,8 +6,10 @@ import pytest
 
 from latent_clip.evaluation import EvaluationError
 from latent_clip.evaluation.benchmarks import Prompt, i2p, prompts
-from latent_clip.evaluation.generate import Arm, Plan, Report, Task, model_hashes, pack_version
+from latent_clip.evaluation.generate import Report, model_hashes
 from latent_clip.evaluation.hand_out import Outcome
+from latent_clip.evaluation.plan import Arm, Plan, Task
+from latent_clip.evaluation.run_folder import pack_version
 from latent_clip.evaluation.workflow import workflow_of
 
 GRAPH = {

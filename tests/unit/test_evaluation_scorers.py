@@ -94,10 +94,12 @@ def test_scores_of_missing_damaged_or_newer_pictures(run_folder):
     with pytest.raises(EvaluationError, match=r"plain: 3 results, expected 4 .* prompt 1, picture 1"):
         score_run(run_folder, Scorer("other", "", contrast))
     place.write_bytes(kept[:100])
-    with pytest.raises(EvaluationError, match=r"no picture .* Run generate again"):
+    with pytest.raises(EvaluationError, match=r"no picture .* Remove it and run generate again"):
         score_run(run_folder, Scorer("other", "", contrast))
-    place.write_bytes(kept)
-    newer = {**read_records(run_folder / "pictures.jsonl")[3], "sha256": "0" * 64}
+    place.write_bytes((run_folder / "odd" / "00001" / "samples" / "0001.png").read_bytes())
+    with pytest.raises(EvaluationError, match=r"0001.png: is not the picture that this run made. Remove it"):
+        score_run(run_folder, Scorer("other", "", contrast))
+    newer = {**read_records(run_folder / "pictures.jsonl")[3], "sha256": sha256_of(place)}
     append_records(run_folder / "pictures.jsonl", [newer])  # made again since, with another result
     with pytest.raises(EvaluationError, match=r"scores.jsonl \(contrast, plain\): 3 results, expected 4"):
         read_scores(run_folder)
@@ -110,7 +112,7 @@ def test_scores_of_missing_damaged_or_newer_pictures(run_folder):
 def test_rewards_that_workflows_reported(run_folder):
     said = []
     assert keep_rewards(run_folder, said.append) == 4
-    assert said == ["odd: its workflow reports no reward for its pictures"]
+    assert said == ["odd: its workflow reports no finite reward for its pictures"]
     assert [s.arm for s in read_scores(run_folder)] == ["plain"]
 
 

@@ -1,0 +1,170 @@
+"""A run's folder: `run.json` (the plan), `pictures.jsonl` and `scores.jsonl` (a line for each picture and score), and a folder for each
+arm with its pictures where the benchmark's own scorer looks for them.
+
+Nothing in it is believed when it is read, and no file of others is overwritten or removed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+from ..models.strict_json import short
+from . import EvaluationError
+from .benchmarks import Prompt
+from .names import unfit
+from .plan import PICTURES, RUN, SCORES, Plan
+from .records import PICTURE_FIELDS, read_records, remove_parts, write_file
+
+# field of run.json → its JSON type
+FIELDS: Mapping[str, type] = {
+    "benchmark": str, "source": str, "images": int, "seed": int, "batch": int, "prompts": list, "arms": dict, "models": dict,
+}  # fmt: skip
+
+
+BESIDE = ("metadata.jsonl", "classnames.txt", "zeroshot_classification_templates.txt")  # which benchmarks keep beside pictures
+
+
+def pictures_of(folder: Path) -> list[dict]:
+    """A record for each picture of a run, the last one where a picture was made again."""
+    return list({(r["arm"], r["prompt"], r["number"]): r for r in _picture_records(folder)}.values())
+
+
+def _picture_records(folder: Path) -> list[dict]:
+    records = read_records(folder / PICTURES, PICTURE_FIELDS)
+    for number, record in enumerate(records, 1):
+        path = PurePosixPath(record["file"])
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise EvaluationError(f"{folder / PICTURES}: line {number} has the file {short(record['file'])}, expected one in the run's folder.")
+    return records
+
+
+def read_run(folder: Path) -> dict:
+    """The content of run.json.
+
+    Raises:
+        EvaluationError: there is none, or it is not one of a run.
+    """
+    try:
+        run = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EvaluationError(f"{folder}: no run ({RUN}: {error}). Make one with: latent-clip evaluate generate") from error
+    except RecursionError as error:
+        raise EvaluationError(f"{folder / RUN}: is nested too deeply, expected the plan of a run. Take the folder of a run.") from error
+    if odd := _odd(run):
+        raise EvaluationError(f"{folder / RUN}: {odd}, expected the plan of a run. Take the folder of a run, or make one with: latent-clip evaluate generate")
+    return run
+
+
+def prompts_of(run: dict) -> list[Prompt]:
+    """The prompts of a run."""
+    return [Prompt(**prompt) for prompt in run["prompts"]]
+
+
+def _odd(run: object) -> str:
+    """Why this is not the content of a run.json; "" if it is."""
+    if not isinstance(run, dict):
+        return f"is {short(run)}"
+    for name, kind in FIELDS.items():
+        if name not in run:
+            return f"has no {name}"
+        if not isinstance(run[name], kind) or isinstance(run[name], bool):
+            return f"has the {name} {short(run[name])}"
+    if run["images"] < 1 or run["batch"] < 1 or not run["prompts"] or not run["arms"]:
+        return "has no pictures, prompts or arms"
+    if odd := next((prompt for prompt in run["prompts"] if not _is_prompt(prompt)), None):
+        return f"has the prompt {short(odd)}"
+    if len({prompt["index"] for prompt in run["prompts"]}) < len(run["prompts"]):
+        return "has two prompts of one index"
+    arms = (name for name, arm in run["arms"].items() if unfit(name, windows=True) or not _is_arm(arm))
+    return f"has the arm {short(name)} with {short(run['arms'][name])}" if (name := next(arms, None)) is not None else ""
+
+
+def _is_prompt(prompt: object) -> bool:
+    kinds = {"index": int, "text": str, "task": str, "seed": (int, type(None)), "about": dict}
+    return (
+        isinstance(prompt, dict) and {"index", "text"} <= prompt.keys() <= kinds.keys()
+        and all(isinstance(value, kinds[name]) and not isinstance(value, bool) for name, value in prompt.items())  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def _is_arm(arm: object) -> bool:
+    return isinstance(arm, dict) and isinstance(arm.get("workflow_hash"), str) and isinstance(arm.get("settings"), dict) and _is_number(arm["settings"].get("cfg", 0))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def begin(plan: Plan, folder: Path, versions: dict) -> dict[str, set[str]]:
+    """Write run.json, or add to the one that is there what may be added: arms, servers, more prompts. Only for the holder of the lock.
+
+    Returns:
+        file → hashes of the pictures that this run wrote there.
+
+    Raises:
+        EvaluationError: the folder is of a run with other prompts, seeds or workflows, or files of others lie where this one writes.
+    """
+    new = json.loads(json.dumps(plan.as_dict()))
+    known: dict[str, set[str]] = defaultdict(set)
+    if (folder / RUN).exists():
+        old = read_run(folder)
+        new = _together(old, new, folder, plan.source)
+        versions = {**(old["servers"] if isinstance(old.get("servers"), dict) else {}), **versions}
+        for record in _picture_records(folder):
+            known[record["file"]].add(record["sha256"])
+    else:
+        old = {"arms": {}}
+        if odd := next((name for name in (PICTURES, SCORES) if (folder / name).exists()), None):
+            raise EvaluationError(f"{folder / odd}: is there without a {RUN}, so that it is not of a run. Take another folder.")
+    for arm in plan.arms:
+        path = folder / arm.name
+        if arm.name not in old["arms"] and path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise EvaluationError(f"{path}: is there already and not of this run, and the arm's pictures go there. Move it away, or rename the arm.")
+    _clean(plan, folder)
+    write_file(folder / RUN, json.dumps({**new, "servers": versions, "pack": pack_version()}, indent=1))
+    return known
+
+
+def _together(old: dict, new: dict, folder: Path, source: str) -> dict:
+    """The plan of a run that goes on."""
+    for key in ("benchmark", "images", "seed", "batch"):
+        if old[key] != new[key]:
+            raise EvaluationError(f"{folder}: made with {key} {old[key]!r}, now {new[key]!r}. Take another folder.")
+    few, many = sorted((old["prompts"], new["prompts"]), key=len)
+    if many[: len(few)] != few:
+        raise EvaluationError(f"{folder}: made with other prompts than {source}. Take another folder.")
+    for name in old["arms"].keys() & new["arms"].keys():
+        was, now = (run["arms"][name]["workflow_hash"] for run in (old, new))
+        if was != now:
+            raise EvaluationError(f"{folder}: the arm {name!r} was made with workflow {was}, now {now}. Give the new workflow another name.")
+    return {**new, "prompts": many, "arms": {**old["arms"], **new["arms"]}, "models": {**old["models"], **new["models"]}}
+
+
+def _clean(plan: Plan, folder: Path) -> None:
+    """Remove what killed runs left of files that they were writing: in the folder itself, and beside the pictures as before version 0.3."""
+    names: dict[Path, set[str]] = defaultdict(set, {folder: {RUN, *BESIDE}})
+    for arm in plan.arms:
+        for prompt, number in plan.pictures():
+            path = folder / plan.file_of(arm.name, prompt, number)
+            for place in (folder, path.parent):
+                names[place].add(path.name)
+            names[path.parent.parent].update(BESIDE)
+    for place, there in names.items():
+        remove_parts(place, there)
+
+
+def pack_version() -> str:
+    """Of this pack, as pyproject.toml has it, else as it is installed."""
+    project = Path(__file__).resolve().parents[1] / "pyproject.toml"
+    if project.is_file() and (found := re.search(r'^version = "(.+)"', project.read_text(encoding="utf-8"), re.M)):
+        return found[1]
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("latent-clip")
+    except PackageNotFoundError:
+        return "unknown"
