@@ -34,11 +34,11 @@ def fleet(
     Args:
         addresses: as the cluster's machines see them; a loopback address means one on each machine that has one.
         cluster: its address, such as HEAD:6379; "local": a Ray of its own on this machine. cpus: for that one; default: all.
-        say: told which machines have none.
+        say: called with a line for each server that does not answer.
 
     Raises:
         EvaluationError: Ray or this pack is not installed, or there is no such cluster.
-        ServerGoneError: a server that is named does not answer, or no machine has one.
+        ServerGoneError: no server answers.
     """
     ray = _ray()
     _start(ray, cluster, cpus)
@@ -61,10 +61,10 @@ def _answering(servers: list[RayServer], say: Callable[[str], None]) -> list[Ray
         errors = dict(zip(servers, asked.map(missing, servers)))
     left = [server for server, error in errors.items() if error is None]
     for server, error in errors.items():
-        if error is not None and (not server.machine or not left):
+        if error is not None and not left:
             raise error
         if error is not None:
-            say(f"{server.place} is left out: {error}")
+            say(f"{server} is left out: {error}")
     return left
 
 

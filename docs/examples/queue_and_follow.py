@@ -4,24 +4,132 @@
     python queue_and_follow.py workflow_api.json [--server 127.0.0.1:8188] [--set 2.value="a red circle"]
 
 The workflow is in API format: in the page, Workflow → Export (API). Needs aiohttp, which ComfyUI itself needs.
+A mistake ends it with one sentence and exit code 1.
 """
 
 import argparse
 import asyncio
 import json
+import sys
 import uuid
 from pathlib import Path
+from urllib.parse import urlsplit
 
-import aiohttp
+try:
+    import aiohttp
+except ImportError:
+    sys.exit("aiohttp is missing. Run this with the Python that runs ComfyUI, or install aiohttp with pip.")
+
+MOST = 64_000_000  # bytes of one message of the websocket
+
+
+class Mistake(Exception):
+    """What went wrong and what to do; the last line that is printed."""
+
+
+def read_workflow(path: Path) -> dict:
+    """A file in API format: node id → class_type and inputs."""
+    export = "Use Workflow → Export (API) in the page."
+    try:
+        prompt = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise Mistake(f"{path}: there is no such file. Name the file that Workflow → Export (API) wrote.") from None
+    except OSError as error:
+        raise Mistake(f"{path}: cannot be read ({error.strerror}). Name the file that Workflow → Export (API) wrote.") from None
+    except (ValueError, RecursionError) as error:
+        raise Mistake(f"{path}: is no JSON ({error}). {export}") from None
+    if isinstance(prompt, dict) and isinstance(prompt.get("nodes"), list):
+        raise Mistake(f"{path}: is a workflow as the page saves it, and the server needs API format. {export}")
+    if isinstance(prompt, dict) and isinstance(prompt.get("prompt"), dict):
+        prompt = prompt["prompt"]  # the body of a POST /prompt
+    if not (isinstance(prompt, dict) and prompt and all(is_node(node) for node in prompt.values())):
+        raise Mistake(f"{path}: is no workflow in API format, where each node has class_type and inputs. {export}")
+    return prompt
+
+
+def is_node(node: object) -> bool:
+    """Whether this is a node in API format."""
+    return isinstance(node, dict) and isinstance(node.get("class_type"), str) and isinstance(node.get("inputs"), dict)
+
+
+def set_inputs(prompt: dict, changes: list[str]) -> None:
+    """Apply NODE.INPUT=VALUE; the value is read as JSON where it is JSON, else as text."""
+    for change in changes:
+        place, found, value = change.partition("=")
+        node, dot, name = place.partition(".")
+        if not (found and dot and node and name):
+            raise Mistake(f"Got --set {change}, expected NODE.INPUT=VALUE, such as 2.value=5.")
+        if node not in prompt:
+            raise Mistake(f"--set {change}: the workflow has no node {node}; it has {', '.join(prompt)}.")
+        if name not in prompt[node]["inputs"]:
+            raise Mistake(f"--set {change}: {prompt[node]['class_type']} #{node} has no input {name}; it has {', '.join(prompt[node]['inputs'])}.")
+        try:
+            prompt[node]["inputs"][name] = json.loads(value)
+        except json.JSONDecodeError:
+            prompt[node]["inputs"][name] = value
+
+
+def check_address(server: str) -> None:
+    """Refuse what is no address of http."""
+    try:
+        parts = urlsplit(server)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        raise Mistake(f"Got --server {server}, expected an address such as 127.0.0.1:8188.")
+
+
+async def answer_of(response: aiohttp.ClientResponse) -> dict:
+    """The JSON object that the server answers."""
+    try:
+        answer = json.loads(await response.read())
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict):
+        raise Mistake(f"{response.url} answers with status {response.status} and no JSON object. Is it a ComfyUI? Name another with --server.")
+    return answer
 
 
 async def queue(session: aiohttp.ClientSession, prompt: dict, client_id: str) -> str:
-    """POST /prompt; returns the prompt's id. Exits with the host's reasons where it refuses."""
+    """POST /prompt; returns the prompt's id. Ends with the host's reasons where it refuses."""
     async with session.post("/prompt", json={"prompt": prompt, "client_id": client_id}) as response:
-        answer = await response.json()
-    if response.status != 200:
-        raise SystemExit(f"refused: {json.dumps(answer, indent=2)}")
+        answer = await answer_of(response)
+    if response.status != 200 or "prompt_id" not in answer:
+        raise Mistake("\n".join(["refused:", *refusals(answer)]))
+    for line in refusals({"node_errors": answer.get("node_errors")}):  # the host runs the other outputs
+        print(f"left out: {line}", file=sys.stderr)
     return answer["prompt_id"]
+
+
+def refusals(answer: dict) -> list[str]:
+    """One sentence for each reason, with what to do."""
+    lines = [
+        f"{node.get('class_type')} #{key}: {error.get('message')}: {error.get('details')}. {remedy(error)}".strip()
+        for key, node in (answer.get("node_errors") or {}).items()
+        for error in node.get("errors", [])
+    ]
+    error = answer.get("error") or {}
+    if lines or not error:
+        return lines
+    if not isinstance(error, dict):
+        return [str(error)]
+    words = " ".join(filter(None, [error.get("message"), error.get("details")]))
+    return [f"{words} {remedy(error)}".strip()]
+
+
+def remedy(error: dict) -> str:
+    """A hint for the reasons that come most often."""
+    words = f"{error.get('type')} {error.get('message')}"
+    if "missing_node_type" in words or "does not exist" in words or "not found" in words:
+        return "Install the node pack that has it on the server, and restart the server."
+    if "value_not_in_list" in words:
+        return "If it is a model file, put it into the server's models folder, or choose one that is there with --set."
+    if "prompt_no_outputs" in words:
+        return "Add a node that saves or shows something, such as Save Image."
+    if "required_input_missing" in words:
+        return "Connect the input in the page, and export the workflow again."
+    return ""
 
 
 async def follow(socket: aiohttp.ClientWebSocketResponse, prompt: dict, prompt_id: str) -> None:
@@ -41,18 +149,21 @@ async def follow(socket: aiohttp.ClientWebSocketResponse, prompt: dict, prompt_i
             latest = data["iterations"][-1]
             print(f"  iteration {latest['index']}: rewards {latest['rewards']}")
         elif kind == "execution_error":
-            raise SystemExit(f"{data['node_type']} #{data['node_id']}: {data['exception_message']}")
+            raise Mistake(f"failed in {data['node_type']} #{data['node_id']}: {data['exception_message'].strip()}")
         elif kind == "execution_interrupted":
-            raise SystemExit("interrupted")
+            raise Mistake("interrupted: somebody stopped the prompt on the server. Queue it again.")
         if kind == "executing" and data.get("node") is None:
             return  # sent after the history is written, which execution_success is not
+    raise Mistake("The server closed the connection before the prompt ended. See its log, and start it again.")
 
 
 async def reports(session: aiohttp.ClientSession, prompt_id: str) -> dict[str, list[dict]]:
     """GET /history: node id → what a node of this pack reported, once for each latent of a list."""
     async with session.get(f"/history/{prompt_id}") as response:
-        outputs = (await response.json())[prompt_id]["outputs"]
-    return {node: output["latent_clip"] for node, output in outputs.items() if "latent_clip" in output}
+        found = (await answer_of(response)).get(prompt_id)
+    if found is None:
+        raise Mistake("The server no longer has this prompt in its history: it was restarted, or somebody cleared it. Queue it again.")
+    return {node: output["latent_clip"] for node, output in found["outputs"].items() if "latent_clip" in output}
 
 
 def show(name: str, report: dict) -> None:
@@ -71,29 +182,12 @@ def show(name: str, report: dict) -> None:
         print(f"{name}: {json.dumps(report)[:2000]}")
 
 
-def set_inputs(prompt: dict, changes: list[str]) -> None:
-    """Apply NODE.INPUT=VALUE; the value is read as JSON where it is JSON, else as text."""
-    for change in changes:
-        (node, name), value = change.split("=", 1)[0].split(".", 1), change.split("=", 1)[1]
-        try:
-            prompt[node]["inputs"][name] = json.loads(value)
-        except json.JSONDecodeError:
-            prompt[node]["inputs"][name] = value
-
-
-async def main() -> None:
-    """Read the command line, then queue, follow and show."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("workflow", type=Path, help="API format, see Workflow → Export (API)")
-    parser.add_argument("--server", default="127.0.0.1:8188")
-    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="NODE.INPUT=VALUE")
-    options = parser.parse_args()
-    prompt = json.loads(options.workflow.read_text(encoding="utf-8"))
-    set_inputs(prompt, options.changes)
+async def run(server: str, prompt: dict) -> None:
+    """Queue a prompt, follow it, and show its reports."""
     client_id = uuid.uuid4().hex
-    async with aiohttp.ClientSession(f"http://{options.server}") as session:
+    async with aiohttp.ClientSession(server) as session:
         # listen first: what is sent before the websocket is open is not sent again
-        async with session.ws_connect(f"/ws?clientId={client_id}", max_msg_size=0) as socket:
+        async with session.ws_connect(f"/ws?clientId={client_id}", max_msg_size=MOST) as socket:
             prompt_id = await queue(session, prompt, client_id)
             await follow(socket, prompt, prompt_id)
         for node, found in (await reports(session, prompt_id)).items():
@@ -102,5 +196,28 @@ async def main() -> None:
                 show(name, report)
 
 
+def main() -> None:
+    """Read the command line, then queue, follow and show."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("workflow", type=Path, help="API format, see Workflow → Export (API)")
+    parser.add_argument("--server", default="127.0.0.1:8188")
+    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="NODE.INPUT=VALUE")
+    options = parser.parse_args()
+    server = options.server if "://" in options.server else f"http://{options.server}"
+    try:
+        check_address(server)
+        prompt = read_workflow(options.workflow)
+        set_inputs(prompt, options.changes)
+        asyncio.run(run(server, prompt))
+    except Mistake as mistake:
+        sys.exit(str(mistake))
+    except aiohttp.WSServerHandshakeError as error:
+        sys.exit(f"{server} answers with status {error.status}, as no ComfyUI does. Name the address of a ComfyUI with --server.")
+    except (aiohttp.ClientError, OSError) as error:
+        sys.exit(f"No ComfyUI answers at {server} ({error}). Start it, or name its address with --server.")
+    except KeyboardInterrupt:
+        sys.exit("Stopped here; the prompt goes on on the server.")
+
+
 if __name__ == "__main__":
-    asyncio.run(main())
+    main()
