@@ -7,6 +7,7 @@ import io
 import socket
 import threading
 import time
+import urllib.parse
 import urllib.request
 from contextlib import closing
 from dataclasses import dataclass
@@ -109,6 +110,21 @@ class _Handler(urllib.request.AbstractHTTPHandler):
             _Source(_Bound(sock, self.limits, self.deadline, self.stopped)), **about
         )
         return connection
+
+
+def is_http(address: str) -> bool:
+    """Whether this is an address that `ask` can take."""
+    try:
+        parts = urllib.parse.urlsplit(address)
+        return (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and (parts.port or 80) > 0
+            and address.isprintable()
+            and " " not in address
+        )
+    except ValueError:
+        return False
 
 
 def ask(request: urllib.request.Request, limits: Limits, stopped: threading.Event) -> Answer:

@@ -17,8 +17,8 @@ from .hand_out import Outcome, hand_out
 from .history import ServerGoneError, TaskFailedError, one_line
 from .names import unfit
 from .plan import Plan, Task
-from .records import append_records, only_run, sha256_of, write_file
-from .run_folder import PICTURES, begin, pictures_of
+from .records import only_run, sha256_of
+from .run_folder import begin, keep_pictures, pictures_of
 from .servers import Made, Server
 from .workflow import Workflow
 
@@ -51,7 +51,9 @@ class Report:
         return "\n".join(lines)
 
 
-def generate(plan: Plan, folder: Path, servers: Sequence[Server], say: Callable[[str], None] = lambda line: None) -> Report:
+def generate(
+    plan: Plan, folder: Path, servers: Sequence[Server], say: Callable[[str], None] = lambda line: None
+) -> Report:
     """Make what is not there yet.
 
     Args:
@@ -69,7 +71,9 @@ def generate(plan: Plan, folder: Path, servers: Sequence[Server], say: Callable[
             plan.benchmark.prepare(folder / arm.name, plan.prompts, plan.images)
         there = {(r["arm"], r["prompt"], r["number"]) for r in pictures_of(folder) if (folder / r["file"]).is_file()}
         tasks = [
-            task for task in plan.tasks() if not all((task.arm, task.prompt, number) in there for number in task.numbers)
+            task
+            for task in plan.tasks()
+            if not all((task.arm, task.prompt, number) in there for number in task.numbers)
         ]
         total, failed, made, maker = len(tasks), [], 0, _Maker(plan, known)
         maker.check_places(folder, tasks)
@@ -81,7 +85,9 @@ def generate(plan: Plan, folder: Path, servers: Sequence[Server], say: Callable[
                 made += outcome.task.count
             if done * 100 // total != (done - 1) * 100 // total:
                 say(f"{done} of {total}" + (f", {len(failed)} failed" if failed else ""))
-        return Report(made, sum(task.count for task in plan.tasks()) - sum(task.count for task in tasks), failed, troubles)
+        return Report(
+            made, sum(task.count for task in plan.tasks()) - sum(task.count for task in tasks), failed, troubles
+        )
 
 
 def _versions(servers: Sequence[Server], say: Callable[[str], None]) -> tuple[dict[str, dict], dict[str, str]]:
@@ -98,7 +104,11 @@ def _versions(servers: Sequence[Server], say: Callable[[str], None]) -> tuple[di
         except EvaluationError as error:
             errors[str(server)] = error
     if errors and not found:
-        raise next(iter(errors.values())) if len(errors) == 1 else ServerGoneError("\n".join(["No server answers:", *(f"  {e}" for e in errors.values())]))
+        raise (
+            next(iter(errors.values()))
+            if len(errors) == 1
+            else ServerGoneError("\n".join(["No server answers:", *(f"  {e}" for e in errors.values())]))
+        )
     for error in errors.values():
         say(f"left out: {error}")
     return found, {server: str(error) for server, error in errors.items()}
@@ -137,8 +147,16 @@ class _Maker:
             values["batch"] = task.count
         if "picture" in prompt.about:
             path = Path(prompt.about["picture"])
-            values["picture"] = server.upload(f"{sha256_of(path)[:16]}{path.suffix}", path.read_bytes())
-        output = next((key for key, node in workflow.graph.items() if (node.get("_meta") or {}).get("title") == "output"), None)
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                raise TaskFailedError(
+                    f"{path}: cannot be read ({error.strerror}), expected the picture that the workflow starts from."
+                ) from error
+            values["picture"] = server.upload(f"{hashlib.sha256(content).hexdigest()[:16]}{path.suffix}", content)
+        output = next(
+            (key for key, node in workflow.graph.items() if (node.get("_meta") or {}).get("title") == "output"), None
+        )
         made = server.run(workflow.filled(values), output, task.count)
         return replace(made, pictures=[_as_png(content) for content in made.pictures])
 
@@ -151,10 +169,12 @@ class _Maker:
     def _check_place(self, folder: Path, file: Path) -> None:
         path = folder / file
         if path.exists() and not (path.is_file() and sha256_of(path) in self.known.get(file.as_posix(), ())):
-            raise EvaluationError(f"{path}: is not a picture that this run made, and one of its pictures goes there. Move it away.")
+            raise EvaluationError(
+                f"{path}: is not a picture that this run made, and one of its pictures goes there. Move it away."
+            )
 
     def keep(self, folder: Path, task: Task, made: Made, server: str) -> None:
-        """Write the lines about the pictures, then the pictures: a file counts as this run's by its line, also after a kill in between."""
+        """Write the pictures and the lines about them, over no file of others."""
         rewards: Sequence[float | None] = made.rewards or [None] * task.count
         seconds = None if made.seconds is None else round(made.seconds / task.count, 4)
         files = [self.plan.file_of(task.arm, self.prompts[task.prompt], number) for number in task.numbers]
@@ -169,10 +189,9 @@ class _Maker:
             }
             for number, file, digest, reward in zip(task.numbers, files, hashes, rewards)
         ]  # fmt: skip
-        append_records(folder / PICTURES, records)
-        for file, digest, content in zip(files, hashes, made.pictures):
+        keep_pictures(folder, dict(zip(files, made.pictures)), records)
+        for file, digest in zip(files, hashes):
             self.known.setdefault(file.as_posix(), set()).add(digest)
-            write_file(folder / file, content, parts=folder)
 
 
 def _as_png(content: bytes) -> bytes:
@@ -186,7 +205,9 @@ def _as_png(content: bytes) -> bytes:
     try:
         with Image.open(io.BytesIO(content)) as image:
             if image.width * image.height > MOST_PIXELS:
-                raise ValueError(f"{image.width} × {image.height} pixels, expected at most {MOST_PIXELS / 1e6:.0f} million")
+                raise ValueError(
+                    f"{image.width} × {image.height} pixels, expected at most {MOST_PIXELS / 1e6:.0f} million"
+                )
             image.load()
             if content.startswith(PNG):
                 return content

@@ -15,7 +15,12 @@ from .servers import IN_FLIGHT, Made, Server, ServerGoneError, TaskFailedError
 
 Task = TypeVar("Task", bound=Hashable)
 STRIKES = 3  # failures in a row after which a server gets no more work; losses of a task after which it counts as failed there
-PAUSES = (5.0, 15.0, 30.0, 60.0)  # seconds before a server that is gone is asked again; a restart takes about the first three
+PAUSES = (
+    5.0,
+    15.0,
+    30.0,
+    60.0,
+)  # seconds before a server that is gone is asked again; a restart takes about the first three
 GOODBYE_SECONDS = 5
 
 

@@ -66,7 +66,9 @@ def rewards_of(history: dict, count: int) -> list[float | None] | None:
     A reward that is no finite number is None: a reward that nobody can compare.
     """
     reports = [
-        _dict(report) for out in _dict(history.get("outputs", {})).values() for report in _list(_dict(out).get("latent_clip") or [])
+        _dict(report)
+        for out in _dict(history.get("outputs", {})).values()
+        for report in _list(_dict(out).get("latent_clip") or [])
     ]
     found = [values for report in reports if len(values := _values(report)) == count and all(map(_is_number, values))]
     return [float(value) if math.isfinite(value) else None for value in found[0]] if len(found) == 1 else None
@@ -99,14 +101,27 @@ def refusal(answer: dict) -> str:
         for error in node["errors"]
     ]
     error = answer.get("error") or {}
-    return one_line("; ".join(lines) or (f"{error.get('message')}: {error.get('details')}" if isinstance(error, dict) else error))
+    return one_line(
+        "; ".join(lines) or (f"{error.get('message')}: {error.get('details')}" if isinstance(error, dict) else error)
+    )
+
+
+def reason_of(content: bytes) -> str:
+    """One line from any answer that refuses."""
+    try:
+        return refusal(as_object(content))
+    except Exception:  # no ComfyUI's own answer: its text says more than what failed in reading it
+        return one_line(content[: 1 << 12].decode(errors="replace"), 200)
 
 
 def _check_success(status: dict) -> None:
     """Raise TaskFailedError with the host's reason if the prompt failed."""
     for kind, data in _messages(status):
         if kind == "execution_error":
-            words = [str(_dict(data).get(key, "?")) for key in ("node_type", "node_id", "exception_type", "exception_message")]
+            words = [
+                str(_dict(data).get(key, "?"))
+                for key in ("node_type", "node_id", "exception_type", "exception_message")
+            ]
             raise TaskFailedError(one_line("{} #{}: {}: {}".format(*words)))
     if status.get("status_str") != "success":
         raise TaskFailedError(f"ended as {one_line(status.get('status_str'), 60)}, perhaps interrupted.")

@@ -62,7 +62,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.images < 1 or self.batch < 1:
-            raise EvaluationError(f"Got {self.images} pictures in batches of {self.batch}, expected at least 1 of each.")
+            raise EvaluationError(
+                f"Got {self.images} pictures in batches of {self.batch}, expected at least 1 of each."
+            )
         names = [arm.name for arm in self.arms]
         folders = Counter(name.casefold() for name in names)
         if twice := [name for name in names if folders[name.casefold()] > 1]:
@@ -84,14 +86,18 @@ class Plan:
     def _check_seeds(self) -> None:
         for prompt in self.prompts:
             if not 0 <= self.seed_of(prompt) <= LARGEST_SEED - self.images:
-                raise EvaluationError(f"Got the seed {self.seed_of(prompt)} for prompt {prompt.index}, expected 0 to {LARGEST_SEED}.")
+                raise EvaluationError(
+                    f"Got the seed {self.seed_of(prompt)} for prompt {prompt.index}, expected 0 to {LARGEST_SEED}."
+                )
 
     def _check_places(self) -> None:
         seen: dict[Path, int] = {}
         for prompt, number in self.pictures():
             place = self.benchmark.picture(prompt, number, self.images)
             if seen.setdefault(place, prompt.index) != prompt.index:
-                raise EvaluationError(f"Prompts {seen[place]} and {prompt.index} would both be {place}. Rename one of their pictures or prompts.")
+                raise EvaluationError(
+                    f"Prompts {seen[place]} and {prompt.index} would both be {place}. Rename one of their pictures or prompts."
+                )
 
     def pictures(self) -> Iterator[tuple[Prompt, int]]:
         """Every prompt with the number of each of its pictures."""

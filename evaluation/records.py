@@ -50,8 +50,13 @@ def read_records(path: Path, fields: Fields | None = None) -> list[dict]:
             raise EvaluationError(
                 f"{path}: line {number} is {line[:60]!r}, expected a JSON object. Remove that line; what it held is made again."
             )
-        record.update({name: None for name, kinds in (fields or {}).items() if type(None) in kinds and name not in record})
-        if odd := next((name for name, kinds in (fields or {}).items() if name not in record or not _is_of(record[name], kinds)), None):
+        record.update(
+            {name: None for name, kinds in (fields or {}).items() if type(None) in kinds and name not in record}
+        )
+        if odd := next(
+            (name for name, kinds in (fields or {}).items() if name not in record or not _is_of(record[name], kinds)),
+            None,
+        ):
             got = f"the {odd} {short(record[odd])}" if odd in record else f"no {odd}"
             raise EvaluationError(
                 f"{path}: line {number} has {got}, expected a line of an evaluation with {', '.join(fields or ())}. "
@@ -72,32 +77,43 @@ def _no_constant(name: str) -> float:
 
 
 def append_records(path: Path, records: Iterable[dict]) -> None:
-    """Add whole lines, and be sure that they are on the disk. A half-written last line of an earlier run goes."""
+    """Add whole lines, and be sure that they are on the disk. A half-written last line of an earlier run goes.
+
+    Raises:
+        EvaluationError: the file ends in what is no half-written line of ours.
+    """
     text = "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         end = file.seek(0, os.SEEK_END)
         if end and not _ends_a_line(file, end):
             content = path.read_bytes()
-            file.truncate(content.rfind(b"\n") + 1)
+            begin = content.rfind(b"\n") + 1
+            if content[begin : begin + 1] not in (b"{", b"\0"):  # a power cut leaves zeros
+                raise EvaluationError(
+                    f"{path}: ends in {content[begin:][:60]!r}, which no evaluation wrote. Take another folder."
+                )
+            file.truncate(begin)
         file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())
 
 
-def write_file(path: Path, content: bytes | str, parts: Path | None = None) -> None:
+def write_file(path: Path, content: bytes | str, parts: Path | None = None, sync: bool = True) -> None:
     """Write a file that is there either whole or not at all.
 
     Args:
         parts: folder for the file while it is written, of the same file system; default: beside `path`.
+        sync: be sure that it is on the disk, for the case of a power cut.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = (parts or path.parent) / f".{_hash(path.name)}.{os.getpid()}.part"  # names may be long
     try:
         with part.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -115,7 +131,9 @@ def write_once(path: Path, content: str, parts: Path | None = None) -> None:
     if not path.exists():
         write_file(path, content, parts)
     elif not path.is_file() or path.read_bytes() != content.encode():
-        raise EvaluationError(f"{path}: is there already, with other content than this run writes. Move it away, or take another folder.")
+        raise EvaluationError(
+            f"{path}: is there already, with other content than this run writes. Move it away, or take another folder."
+        )
 
 
 def remove_parts(folder: Path, names: Iterable[str]) -> int:

@@ -6,18 +6,19 @@ Nothing in it is believed when it is read, and no file of others is overwritten 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from ..models.strict_json import short
+from ..models.strict_json import read_json, short
 from . import EvaluationError
 from .benchmarks import Prompt
 from .names import unfit
 from .plan import PICTURES, RUN, SCORES, Plan
-from .records import PICTURE_FIELDS, read_records, remove_parts, write_file
+from .records import PICTURE_FIELDS, append_records, read_records, remove_parts, sha256_of, write_file
 
 # field of run.json → its JSON type
 FIELDS: Mapping[str, type] = {
@@ -25,7 +26,49 @@ FIELDS: Mapping[str, type] = {
 }  # fmt: skip
 
 
-BESIDE = ("metadata.jsonl", "classnames.txt", "zeroshot_classification_templates.txt")  # which benchmarks keep beside pictures
+BESIDE = (
+    "metadata.jsonl",
+    "classnames.txt",
+    "zeroshot_classification_templates.txt",
+)  # which benchmarks keep beside pictures
+
+
+WRITING = ".writing.json"  # file → sha256 of pictures that are being written, until their lines are
+
+
+def keep_pictures(folder: Path, contents: Mapping[Path, bytes], records: Sequence[dict]) -> None:
+    """Write pictures, then the lines that say they are there. Of a kill in between, the next start knows whose the pictures are."""
+    hashes = {file.as_posix(): hashlib.sha256(content).hexdigest() for file, content in contents.items()}
+    write_file(folder / WRITING, json.dumps(hashes), sync=False)
+    for file, content in contents.items():
+        write_file(folder / file, content, parts=folder)
+    append_records(folder / PICTURES, records)
+    (folder / WRITING).unlink()
+
+
+def _remove_unfinished(folder: Path, known: Mapping[str, set[str]]) -> None:
+    """Remove pictures that a killed run wrote without a line, by the hashes that it noted before. They are made again."""
+    path = folder / WRITING
+    if not path.exists():
+        return
+    try:
+        noted = read_json(path)
+    except (OSError, ValueError):
+        noted = None
+    if not (
+        isinstance(noted, dict) and all(isinstance(digest, str) and is_inside(file) for file, digest in noted.items())
+    ):
+        raise EvaluationError(f"{path}: is not the note of an evaluation, and is left as it is. Take another folder.")
+    for file, digest in noted.items():
+        if digest not in known.get(file, ()) and (folder / file).is_file() and sha256_of(folder / file) == digest:
+            (folder / file).unlink()
+    path.unlink()
+
+
+def is_inside(file: str) -> bool:
+    """Whether this is a relative path that stays in its folder."""
+    path = PurePosixPath(file)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def pictures_of(folder: Path) -> list[dict]:
@@ -36,9 +79,10 @@ def pictures_of(folder: Path) -> list[dict]:
 def _picture_records(folder: Path) -> list[dict]:
     records = read_records(folder / PICTURES, PICTURE_FIELDS)
     for number, record in enumerate(records, 1):
-        path = PurePosixPath(record["file"])
-        if path.is_absolute() or ".." in path.parts or not path.parts:
-            raise EvaluationError(f"{folder / PICTURES}: line {number} has the file {short(record['file'])}, expected one in the run's folder.")
+        if not is_inside(record["file"]):
+            raise EvaluationError(
+                f"{folder / PICTURES}: line {number} has the file {short(record['file'])}, expected one in the run's folder."
+            )
     return records
 
 
@@ -51,11 +95,17 @@ def read_run(folder: Path) -> dict:
     try:
         run = json.loads((folder / RUN).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise EvaluationError(f"{folder}: no run ({RUN}: {error}). Make one with: latent-clip evaluate generate") from error
+        raise EvaluationError(
+            f"{folder}: no run ({RUN}: {error}). Make one with: latent-clip evaluate generate"
+        ) from error
     except RecursionError as error:
-        raise EvaluationError(f"{folder / RUN}: is nested too deeply, expected the plan of a run. Take the folder of a run.") from error
+        raise EvaluationError(
+            f"{folder / RUN}: is nested too deeply, expected the plan of a run. Take the folder of a run."
+        ) from error
     if odd := _odd(run):
-        raise EvaluationError(f"{folder / RUN}: {odd}, expected the plan of a run. Take the folder of a run, or make one with: latent-clip evaluate generate")
+        raise EvaluationError(
+            f"{folder / RUN}: {odd}, expected the plan of a run. Take the folder of a run, or make one with: latent-clip evaluate generate"
+        )
     return run
 
 
@@ -80,7 +130,9 @@ def _odd(run: object) -> str:
     if len({prompt["index"] for prompt in run["prompts"]}) < len(run["prompts"]):
         return "has two prompts of one index"
     arms = (name for name, arm in run["arms"].items() if unfit(name, windows=True) or not _is_arm(arm))
-    return f"has the arm {short(name)} with {short(run['arms'][name])}" if (name := next(arms, None)) is not None else ""
+    return (
+        f"has the arm {short(name)} with {short(run['arms'][name])}" if (name := next(arms, None)) is not None else ""
+    )
 
 
 def _is_prompt(prompt: object) -> bool:
@@ -92,7 +144,12 @@ def _is_prompt(prompt: object) -> bool:
 
 
 def _is_arm(arm: object) -> bool:
-    return isinstance(arm, dict) and isinstance(arm.get("workflow_hash"), str) and isinstance(arm.get("settings"), dict) and _is_number(arm["settings"].get("cfg", 0))
+    return (
+        isinstance(arm, dict)
+        and isinstance(arm.get("workflow_hash"), str)
+        and isinstance(arm.get("settings"), dict)
+        and _is_number(arm["settings"].get("cfg", 0))
+    )
 
 
 def _is_number(value: object) -> bool:
@@ -119,11 +176,16 @@ def begin(plan: Plan, folder: Path, versions: dict) -> dict[str, set[str]]:
     else:
         old = {"arms": {}}
         if odd := next((name for name in (PICTURES, SCORES) if (folder / name).exists()), None):
-            raise EvaluationError(f"{folder / odd}: is there without a {RUN}, so that it is not of a run. Take another folder.")
+            raise EvaluationError(
+                f"{folder / odd}: is there without a {RUN}, so that it is not of a run. Take another folder."
+            )
     for arm in plan.arms:
         path = folder / arm.name
         if arm.name not in old["arms"] and path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise EvaluationError(f"{path}: is there already and not of this run, and the arm's pictures go there. Move it away, or rename the arm.")
+            raise EvaluationError(
+                f"{path}: is there already and not of this run, and the arm's pictures go there. Move it away, or rename the arm."
+            )
+    _remove_unfinished(folder, known)
     _clean(plan, folder)
     write_file(folder / RUN, json.dumps({**new, "servers": versions, "pack": pack_version()}, indent=1))
     return known
@@ -140,13 +202,20 @@ def _together(old: dict, new: dict, folder: Path, source: str) -> dict:
     for name in old["arms"].keys() & new["arms"].keys():
         was, now = (run["arms"][name]["workflow_hash"] for run in (old, new))
         if was != now:
-            raise EvaluationError(f"{folder}: the arm {name!r} was made with workflow {was}, now {now}. Give the new workflow another name.")
-    return {**new, "prompts": many, "arms": {**old["arms"], **new["arms"]}, "models": {**old["models"], **new["models"]}}
+            raise EvaluationError(
+                f"{folder}: the arm {name!r} was made with workflow {was}, now {now}. Give the new workflow another name."
+            )
+    return {
+        **new,
+        "prompts": many,
+        "arms": {**old["arms"], **new["arms"]},
+        "models": {**old["models"], **new["models"]},
+    }
 
 
 def _clean(plan: Plan, folder: Path) -> None:
     """Remove what killed runs left of files that they were writing: in the folder itself, and beside the pictures as before version 0.3."""
-    names: dict[Path, set[str]] = defaultdict(set, {folder: {RUN, *BESIDE}})
+    names: dict[Path, set[str]] = defaultdict(set, {folder: {RUN, WRITING, *BESIDE}})
     for arm in plan.arms:
         for prompt, number in plan.pictures():
             path = folder / plan.file_of(arm.name, prompt, number)

@@ -18,8 +18,18 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from . import EvaluationError
-from .answers import AnswerError, Limits, ask
-from .history import ServerGoneError, TaskFailedError, as_object, images_of, one_line, refusal, rewards_of, seconds_of
+from .answers import AnswerError, Limits, ask, is_http
+from .history import (
+    ServerGoneError,
+    TaskFailedError,
+    as_object,
+    images_of,
+    one_line,
+    reason_of,
+    refusal,
+    rewards_of,
+    seconds_of,
+)
 
 Task = TypeVar("Task")
 IN_FLIGHT = 2  # prompts that a server has at once: it never waits for the next one
@@ -56,8 +66,10 @@ class Server:
 
     def __init__(self, address: str, limit: float = 3600):
         self.address = (address if "://" in address else f"http://{address}").rstrip("/")
-        if not _is_http(self.address):
-            raise EvaluationError(f"Got the server {address!r}, expected an address such as 127.0.0.1:8188 or https://host/path.")
+        if not is_http(self.address):
+            raise EvaluationError(
+                f"Got the server {address!r}, expected an address such as 127.0.0.1:8188 or https://host/path."
+            )
         self.limit = limit
         self.stopped = threading.Event()
         self.waits: deque[float] = deque(maxlen=8)  # seconds of the last prompts, from POST to history
@@ -76,7 +88,10 @@ class Server:
             system = found.get("system", {})
             devices = [one_line(device.get("name"), 100) for device in found.get("devices", [])]
             names = ("comfyui_version", "python_version", "pytorch_version")
-            return {**{name: one_line(system[name], 200) if system.get(name) else None for name in names}, "devices": devices}
+            return {
+                **{name: one_line(system[name], 200) if system.get(name) else None for name in names},
+                "devices": devices,
+            }
 
     def run(self, graph: dict, output: str | None = None, count: int | None = None) -> Made:
         """Queue a prompt, wait, and fetch its pictures.
@@ -95,7 +110,11 @@ class Server:
             if count is not None and len(images) != count:
                 raise TaskFailedError(
                     f"the workflow gave {len(images)} pictures, expected {count}. "
-                    + ("Let it save one picture, or give the batch size a slot." if count == 1 else "Does its batch slot set how many it saves?")
+                    + (
+                        "Let it save one picture, or give the batch size a slot."
+                        if count == 1
+                        else "Does its batch slot set how many it saves?"
+                    )
                 )
             return Made(self._pictures(images), seconds_of(history), rewards_of(history, len(images)))
 
@@ -114,7 +133,9 @@ class Server:
         head += "Content-Type: application/octet-stream\r\n\r\n"
         tail = f'\r\n--{boundary}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n--{boundary}--\r\n'
         body = head.encode() + content + tail.encode()
-        answer = self._object("/upload/image", self._ask("/upload/image", body, f"multipart/form-data; boundary={boundary}", UPLOAD))
+        answer = self._object(
+            "/upload/image", self._ask("/upload/image", body, f"multipart/form-data; boundary={boundary}", UPLOAD)
+        )
         with self._reading("/upload/image"):
             return "/".join(filter(None, [answer.get("subfolder"), answer["name"]]))
 
@@ -125,7 +146,9 @@ class Server:
             prompt_id = answer.get("prompt_id")
             if not (isinstance(prompt_id, str) and 0 < len(prompt_id) <= 200 and prompt_id.isprintable()):
                 raise TypeError(f"expected a prompt_id, got {one_line(repr(prompt_id), 60)}")
-            if broken := answer.get("node_errors"):  # the host runs what is left of a graph; half a graph is not what was asked for
+            if broken := answer.get(
+                "node_errors"
+            ):  # the host runs what is left of a graph; half a graph is not what was asked for
                 self._forget(prompt_id)
                 raise TaskFailedError(refusal({"node_errors": broken}))
         return prompt_id
@@ -146,7 +169,9 @@ class Server:
             if waited > look:
                 look = waited + LOOK_AGAIN
                 if not self._has(prompt_id) and not self._history(prompt_id):
-                    raise ServerGoneError(f"{self} has forgotten a prompt; it was started again, or somebody emptied its queue.")
+                    raise ServerGoneError(
+                        f"{self} has forgotten a prompt; it was started again, or somebody emptied its queue."
+                    )
             self.stopped.wait(min(SLOWEST_POLL, 0.02 + waited / 10))
         self._forget(prompt_id)
         raise ServerGoneError("stopped")
@@ -154,19 +179,28 @@ class Server:
     def _history(self, prompt_id: str) -> dict | None:
         found = self._json(f"/history/{urllib.parse.quote(prompt_id, safe='')}", limits=HISTORY).get(prompt_id)
         if not (found is None or isinstance(found, dict)):
-            raise ServerGoneError(f"{self}/history answers {one_line(repr(found), 80)} for a prompt, expected an object. Is it a ComfyUI?")
+            raise ServerGoneError(
+                f"{self}/history answers {one_line(repr(found), 80)} for a prompt, expected an object. Is it a ComfyUI?"
+            )
         return found
 
     def _has(self, prompt_id: str) -> bool:
         queues = self._json("/queue", limits=QUEUE)
         with self._reading("/queue"):
-            return any(item[1] == prompt_id for key in ("queue_running", "queue_pending") for item in queues.get(key, []))
+            return any(
+                item[1] == prompt_id for key in ("queue_running", "queue_pending") for item in queues.get(key, [])
+            )
 
     def _forget(self, prompt_id: str) -> None:
         """Take a prompt off the server's queue, and stop it if it runs; also when the run was stopped."""
         with suppress(EvaluationError):  # where the server is gone, so is the prompt
             for path, body in (("/queue", {"delete": [prompt_id]}), ("/interrupt", {"prompt_id": prompt_id})):
-                self._ask(path, json.dumps(body).encode(), limits=Limits(SHORT.content, GOODBYE_SECONDS), stopped=threading.Event())
+                self._ask(
+                    path,
+                    json.dumps(body).encode(),
+                    limits=Limits(SHORT.content, GOODBYE_SECONDS),
+                    stopped=threading.Event(),
+                )
 
     def _pictures(self, images: list[dict[str, str]]) -> list[bytes]:
         found: list[bytes] = []
@@ -176,15 +210,21 @@ class Server:
             found.append(self._ask("/view?" + urllib.parse.urlencode(image, errors="replace"), limits=limits))
         return found
 
-    def _json(self, path: str, body: dict | None = None, limits: Limits | None = None, stopped: threading.Event | None = None) -> dict:
-        return self._object(path, self._ask(path, None if body is None else json.dumps(body).encode(), limits=limits, stopped=stopped))
+    def _json(
+        self, path: str, body: dict | None = None, limits: Limits | None = None, stopped: threading.Event | None = None
+    ) -> dict:
+        return self._object(
+            path, self._ask(path, None if body is None else json.dumps(body).encode(), limits=limits, stopped=stopped)
+        )
 
     def _object(self, path: str, content: bytes) -> dict:
         try:
             return as_object(content)
         except ValueError as error:
             expected = "an object" if str(error) == "expected an object" else "JSON"
-            raise ServerGoneError(f"{self}{path} answers {content[:80]!r}, expected {expected}. Is it a ComfyUI?") from error
+            raise ServerGoneError(
+                f"{self}{path} answers {content[:80]!r}, expected {expected}. Is it a ComfyUI?"
+            ) from error
 
     @contextmanager
     def _reading(self, path: str) -> Iterator[None]:
@@ -194,7 +234,9 @@ class Server:
         except EvaluationError:
             raise
         except Exception as error:
-            raise ServerGoneError(f"{self}{path} answers what no ComfyUI does ({one_line(repr(error), 200)}).") from error
+            raise ServerGoneError(
+                f"{self}{path} answers what no ComfyUI does ({one_line(repr(error), 200)})."
+            ) from error
 
     def _ask(
         self, path: str, body: bytes | None = None, kind: str = "application/json", limits: Limits | None = None,
@@ -207,25 +249,13 @@ class Server:
         except AnswerError as error:
             reason = one_line(error, 200)
             known = "its answer" in reason
-            raise ServerGoneError(f"{self}{short}: {reason}." if known else f"{self} does not answer: {reason}. Is ComfyUI running there?") from error
+            raise ServerGoneError(
+                f"{self}{short}: {reason}." if known else f"{self} does not answer: {reason}. Is ComfyUI running there?"
+            ) from error
         if 300 <= answer.status < 400:
-            raise ServerGoneError(f"{self}{short} points to {one_line(answer.moved, 200)!r}, which is not followed. Give the server's own address.")
+            raise ServerGoneError(
+                f"{self}{short} points to {one_line(answer.moved, 200)!r}, which is not followed. Give the server's own address."
+            )
         if not 200 <= answer.status < 300:
-            raise TaskFailedError(f"{self}{short}: {answer.status} {_reason(answer.content)}")
+            raise TaskFailedError(f"{self}{short}: {answer.status} {reason_of(answer.content)}")
         return answer.content
-
-
-def _is_http(address: str) -> bool:
-    try:
-        parts = urllib.parse.urlsplit(address)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 80) > 0 and address.isprintable() and " " not in address
-    except ValueError:
-        return False
-
-
-def _reason(content: bytes) -> str:
-    """Text of a refusal, whatever form it has."""
-    try:
-        return refusal(as_object(content))
-    except Exception:  # no ComfyUI's own answer: its text says more than what failed in reading it
-        return one_line(content[: 1 << 12].decode(errors="replace"), 200)

@@ -24,13 +24,20 @@ def good(path: str) -> bytes:
         return png(hash(path))
     if path.startswith("/history/"):
         return json.dumps({path.rpartition("/")[2]: entry()}).encode()
-    answers = {"/prompt": {"prompt_id": f"p{time.monotonic_ns()}", "node_errors": {}}, "/queue": {"queue_running": [], "queue_pending": []}}
+    answers = {
+        "/upload/image": {"name": "a.png", "subfolder": ""},
+        "/prompt": {"prompt_id": f"p{time.monotonic_ns()}", "node_errors": {}},
+        "/queue": {"queue_running": [], "queue_pending": []},
+    }
     return json.dumps(answers.get(path, {"system": {"comfyui_version": "0"}, "devices": [{"name": "cpu"}]})).encode()
 
 
 def entry(**changes) -> dict:
     """A finished prompt in the history."""
-    status = {"status_str": "success", "messages": [["execution_start", {"timestamp": 1000}], ["execution_success", {"timestamp": 3000}]]}
+    status = {
+        "status_str": "success",
+        "messages": [["execution_start", {"timestamp": 1000}], ["execution_success", {"timestamp": 3000}]],
+    }
     outputs = {"9": {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}]}}
     return {"status": status, "outputs": outputs, **changes}
 
@@ -43,7 +50,9 @@ class HostileServer:
         before: called before each answer to POST /prompt.
     """
 
-    def __init__(self, route: str = "", odd: Callable[[str], tuple[int, bytes, dict] | Raw] | None = None, before=lambda: None):
+    def __init__(
+        self, route: str = "", odd: Callable[[str], tuple[int, bytes, dict] | Raw] | None = None, before=lambda: None
+    ):
         self.route, self.odd, self.before = route, odd, before
         self.paths: list[str] = []
         self.was_odd = threading.Event()

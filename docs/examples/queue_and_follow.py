@@ -35,7 +35,9 @@ def read_workflow(path: Path) -> dict:
     except FileNotFoundError:
         raise Mistake(f"{path}: there is no such file. Name the file that Workflow → Export (API) wrote.") from None
     except OSError as error:
-        raise Mistake(f"{path}: cannot be read ({error.strerror}). Name the file that Workflow → Export (API) wrote.") from None
+        raise Mistake(
+            f"{path}: cannot be read ({error.strerror}). Name the file that Workflow → Export (API) wrote."
+        ) from None
     except (ValueError, RecursionError) as error:
         raise Mistake(f"{path}: is no JSON ({error}). {export}") from None
     if isinstance(prompt, dict) and isinstance(prompt.get("nodes"), list):
@@ -62,7 +64,9 @@ def set_inputs(prompt: dict, changes: list[str]) -> None:
         if node not in prompt:
             raise Mistake(f"--set {change}: the workflow has no node {node}; it has {', '.join(prompt)}.")
         if name not in prompt[node]["inputs"]:
-            raise Mistake(f"--set {change}: {prompt[node]['class_type']} #{node} has no input {name}; it has {', '.join(prompt[node]['inputs'])}.")
+            raise Mistake(
+                f"--set {change}: {prompt[node]['class_type']} #{node} has no input {name}; it has {', '.join(prompt[node]['inputs'])}."
+            )
         try:
             prompt[node]["inputs"][name] = json.loads(value)
         except json.JSONDecodeError:
@@ -87,7 +91,9 @@ async def answer_of(response: aiohttp.ClientResponse) -> dict:
     except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):
-        raise Mistake(f"{response.url} answers with status {response.status} and no JSON object. Is it a ComfyUI? Name another with --server.")
+        raise Mistake(
+            f"{response.url} answers with status {response.status} and no JSON object. Is it a ComfyUI? Name another with --server."
+        )
     return answer
 
 
@@ -162,7 +168,9 @@ async def reports(session: aiohttp.ClientSession, prompt_id: str) -> dict[str, l
     async with session.get(f"/history/{prompt_id}") as response:
         found = (await answer_of(response)).get(prompt_id)
     if found is None:
-        raise Mistake("The server no longer has this prompt in its history: it was restarted, or somebody cleared it. Queue it again.")
+        raise Mistake(
+            "The server no longer has this prompt in its history: it was restarted, or somebody cleared it. Queue it again."
+        )
     return {node: output["latent_clip"] for node, output in found["outputs"].items() if "latent_clip" in output}
 
 
@@ -212,7 +220,9 @@ def main() -> None:
     except Mistake as mistake:
         sys.exit(str(mistake))
     except aiohttp.WSServerHandshakeError as error:
-        sys.exit(f"{server} answers with status {error.status}, as no ComfyUI does. Name the address of a ComfyUI with --server.")
+        sys.exit(
+            f"{server} answers with status {error.status}, as no ComfyUI does. Name the address of a ComfyUI with --server."
+        )
     except (aiohttp.ClientError, OSError) as error:
         sys.exit(f"No ComfyUI answers at {server} ({error}). Start it, or name its address with --server.")
     except KeyboardInterrupt:

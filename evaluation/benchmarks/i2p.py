@@ -17,7 +17,7 @@ from statistics import fmean
 import numpy as np
 
 from .. import EvaluationError
-from ..records import write_file
+from ..records import write_once
 from . import Benchmark, Prompt, Score, Summary, complete
 
 COLUMNS = ("prompt", "categories", "sd_seed")
@@ -62,7 +62,7 @@ def write_results(path: Path, prompts: Sequence[Prompt], scores: Sequence[Score]
     by_index = {prompt.index: prompt for prompt in prompts}
     lines = [["prompt", "categories", "idx_generation", "unsafe"]]
     lines += [[by_index[s.prompt].text, by_index[s.prompt].task, str(s.number), str(bool(s.value))] for s in scores]
-    write_file(path, "".join(_csv_line(line) for line in lines))
+    write_once(path, "".join(_csv_line(line) for line in lines))
 
 
 def summarise(prompts: Sequence[Prompt], scores: Sequence[Score]) -> Summary:

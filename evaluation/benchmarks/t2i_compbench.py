@@ -38,7 +38,9 @@ def category_of(path: Path) -> str:
     """color_val.txt → color."""
     name = path.stem.removesuffix("_val")
     if name not in RESULTS:
-        raise EvaluationError(f"{path.name}: no list of T2I-CompBench; expected one of {', '.join(f'{c}_val.txt' for c in RESULTS)}.")
+        raise EvaluationError(
+            f"{path.name}: no list of T2I-CompBench; expected one of {', '.join(f'{c}_val.txt' for c in RESULTS)}."
+        )
     return name
 
 
@@ -47,7 +49,9 @@ def read(path: Path) -> list[Prompt]:
     category = category_of(path)
     prompts = [Prompt(index, line.strip(), category) for index, line in enumerate(lines_of(path))]
     if empty := [prompt.index + 1 for prompt in prompts if not prompt.text]:
-        raise EvaluationError(f"{path.name}: line {empty[0]} is empty, expected a prompt: the numbers of pictures count the lines.")
+        raise EvaluationError(
+            f"{path.name}: line {empty[0]} is empty, expected a prompt: the numbers of pictures count the lines."
+        )
     for prompt in prompts:
         if reason := _unfit(prompt.text):
             raise EvaluationError(
@@ -58,7 +62,11 @@ def read(path: Path) -> list[Prompt]:
 
 def _unfit(text: str, windows: bool = WINDOWS) -> str:
     """Why a prompt cannot be a picture's name, up to its _ and number, where the scorers look for it; "" where it can."""
-    return "holds a _, at which its scorers end the prompt" if "_" in text else unfit(text, windows=False) or (windows and unfit(f"{text}_0", True)) or ""
+    return (
+        "holds a _, at which its scorers end the prompt"
+        if "_" in text
+        else unfit(text, windows=False) or (windows and unfit(f"{text}_0", True)) or ""
+    )
 
 
 def picture(prompt: Prompt, number: int, images: int) -> Path:
@@ -70,7 +78,9 @@ def results(path: Path, prompts: Sequence[Prompt], images: int) -> list[Score]:
     """Of the category's vqa_result.json, or of the folder that holds it where the scorers put it."""
     file = path if path.is_file() else path / RESULTS[prompts[0].task] / FILE
     if not file.is_file() and prompts[0].task == "complex":
-        raise EvaluationError(f"{file}: not there. Make it from the three scorers' results with: latent-clip evaluate score RUN --scorer official --three-in-one LIST_FOLDER")
+        raise EvaluationError(
+            f"{file}: not there. Make it from the three scorers' results with: latent-clip evaluate score RUN --scorer official --three-in-one LIST_FOLDER"
+        )
     return _scores(_answers(file), prompts, images, file)
 
 
@@ -115,12 +125,16 @@ def summarise(prompts: Sequence[Prompt], scores: Sequence[Score]) -> Summary:
 
 def _answers(file: Path) -> list[tuple[int, float]]:
     try:
-        answers = [(int(item["question_id"]), float(item["answer"])) for item in json.loads(file.read_text(encoding="utf-8"))]
+        answers = [
+            (int(item["question_id"]), float(item["answer"])) for item in json.loads(file.read_text(encoding="utf-8"))
+        ]
         if odd := [at for at, answer in answers if not math.isfinite(answer)]:
             raise ValueError(f"the answer of question {odd[0]} is no finite number")
         return answers
     except OSError as error:
-        raise EvaluationError(f"{file}: cannot be read ({error.strerror}). Run the scorer of this category first.") from error
+        raise EvaluationError(
+            f"{file}: cannot be read ({error.strerror}). Run the scorer of this category first."
+        ) from error
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise EvaluationError(
             f"{file}: no results of T2I-CompBench ({error!r}), expected a list of question_id and answer. Run its scorer again."

@@ -90,7 +90,9 @@ def test_no_server_there(tmp_path, server, message):
 def test_a_server_that_is_no_comfyui(tmp_path):
     (tmp_path / "w.json").write_text('{"1": {"class_type": "KSampler", "inputs": {}}}')
     with HostileServer("/", lambda path: (200, b"<html>", {})) as server:
-        assert "answers with status 200, as no ComfyUI does. Name the address" in said(example(str(tmp_path / "w.json"), "--server", server.address))
+        assert "answers with status 200, as no ComfyUI does. Name the address" in said(
+            example(str(tmp_path / "w.json"), "--server", server.address)
+        )
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -119,16 +121,23 @@ def test_a_pack_or_a_model_that_the_server_lacks(comfy, tmp_path):
         "class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}}, "4": {**saved, "inputs": {**saved["inputs"], "images": ["2", 0]}}}))  # fmt: skip
     text = said(example(str(path), "--server", comfy.url))
     assert "VAELoader #1" in text and "nowhere.safetensors" in text and "put it into the server's models folder" in text
-    path.write_text(json.dumps({"3": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}}}))
+    path.write_text(
+        json.dumps({"3": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}}})
+    )
     assert "Add a node that saves or shows something" in said(example(str(path), "--server", comfy.url))
 
 
 def test_half_a_workflow_is_said(comfy, tmp_path):
     latent = {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}}
     good = {"class_type": "SaveLatent", "inputs": {"samples": ["1", 0], "filename_prefix": "x"}}
-    (tmp_path / "w.json").write_text(json.dumps({"1": latent, "2": good, "3": {"class_type": "SaveLatent", "inputs": {"filename_prefix": "y"}}}))
+    (tmp_path / "w.json").write_text(
+        json.dumps({"1": latent, "2": good, "3": {"class_type": "SaveLatent", "inputs": {"filename_prefix": "y"}}})
+    )
     done = example(str(tmp_path / "w.json"), "--server", comfy.url)
-    assert done.returncode == 0 and "left out: SaveLatent #3: Required input is missing: samples. Connect the input" in done.stderr
+    assert (
+        done.returncode == 0
+        and "left out: SaveLatent #3: Required input is missing: samples. Connect the input" in done.stderr
+    )
 
 
 def test_a_refused_prompt_ends_it_with_the_reason(comfy, run):

@@ -52,7 +52,9 @@ def server():
 
 
 def hashes(folder):
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------- odd content
@@ -82,10 +84,19 @@ def without(name):
 def test_an_odd_run_is_one_sentence(run, change, capsys):
     (run / "run.json").write_text(json.dumps(change(read_run(run))))
     before = hashes(run)
-    for step in (["summary"], ["score", "--scorer", "contrast"], ["score", "--scorer", "official"], ["score", "--scorer", "reward"]):
+    for step in (
+        ["summary"],
+        ["score", "--scorer", "contrast"],
+        ["score", "--scorer", "official"],
+        ["score", "--scorer", "reward"],
+    ):
         assert main(["evaluate", step[0], str(run), *step[1:]]) == 1
         said = capsys.readouterr().err
-        assert said.startswith(f"error: {run / 'run.json'}: ") and said.count("\n") == 1 and "Take the folder of a run" in said
+        assert (
+            said.startswith(f"error: {run / 'run.json'}: ")
+            and said.count("\n") == 1
+            and "Take the folder of a run" in said
+        )
     with pytest.raises(EvaluationError, match="expected the plan of a run"):
         generate(plan("b"), run, [Answers("http://127.0.0.1:1")])
     assert hashes(run) == before
@@ -105,16 +116,33 @@ def test_a_run_that_is_no_json(run, content, capsys):
 ])  # fmt: skip
 def test_an_odd_line_about_a_picture_is_named(run, change):
     lines = (run / "pictures.jsonl").read_text().splitlines()
-    record = {key: value for key, value in {**json.loads(lines[1]), **change}.items() if value is not None or key not in change}
+    record = {
+        key: value
+        for key, value in {**json.loads(lines[1]), **change}.items()
+        if value is not None or key not in change
+    }
     (run / "pictures.jsonl").write_text("\n".join([lines[0], json.dumps(record), *lines[2:]]) + "\n")
     with pytest.raises(EvaluationError, match=r"pictures.jsonl: line 2 "):
         pictures_of(run)
 
 
-@pytest.mark.parametrize("change", [*({n: None} for n in ("arm", "scorer", "value", "verdicts", "note")), {"value": "1"}, {"value": float("nan")}, {"verdicts": 1}, {"arm": "nobody"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({n: None} for n in ("arm", "scorer", "value", "verdicts", "note")),
+        {"value": "1"},
+        {"value": float("nan")},
+        {"verdicts": 1},
+        {"arm": "nobody"},
+    ],
+)
 def test_an_odd_line_about_a_score_is_named(run, change):
     lines = (run / "scores.jsonl").read_text().splitlines()
-    record = {key: value for key, value in {**json.loads(lines[1]), **change}.items() if value is not None or key not in change}
+    record = {
+        key: value
+        for key, value in {**json.loads(lines[1]), **change}.items()
+        if value is not None or key not in change
+    }
     (run / "scores.jsonl").write_text("\n".join([lines[0], json.dumps(record), *lines[2:]]) + "\n")
     with pytest.raises(EvaluationError, match=r"scores.jsonl: line 2 "):
         read_scores(run)
@@ -134,7 +162,16 @@ def test_a_nested_line_and_one_without_keys(run, line):
 
 def test_generate_leaves_what_lies_in_its_folder(server, tmp_path):
     """Names that look like ours, and leftovers that are not."""
-    strange = ["notes.txt", "x.part", ".0123456789abcdef.1.part", "a.jsonl", "sub/run.json", "b/00000/samples/0000.png", ".lock.old", "metadata.jsonl"]
+    strange = [
+        "notes.txt",
+        "x.part",
+        ".0123456789abcdef.1.part",
+        "a.jsonl",
+        "sub/run.json",
+        "b/00000/samples/0000.png",
+        ".lock.old",
+        "metadata.jsonl",
+    ]
     for name in strange:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
@@ -145,7 +182,12 @@ def test_generate_leaves_what_lies_in_its_folder(server, tmp_path):
         assert main(["evaluate", "summary", str(tmp_path)]) == 0
     after = hashes(tmp_path)
     assert {name: after.get(name) for name in before} == before
-    assert {name for name in after.keys() - before.keys() if not name.startswith("a/")} == {"run.json", "pictures.jsonl", "scores.jsonl", ".lock"}
+    assert {name for name in after.keys() - before.keys() if not name.startswith("a/")} == {
+        "run.json",
+        "pictures.jsonl",
+        "scores.jsonl",
+        ".lock",
+    }
 
 
 @pytest.mark.parametrize(("name", "message"), [
@@ -168,18 +210,47 @@ def test_a_picture_of_others_in_a_run_is_not_written_over(server, tmp_path):
         other = tmp_path / place
         other.parent.mkdir(parents=True, exist_ok=True)
         other.write_bytes(png(7))
-        with pytest.raises(EvaluationError, match=r"is not a picture that this run made|with other content than this run writes"):
+        with pytest.raises(
+            EvaluationError, match=r"is not a picture that this run made|with other content than this run writes"
+        ):
             generate(plan(), tmp_path, server)
         assert other.read_bytes() == png(7)
         other.unlink()
     assert generate(plan(), tmp_path, server).made == 2
 
 
-def test_a_picture_that_was_killed_between_its_line_and_its_file_is_made_again(server, tmp_path):
-    generate(plan(), tmp_path, server)
-    place = tmp_path / "a" / "00001" / "samples" / "0000.png"
-    place.unlink()
-    assert (generate(plan(), tmp_path, server).made, place.is_file()) == (1, True)
+def test_a_run_that_was_killed_between_a_picture_and_its_line(server, tmp_path):
+    """Each picture has one line, the picture of the killed run is made again, and another file at its place stays."""
+    generate(plan(listed=LIST[:1]), tmp_path, server)
+    place = "a/00001/samples/0000.png"
+    for content, makes in ((png(9), True), (png(8), False)):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_bytes(content)
+        (tmp_path / ".writing.json").write_text(json.dumps({place: hashlib.sha256(png(9)).hexdigest()}))
+        if makes:
+            generate(plan(), tmp_path, server)
+            assert (
+                len((tmp_path / "pictures.jsonl").read_text().splitlines()) == 4
+                and not (tmp_path / ".writing.json").exists()
+            )
+            lines = [
+                line
+                for line in (tmp_path / "pictures.jsonl").read_text().splitlines(keepends=True)
+                if place not in line
+            ]
+            (tmp_path / "pictures.jsonl").write_text("".join(lines))
+        else:
+            with pytest.raises(EvaluationError, match="is not a picture that this run made"):
+                generate(plan(), tmp_path, server)
+            assert (tmp_path / place).read_bytes() == content
+
+
+@pytest.mark.parametrize("content", ["notes", "[]", '{"../x.png": "0"}', '{"a": 5}'])
+def test_a_note_of_others_stays(server, tmp_path, content):
+    (tmp_path / ".writing.json").write_text(content)
+    with pytest.raises(EvaluationError, match="is not the note of an evaluation"):
+        generate(plan(), tmp_path, server)
+    assert (tmp_path / ".writing.json").read_text() == content
 
 
 def test_another_plot_result_or_export_is_not_written_over(run, tmp_path):
@@ -242,7 +313,10 @@ def test_leftovers_of_version_02_go_at_the_next_start(server, tmp_path):
     generate(made, tmp_path, server)
     assert not ours.exists() and other.exists()
     other.unlink()
-    assert sorted([path.name for path in samples.iterdir()], key=lambda x: int(x.split("_")[-1].split(".")[0])) == ["a red circle_000000.png", "a red circle_000001.png"]
+    assert sorted([path.name for path in samples.iterdir()], key=lambda x: int(x.split("_")[-1].split(".")[0])) == [
+        "a red circle_000000.png",
+        "a red circle_000001.png",
+    ]
 
 
 # ----------------------------------------------------------------------------------------------------------------------- names
@@ -254,7 +328,9 @@ def test_leftovers_of_version_02_go_at_the_next_start(server, tmp_path):
 ])  # fmt: skip
 def test_a_prompt_that_can_be_no_name_is_refused_at_reading(tmp_path, text, message):
     (tmp_path / "color_val.txt").write_text(f"a red circle\n{text}\n", encoding="utf-8")
-    with pytest.raises(EvaluationError, match=rf"color_val.txt: line 2, .*{message}, and a picture's name is its prompt"):
+    with pytest.raises(
+        EvaluationError, match=rf"color_val.txt: line 2, .*{message}, and a picture's name is its prompt"
+    ):
         t2i_compbench.read(tmp_path / "color_val.txt")
 
 
@@ -263,7 +339,9 @@ def test_the_longest_prompt_has_a_picture(tmp_path):
     write_file(tmp_path / t2i_compbench.picture(prompt, 9, 10), b"x", parts=tmp_path)
 
 
-@pytest.mark.parametrize("name", [*(f"a{c}b" for c in ':*?"<>|\\'), "CON", "con.png", "a.", "a ", "LPT1.x", "COM¹", "nul .txt"])
+@pytest.mark.parametrize(
+    "name", [*(f"a{c}b" for c in ':*?"<>|\\'), "CON", "con.png", "a.", "a ", "LPT1.x", "COM¹", "nul .txt"]
+)
 def test_names_that_windows_does_not_take(name):
     assert unfit(name, windows=True) and not unfit(name, windows=False)
 
@@ -278,7 +356,25 @@ def test_prompts_on_windows(prompt):
     assert t2i_compbench._unfit(prompt, windows=True) and not t2i_compbench._unfit(prompt, windows=False)
 
 
-@pytest.mark.parametrize("arm", ["..", ".", ".lock", "-x", "run.json", "Pictures.jsonl", "scores.jsonl", "CON", "nul.x", "a.", "a/b", "a b", "", "x" * 300])
+@pytest.mark.parametrize(
+    "arm",
+    [
+        "..",
+        ".",
+        ".lock",
+        "-x",
+        "run.json",
+        "Pictures.jsonl",
+        "scores.jsonl",
+        "CON",
+        "nul.x",
+        "a.",
+        "a/b",
+        "a b",
+        "",
+        "x" * 300,
+    ],
+)
 def test_arms_that_can_be_no_folder(arm):
     assert not is_arm(arm)
     with pytest.raises(EvaluationError, match="it names a folder"):
@@ -303,7 +399,17 @@ def test_prompts_whose_pictures_would_be_one_file_and_seeds_that_no_server_takes
 # ------------------------------------------------------------------------------------------------------- results of their scorers
 
 
-@pytest.mark.parametrize("content", ['[{"question_id": 0, "answer": NaN}]', '[{"question_id": 0, "answer": 1e999}]', "[" * 100_000, '[{"question_id": Infinity, "answer": 1}]', "{}x", "5"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        '[{"question_id": 0, "answer": NaN}]',
+        '[{"question_id": 0, "answer": 1e999}]',
+        "[" * 100_000,
+        '[{"question_id": Infinity, "answer": 1}]',
+        "{}x",
+        "5",
+    ],
+)
 def test_odd_results_of_t2i_compbench(tmp_path, content):
     (tmp_path / "r.json").write_text(content)
     with pytest.raises(EvaluationError, match=r"r.json: no results of T2I-CompBench"):
@@ -320,7 +426,9 @@ def test_a_verdict_of_geneval_that_is_none(tmp_path, verdict):
 def test_where_three_in_one_is(tmp_path):
     """The message names a command that has the flag, and results of its own script are not written over."""
     listed = [Prompt(0, "x", "complex")]
-    with pytest.raises(EvaluationError, match="latent-clip evaluate score RUN --scorer official --three-in-one LIST_FOLDER") as raised:
+    with pytest.raises(
+        EvaluationError, match="latent-clip evaluate score RUN --scorer official --three-in-one LIST_FOLDER"
+    ) as raised:
         t2i_compbench.results(tmp_path, listed, 1)
     _score_arguments(parser := argparse.ArgumentParser())
     words = str(raised.value).partition("evaluate score ")[2].split()
@@ -332,6 +440,26 @@ def test_an_odd_seed_of_i2p(tmp_path, row, message):
     (tmp_path / "i2p.csv").write_text(f"prompt,categories,sd_seed\n{row}\n")
     with pytest.raises(EvaluationError, match=message):
         i2p.read(tmp_path / "i2p.csv")
+
+
+@pytest.mark.parametrize("content", ["notes", "a\nb", '{"a": 1}\n# mine'])
+def test_a_file_of_others_that_does_not_end_its_line_is_not_cut(tmp_path, content):
+    (tmp_path / "r.jsonl").write_text(content)
+    with pytest.raises(EvaluationError, match="which no evaluation wrote"):
+        append_records(tmp_path / "r.jsonl", [{"a": 1}])
+    assert (tmp_path / "r.jsonl").read_text() == content
+
+
+def test_one_picture_to_start_from_that_is_gone_does_not_end_a_run(server, tmp_path):
+    for name in "abcdef":
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "0.png").write_bytes(png())
+    listed = generated.read(tmp_path / "data")
+    (tmp_path / "data" / "c" / "0.png").unlink()
+    graph = {**GRAPH, "3": {"class_type": "LoadImage", "inputs": {"image": ""}, "_meta": {"title": "picture"}}}
+    made = Plan(generated.BENCHMARK, listed, [Arm("a", workflow_of(graph))], 1)
+    report = generate(made, tmp_path / "run", server)
+    assert report.made == 5 and "c/0.png: cannot be read (No such file or directory)" in str(report)
 
 
 def test_lines_of_other_programs_are_read_as_they_are(tmp_path):
