@@ -51,3 +51,9 @@ def networks_of(*judges: Judge | None) -> list[comfy.model_patcher.ModelPatcher]
 def host_encoders(judge: Judge) -> list[HostEncoder]:
     """The distinct encoders of what was made by this pack's nodes, where every encoder is one of these."""
     return cast(list[HostEncoder], judge.encoders)
+
+
+def forget_limits(encoders: list[HostEncoder]) -> None:
+    """Let encoders try whole batches again; to be called where the host has just been asked to make room for them."""
+    for encoder in encoders:
+        encoder.limit.forget()

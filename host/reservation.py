@@ -11,7 +11,7 @@ import comfy.sampler_helpers
 import torch
 
 from ..methods.rewards import Reward
-from .encoders import host_encoders
+from .encoders import forget_limits, host_encoders
 from .weights import bytes_when_cast
 
 LOGGER = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ class Reservation:
         self.low, self.resident = memory == "low", memory != "low"
 
     def __call__(self, executor, model: comfy.model_patcher.ModelPatcher, noise_shape, conds: dict, *args, **kwargs):
+        forget_limits([e for judge in (self.reward, self.watch) if judge is not None for e in host_encoders(judge)])
         shape, device = (self.batch, *noise_shape[1:]), model.load_device
         passes = self.steps * _evaluations(conds, skips_negative(self.guider))
         cells = math.prod(shape[2:]) * prompt_factor(model.model, shape, conds)

@@ -12,7 +12,7 @@ from ..methods.features import average_unit
 from ..methods.rewards import Reward
 from ..models.frames import by_clip, frames_in, pictures_of
 from ..models.latent_spaces import check_raw_latents
-from .encoders import HostEncoder, HostWatcher, host_encoders
+from .encoders import HostEncoder, HostWatcher, forget_limits, host_encoders
 
 FEATURES = "\0features"  # beside the names of terms
 MAX_CHUNK = 64  # more gains nothing and only raises the memory peak
@@ -102,8 +102,7 @@ def _over_chunks(
     if not loaded:
         patchers = [patcher for encoder in encoders for patcher in encoder.patchers]
         mm.load_models_gpu(patchers, memory_required=per_item * min(len(raw_latents), MAX_CHUNK))
-        for encoder in encoders:
-            encoder.limit.forget()  # the host may have made room
+        forget_limits(encoders)
     free = mm.get_free_memory(mm.get_torch_device())
     chunk_size = max(1, min(MAX_CHUNK, len(raw_latents), int(free * 0.7 / per_item)))
     bar = comfy.utils.ProgressBar(len(raw_latents)) if progress else None

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..models.latent_spaces import LatentSpaceError, common_space
 from .drafts import is_draft
-from .encoders import Judge, host_encoders
+from .encoders import Judge, forget_limits, host_encoders
 from .latents import check_model_space
 from .reservation import images_of
 from .towers import TowerPatcher
@@ -161,6 +161,7 @@ class Steering:
     def reserve(self, executor, model, noise_shape, *args, **kwargs):
         """Wrapper of the host's prepare_sampling: room for the judge, who looks when the prediction is made."""
         encoders, shape = host_encoders(self.judge), torch.Size(noise_shape)
+        forget_limits(encoders)
         per_item = sum(e.memory_per_item(shape) * (e.way_back if self.gradient else 1) for e in encoders)
         images = max(shape[0], images_of(shape[0] * per_item, model, shape))
         return executor(model, (images, *shape[1:]), *args, **kwargs)

@@ -45,6 +45,9 @@ def test_a_judge_without_room_for_the_batch_looks_at_one_image_at_a_time(world, 
     monkeypatch.setattr(tower, "forward", run_out)
     torch.testing.assert_close(world.sample(model, size=3), expected, atol=1e-3, rtol=1e-4)
     assert sizes[:4] == [3, 1, 1, 1]
+    sizes.clear()
+    world.sample(model, size=3)
+    assert sizes[0] == 3  # the next sampling, for which the host makes room anew, tries the whole batch again
 
 
 def test_another_error_of_the_judge_comes_out(world, monkeypatch):
