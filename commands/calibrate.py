@@ -6,7 +6,8 @@
 For every category it takes two folders: images that may pass, and images that must not. They hold .latent files, as the
 host's Save Latent writes them, or pictures, which --vae turns into latents. The result is a concept set with thresholds
 and with what is known about them; put it into ComfyUI/models/latent_clip/concepts. A file that cannot be read is left out
-and named, and the folder refused where that is more than one in twenty.
+and named, and the folder refused where that is more than one in twenty. A target or plot that is there already is left
+as it is, unless --force is given.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import torch
 
 from ..methods.calibration import Calibration, CalibrationError, Share, calibrate, least_provable_rate, roc
 from ..models.concepts import SHIPPED, ConceptSet, read_concepts
+from ..models.files import check_new, replacing
 from .comfyui import find_host
 
 ERRORS = (ValueError, OSError)
@@ -44,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fit", choices=("tiles", "crop", "squash"), default="tiles", help="as on the Safety Gate")
     parser.add_argument("--closer-look", action="store_true", help="as on the Safety Gate; needs thresholds of its own")
     parser.add_argument("--plot", type=Path, help="also draw the ROC curves into this PNG; needs matplotlib")
+    parser.add_argument("--force", action="store_true", help="replace the target and the plot if they are there")
     parser.add_argument(
         "--comfyui", type=Path, help="folder of ComfyUI; default: the one that this pack is installed in"
     )
@@ -54,6 +57,7 @@ def run(options: argparse.Namespace) -> str:
     """Calibrate and write; the report."""
     if options.target.suffix != ".json":
         raise CalibrationError(f"{options.target.name}: the target must end in .json.")
+    _check_places(options)
     if options.plot:
         _pyplot()  # before the hours of scoring, not after
     names = [name for name, _, _ in options.category]
@@ -77,13 +81,31 @@ def run(options: argparse.Namespace) -> str:
         "left_out": len(set(scorer.left_out)), "intervals": "95 %, Clopper-Pearson; of the area, Newcombe",
     }  # fmt: skip
     result = calibrated(replace(concepts, name=options.target.stem), found, about)
-    options.target.write_text(json.dumps(result.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    if read_concepts(options.target) != result:
-        raise CalibrationError(f"{options.target} does not read back as it was written.")
+    _write(options.target, result)
     if options.plot:
         plot(options.plot, curves, found)
     lines = [f"left out, cannot be read: {reason}" for reason in dict.fromkeys(scorer.left_out)]
     return "\n".join([*lines, *(report(name, c, options.rate) for name, c in found.items())])
+
+
+def _check_places(options: argparse.Namespace) -> None:
+    """Raises: ValueError: a file that is there would be written over, or a folder is missing; said before the hours of scoring."""
+    for path in (options.target, options.plot):
+        if path is not None:
+            check_new(path, options.force)
+            if not path.absolute().parent.is_dir():
+                raise CalibrationError(f"{path.parent}: no such folder. Make it first.")
+
+
+def _write(path: Path, concepts: ConceptSet) -> None:
+    """Raises: CalibrationError: it does not read back; nothing is written then."""
+
+    def check(part: Path) -> None:
+        if read_concepts(part) != concepts:
+            raise CalibrationError(f"{path} does not read back as it was written.")
+
+    with replacing(path, check) as part:
+        part.write_text(json.dumps(concepts.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def calibrated(concepts: ConceptSet, found: dict[str, Calibration], about: dict) -> ConceptSet:
@@ -144,7 +166,8 @@ def plot(path: Path, curves: dict[str, tuple[list[float], list[float]]], found: 
         title="Dots: the thresholds",
     )
     axis.legend(loc="lower right")
-    figure.savefig(path, dpi=100)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=100, format="png")
     pyplot.close(figure)
 
 

@@ -2,7 +2,8 @@
 
     latent-clip convert epoch_34.pt latent-clip-b-4-plus.safetensors --dtype fp16
 
-The result is read back and compared with the source before it gets its name, so a file that is there is a good one.
+The result is read back and compared with the source before it gets its name, so a file that is there is a good one. A target that
+is there already is left as it is, unless --force is given; nothing else is written.
 """
 
 import argparse
@@ -14,8 +15,9 @@ from safetensors import SafetensorError
 
 from ..models.checkpoint import CheckpointError
 from ..models.convert import DTYPES, Conversion, convert
+from ..models.files import check_new
 
-ERRORS = (CheckpointError, OSError, SafetensorError)
+ERRORS = (ValueError, OSError, SafetensorError)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,5 +73,4 @@ def _check_target(source: Path, target: Path, force: bool) -> None:
         raise CheckpointError(f"{target.parent}: no such folder. Make it first.")
     if target.exists() and source.exists() and target.samefile(source):
         raise CheckpointError(f"{target.name}: source and target are the same file.")
-    if target.exists() and not force:
-        raise CheckpointError(f"{target.name}: is there already. Use --force to replace it.")
+    check_new(target, force)

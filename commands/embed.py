@@ -5,6 +5,10 @@
 
 Pictures come from a folder (captions: .txt beside, --captions FILE, or none) or from WebDataset tars, here or at an address of
 fsspec. Started again, it does what is left. With --ray it runs on all cores and GPUs, or on a cluster.
+
+Into the target go dataset.json, and NAME.tar with NAME.index.json where NAME is 16 hexadecimal digits; no other file there is opened,
+changed or removed. One process writes into a target at a time; others may read what is finished. A target in which the tars of the
+source lie is refused.
 """
 
 import argparse
@@ -89,6 +93,9 @@ def run(options: argparse.Namespace) -> str:
         )
     else:
         counts = embed(rows, options.target, dataset, settings, _tools(options, encoder), _say)
+    if not counts["written"] + counts["there"]:
+        reasons = ", ".join(f"{number} × {reason}" for reason, number in sorted(counts.items()) if number)
+        raise ValueError(f"{options.target}: none of {len(rows)} pictures could be embedded ({reasons}). Check the source.")
     left_out = {reason: n for reason, n in counts.items() if reason not in ("written", "there")}
     return "\n".join([
         f"{options.target}: {counts['written']} pictures embedded, {counts['there']} were there before",

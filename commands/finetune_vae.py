@@ -4,7 +4,8 @@
         --output-vae my-vae.safetensors --output my-clip-2.safetensors
 
 Two files come out, which belong together: the old Latent-CLIP misjudges latents of the new VAE, and the new one those of the old. A run
-that was stopped goes on from its last checkpoint when it is started again.
+that was stopped goes on from its last checkpoint when it is started again. Pictures are only read. What is written are the two outputs,
+and checkpoints and logs in a folder that one training has for itself (--logs); files of others are left as they are.
 """
 
 import argparse
@@ -63,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0)
     add("--workers", type=int, default=2, help="processes that read pictures")
     add("--save-every", type=int, default=options.save_every, help="steps between checkpoints, from which a run goes on")
+    add("--force", action="store_true", help="write over outputs that are there and are not of this training")
     add("--comfyui", type=Path, help="folder of ComfyUI; default: the one that this pack is installed in")
     add("--cpu", action="store_true", help="do not use a GPU")
 

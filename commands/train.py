@@ -2,7 +2,8 @@
 
     latent-clip train --train-data shards --start teacher.safetensors --distil 1 --output mine.safetensors
 
-A run that was stopped, however, goes on from its last checkpoint when it is started again.
+A run that was stopped, however, goes on from its last checkpoint when it is started again. Shards are only read. What is written is the
+output, and checkpoints and logs in a folder that one training has for itself (--logs); files of others are left as they are.
 """
 
 import argparse

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .checkpoint import Checkpoint, CheckpointError, read_checkpoint, safetensors_metadata
 from .config import latent_grid
+from .files import replacing
 from .latent_clip import load_latent_clip
 from .tokenizer import CLIPTokenizer, encode_texts
 
@@ -47,17 +48,13 @@ def convert(source: Path, target: Path, dtype: str = "fp32") -> Conversion:
     state_dict = {key: _cast(key, tensor, DTYPES[dtype]) for key, tensor in checkpoint.state_dict.items()}
     kept_size = sum(tensor.nbytes for tensor in checkpoint.state_dict.values())
     kept, dropped, name = len(state_dict), checkpoint.dropped, checkpoint.name
-    unfinished = target.with_name(f"{target.name}.unfinished")
-    try:
+    with replacing(target) as unfinished:
         save_file(state_dict, unfinished, safetensors_metadata(checkpoint, source))
         del checkpoint, state_dict  # their memory is needed for the check
         change = (probe(read_checkpoint(unfinished)) - expected).abs().max().item()
         if not change <= LARGEST_CHANGE[dtype]:
             raise CheckpointError(f"{source.name}: in {dtype} its scores change by {change:.1e}. Use --dtype fp32.")
         size = unfinished.stat().st_size
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return Conversion(name, kept, dropped, kept_size, source.stat().st_size, size, change)
 
 

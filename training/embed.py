@@ -16,9 +16,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..models.files import only_writer
 from ..models.vae_signature import without_signature
 from .pictures import cut, views_of
-from .shards import HEADER, Dataset, Sample, ShardError, drop_repeats, finished, key_of, read_dataset, write_shard
+from .shard_folder import clean, finished, indexes
+from .shard_header import HEADER, Dataset, ShardError, read_dataset
+from .shards import Sample, drop_repeats, key_of, write_shard
 from .sources import Row, picture_of
 
 
@@ -158,7 +161,18 @@ def embed(
 
     Returns:
         How many were written ("written"), were there before ("there"), and were left out, by reason.
+
+    Raises:
+        ShardError: the folder holds the tars of the pictures, or shards made in another way. InUseError: another process writes there.
     """
+    check_target(rows, target)
+    with only_writer(target):
+        return _embed(rows, target, dataset, settings, tools, say)
+
+
+def _embed(
+    rows: Sequence[Row], target: Path, dataset: Dataset, settings: Settings, tools: Tools, say: Callable[[str], None]
+) -> Counter[str]:
     left, counts = begin(rows, target, dataset)
     say(f"{len(left)} of {len(rows)} pictures to embed")
     progress, stored = Progress(len(left), say), counts["there"]
@@ -178,14 +192,48 @@ def embed(
     return counts
 
 
+def check_target(rows: Sequence[Row], target: Path) -> None:
+    """Refuse a folder that is not one for shards, before anything is written.
+
+    Raises:
+        ShardError: the tars of the pictures lie in it, or a dataset.json of another program, or shards without their dataset.json.
+    """
+    place = target.resolve()
+    tars = {local for row in rows if row.size and (local := _local(row.path)) is not None}
+    if any(tar.resolve().parent == place for tar in tars):
+        raise ShardError(f"{target}: the tars of the pictures lie in this folder. Name another folder for the shards.")
+    if (target / HEADER).exists():
+        read_dataset(target)
+    elif target.is_dir() and any(indexes(target)):
+        raise ShardError(f"{target}: holds shards, but no {HEADER} that says what they are. Name another folder.")
+
+
+def _local(path: str) -> Path | None:
+    """The path on this machine; None for an address elsewhere."""
+    return Path(path.removeprefix("file://")) if "://" not in path or path.startswith("file://") else None
+
+
 def begin(rows: Sequence[Row], target: Path, dataset: Dataset) -> tuple[list[Row], Counter[str]]:
-    """Open a new or an earlier run: the rows that are left, and the counts so far.
+    """Open a new or an earlier run: the rows that are left, and the counts so far. Only for the holder of the folder's lock.
 
     Raises:
         ShardError: the folder holds shards made in another way.
     """
     dataset = Dataset(**json.loads(json.dumps(asdict(dataset))))  # as it reads back: lists, no tuples
-    there = read_dataset(target) if (target / HEADER).exists() else dataset
+    there = read_dataset(target) if (target / HEADER).exists() else None
+    if there != dataset:
+        _check_same(there or dataset, dataset, target)
+        dataset.write(target)
+    if there:
+        clean(target)
+    drop_repeats(target)
+    done = finished(target)
+    counts = Counter(there=len(done.ids))
+    counts.update(done.skipped.values())
+    return [row for row in rows if row.id not in done.ids and row.id not in done.skipped], counts
+
+
+def _check_same(there: Dataset, dataset: Dataset, target: Path) -> None:
     changed = [name for name in vars(dataset) if getattr(there, name) != getattr(dataset, name)]
     if "vae" in changed and without_signature(there.vae) == without_signature(dataset.vae):
         changed.remove("vae")  # the same file, loaded in another precision or by a version that made no signature
@@ -193,13 +241,6 @@ def begin(rows: Sequence[Row], target: Path, dataset: Dataset) -> tuple[list[Row
         raise ShardError(
             f"{target}: its shards were made with another {', '.join(changed)}. Choose another folder, or the same options."
         )
-    dataset.write(target)
-    finished(target)  # clears away what is half written
-    drop_repeats(target)
-    done = finished(target)
-    counts = Counter(there=len(done.ids))
-    counts.update(done.skipped.values())
-    return [row for row in rows if row.id not in done.ids and row.id not in done.skipped], counts
 
 
 def _batches(rows: Sequence[Row], settings: Settings) -> Iterator[tuple[list[Prepared], list[tuple[str, str]]]]:

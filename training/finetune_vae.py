@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models.checkpoint import sha256_of
+from ..models.files import replacing
 from ..models.latent_clip import LatentCLIP
 from ..models.tokenizer import CLIPTokenizer
 from ..models.vae_signature import signature_of, without_signature
@@ -29,9 +30,10 @@ from .picture_batches import Shown
 from .probe import probe
 from .release import write_latent_clip
 from .run import CosineRecipe
+from .run_folder import RunFolder, run_folder
 from .shards import Dataset, Sample, stack_views
 from .starts import channel_statistics, layered_groups
-from .states import save_synced, sync_folder
+from .states import save_synced
 
 PRECISIONS = {"fp32": None, "amp_bf16": torch.bfloat16}  # float16 overflows in SDXL's VAE
 STATISTICS = 64  # pictures that channel statistics are taken from
@@ -45,6 +47,7 @@ class Options:
     Attributes:
         output, output_vae: the two files. decoder: whether the decoder is trained too.
         train_text: whether the text tower is, with captions. vae_lr: learning rate of the VAE; `lr` is that of the towers.
+        force: write over outputs that this training has not made.
     """
 
     output: Path
@@ -71,6 +74,7 @@ class Options:
     seed: int = 0
     save_every: int = 500
     device: str = "cpu"
+    force: bool = False
 
     def __post_init__(self) -> None:
         if not (self.lr > 0 and self.vae_lr >= 0):
@@ -141,8 +145,16 @@ def finetune(
         Figures before and after.
 
     Raises:
-        ValueError: the options do not fit each other, the pictures or the teacher.
+        ValueError: the options do not fit each other, the pictures or the teacher; or a file of others would be written over.
     """
+    with run_folder(options.logs, [options.output, options.output_vae], options.force) as folder:
+        return _finetune(options, vae, start, pictures, held_out, teacher, say, folder)
+
+
+def _finetune(
+    options: Options, vae: nn.Module, start: Start, pictures: Source, held_out: Source | None, teacher: Teacher | None,
+    say: Callable[[str], None], folder: RunFolder,
+) -> dict[str, float]:  # fmt: skip
     objectives = Objectives(options.contrastive, options.distil, options.siglip)
     context, device = start.config["text_cfg"]["context_length"], torch.device(options.device)
     if options.distil:
@@ -173,7 +185,7 @@ def finetune(
         "vae lr": options.vae_lr, "seed": options.seed, "seconds of the last sitting": round(time.monotonic() - began),
         "figures of": "held-out pictures" if held_out else "pictures that it was trained on", "figures": figures,
     }  # fmt: skip
-    _write(options, vae, start, channel_statistics(_raw_latents(vae, pictures, STATISTICS)), about)
+    _write(options, vae, start, channel_statistics(_raw_latents(vae, pictures, STATISTICS)), about, folder)
     plot(options.logs, ["joint"])
     for key in before.told:
         say(f"{key}: {before.told[key]:.4g} before, {after.told[key]:.4g} after")
@@ -288,18 +300,13 @@ def _figures(
     return _Figures(told | probe(model, samples, context), latents)
 
 
-def _write(options: Options, vae: nn.Module, start: Start, statistics: tuple[Tensor, Tensor], about: dict) -> None:
+def _write(options: Options, vae: nn.Module, start: Start, statistics: tuple[Tensor, Tensor], about: dict, folder: RunFolder) -> None:  # fmt: skip
     """The VAE first: the Latent-CLIP names it by its hash, and by the signature of its encoder."""
     path = options.output_vae
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f"{path.name}.unfinished")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in vae.weights().items()}
-    try:
-        old = without_signature(start.dataset.vae)
-        save_synced(tensors, half, {"finetuned_from": json.dumps(old), "training": json.dumps(about)})
-        half.replace(path)
-        sync_folder(path.parent)
-    finally:
-        half.unlink(missing_ok=True)
+    old = without_signature(start.dataset.vae)
+    with replacing(path, lambda part: folder.keep(path, part)) as part:
+        save_synced(tensors, part, {"finetuned_from": json.dumps(old), "training": json.dumps(about)})
     dataset = replace(start.dataset, vae={"name": path.name, "sha256": sha256_of(path), "signature": signature_of(tensors)})
-    write_latent_clip(options.output, start.model, start.config, dataset, statistics, about)
+    write_latent_clip(options.output, start.model, start.config, dataset, statistics, about, folder.keep)

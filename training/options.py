@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--train-data", type=Path, required=True, help="folder of shards, as latent-clip embed makes it")
     add("--val-data", type=Path, help="folder of shards of other pictures, for figures on the card and while training")
-    add("--output", type=Path, required=True, help="the .safetensors file to write")
-    add("--logs", type=Path, help="folder of checkpoints and logs; default: beside the output, under its name")
+    add("--output", type=Path, required=True, help="the .safetensors file to write; one that is there is left alone, unless this training has made it")
+    add("--logs", type=Path, help="folder of checkpoints and logs, of one training at a time; default: beside the output, under its name")
     add("--model", help=f"a new tower: a .json config, or one of {', '.join(published_configs())}; not with --start")
     add("--start", default="", help="file of a pixel CLIP or Latent-CLIP whose blocks and text tower are taken over")
     add("--patch-size", type=int, default=default.patch_size, help="latent cells of a patch, with --start")
@@ -82,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--save-every", type=int, default=default.save_every, help="steps between checkpoints, from which a run goes on"
     )
     add("--probe-every", type=int, default=0, help="steps between figures on --val-data; 0: only at the end")
+    add("--force", action="store_true", help="write over an --output that is there and is not of this training")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -16,8 +16,11 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
-from .embed import Prepared, Progress, Settings, Tools, begin, embed_batch, prepare
-from .shards import Dataset, Sample, ShardError, drop_repeats, finished, write_shard
+from ..models.files import only_writer
+from .embed import Prepared, Progress, Settings, Tools, begin, check_target, embed_batch, prepare
+from .shard_folder import finished
+from .shard_header import Dataset, ShardError
+from .shards import Sample, drop_repeats, write_shard
 from .sources import Row
 
 Make = tuple[Callable[..., Tools], tuple]
@@ -41,25 +44,33 @@ def embed_on_ray(
         As `embed.embed`.
 
     Raises:
-        ShardError: Ray or this pack is not installed.
+        ShardError: Ray or this pack is not installed; and as `embed.embed`.
     """
-    left, counts = begin(rows, target, dataset)
-    if not left:
-        return counts
+    check_target(rows, target)
+    with only_writer(target):  # by this process for all its workers, whose unfinished files have names of their own
+        left, counts = begin(rows, target, dataset)
+        if left:
+            _run(left, target, settings, make, address, encoders, say, cpus)
+            drop_repeats(target)
+        done = finished(target)  # what is there counts, however often workers have tried
+    return Counter(
+        {"there": counts["there"], "written": len(done.ids) - counts["there"], **Counter(done.skipped.values())}
+    )
+
+
+def _run(
+    rows: Sequence[Row], target: Path, settings: Settings, make: Make, address: str, encoders: int,
+    say: Callable[[str], None], cpus: int | None,
+) -> None:  # fmt: skip
     ray = _ray()
     _start(ray, address, cpus)
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
-        progress = Progress(len(left), say)
-        for batch in _pipeline(ray, left, target.resolve(), settings, make, encoders).iter_batches(batch_size=None):
+        progress = Progress(len(rows), say)
+        for batch in _pipeline(ray, rows, target.resolve(), settings, make, encoders).iter_batches(batch_size=None):
             progress.add(int(batch["rows"].sum()))
     finally:
         ray.shutdown()
-    drop_repeats(target)
-    done = finished(target)  # what is there counts, however often workers have tried
-    return Counter(
-        {"there": counts["there"], "written": len(done.ids) - counts["there"], **Counter(done.skipped.values())}
-    )
 
 
 def _start(ray, address: str, cpus: int | None) -> None:

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
 
 from ..models.checkpoint import FORMAT_VERSION, Checkpoint, CheckpointError, read_checkpoint
+from ..models.files import replacing
 from ..models.latent_clip import LatentCLIP
 from ..models.own_spaces import OWN_SPACE, space_as_dict, space_of_dict
 from .shards import Dataset
-from .states import save_synced, sync_folder
+from .states import save_synced
 
 
 def write_latent_clip(
-    path: Path, model: LatentCLIP, config: dict, dataset: Dataset, statistics: tuple[Tensor, Tensor], about: dict
-) -> Checkpoint:
+    path: Path, model: LatentCLIP, config: dict, dataset: Dataset, statistics: tuple[Tensor, Tensor], about: dict,
+    keep: Callable[[Path, Path], None] = lambda path, part: None,
+) -> Checkpoint:  # fmt: skip
     """Write a safetensors file and read it back.
 
     Args:
         statistics: mean and standard deviation of every channel of the raw latents that it was trained on.
         about: what was done: objectives, start, steps, seconds since it was started or went on, and `figures` measured on held-out samples.
+        keep: called with `path` and the file that is whole, before that takes its name; where it raises, nothing is written.
 
     Raises:
         CheckpointError: the weights are no longer finite. OSError: it cannot be written.
@@ -42,15 +46,14 @@ def write_latent_clip(
         "training": json.dumps(about),
     }
     tensors = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
-    half = path.with_name(f"{path.name}.unfinished")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        save_synced(tensors, half, metadata)
-        read_checkpoint(half)
-        half.replace(path)
-        sync_folder(path.parent)
-    finally:
-        half.unlink(missing_ok=True)
+
+    def check(part: Path) -> None:
+        read_checkpoint(part)
+        keep(path, part)
+
+    with replacing(path, check) as part:
+        save_synced(tensors, part, metadata)
     return read_checkpoint(path)
 
 

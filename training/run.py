@@ -30,6 +30,7 @@ from .objectives import Objectives, Task, limit_temperature, start_temperature
 from .probe import probe
 from .reader import Reader, Reading, first_rows
 from .release import write_latent_clip
+from .run_folder import RunFolder, run_folder
 from .samples import point_of, usual, usual_width
 from .shards import Dataset, Done, Sample, ShardError, finished, read_dataset
 from .starts import channel_statistics, config_for_latents, from_clip, from_nothing, layered_groups, only_patches
@@ -51,6 +52,7 @@ class Options:
         layer_decay: of the learning rate from the top of the image tower down.
         noise_bands, noise_hidden, noised: see `models.noise_level` and `reader.Reading`.
         noise_only: train what only a told noise level uses, and leave all else as the start has it.
+        force: write over an output that this training has not made.
     """
 
     train_data: Path
@@ -90,6 +92,7 @@ class Options:
     save_every: int = 500
     probe_every: int = 0
     device: str = "cpu"
+    force: bool = False
 
 
 class CosineRecipe(Recipe):
@@ -133,8 +136,16 @@ def train(options: Options, say: Callable[[str], None] = print) -> Path:
         ValueError: the options do not fit the data or each other; says which and what to do.
     """
     objectives_of(options)  # refuses what does not go together before anything is read
-    here, device = join(), _device(options.device)
-    dataset, done = read_dataset(options.train_data), finished_shards(options.train_data, here.rank == 0)
+    here = join()
+    if not here.first:
+        return _train(options, here, None, say)
+    with run_folder(options.logs, [options.output], options.force) as folder:
+        return _train(options, here, folder, say)
+
+
+def _train(options: Options, here: Here, folder: RunFolder | None, say: Callable[[str], None]) -> Path:
+    device = _device(options.device)
+    dataset, done = read_dataset(options.train_data), finished_shards(options.train_data)
     tars, cells = done.tars, cells_of(dataset)
     samples, patched = (first_rows(some, STATISTICS, *cells) for some in (tars, done.patched))
     statistics = channel_statistics(torch.cat([point_of(sample).float() for sample in samples]))
@@ -144,7 +155,7 @@ def train(options: Options, say: Callable[[str], None] = print) -> Path:
     began, stages = time.monotonic(), stages_of(options, model, here.world_size)
     for name, steps, trained in stages:
         _train_stage(options, name, steps, trained, model, config, tars, held_out, here, device)
-    if not here.first:
+    if folder is None:
         return options.output
     figures = probe(model, held_out, config["text_cfg"]["context_length"]) if held_out else {}
     about = {
@@ -152,21 +163,22 @@ def train(options: Options, say: Callable[[str], None] = print) -> Path:
         "samples": options.train_num_samples, "batch": options.batch_size * here.world_size, "lr": options.lr,
         "seed": options.seed, "seconds of the last sitting": round(time.monotonic() - began), "figures": figures,
     }  # fmt: skip
-    write_latent_clip(options.output, model.cpu(), config, dataset, statistics, about)
+    write_latent_clip(options.output, model.cpu(), config, dataset, statistics, about, folder.keep)
     plot(options.logs, [name for name, _, _ in stages])
     say(f"{options.output}: {json.dumps(figures)}")
     return options.output
 
 
-def finished_shards(folder: Path, cleans: bool) -> Done:
-    """The finished shards; one process clears away what a stopped run left."""
-    if not cleans:
-        dist.barrier()
+def finished_shards(folder: Path) -> Done:
+    """The finished shards; embed may write more at the same time.
+
+    Raises:
+        ShardError: there are none, or none with a sample in it.
+    """
     done = finished(folder)
-    if cleans and dist.is_initialized():
-        dist.barrier()
     if not done.tars:
-        raise ShardError(f"{folder}: no finished shards. Make some with: latent-clip embed")
+        left_out = f" ({len(done.skipped)} pictures were left out)" if done.skipped else ""
+        raise ShardError(f"{folder}: no finished shards with a sample in them{left_out}. Make some with: latent-clip embed")
     return done
 
 

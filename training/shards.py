@@ -11,9 +11,8 @@ A sample is a few members of a tar that share a key:
     KEY.txt                     captions, one a line; missing where there is none
     KEY.json                    id, the size of the picture in pixels, and per view its box in the picture and whether it is flipped
 
-NAME.index.json beside NAME.tar lists the ids in it and what was left out, with the reasons. It is written last, so that a tar
-without it is a torn one: it is written again, and a row counts as done when an index has it. `dataset.json` says what is the same
-for all: latent space, VAE, teacher, views.
+NAME.index.json beside NAME.tar lists the ids in it and what was left out, with the reasons. It takes its name last: a row counts as
+done when an index has it. `dataset.json` says what is the same for all: latent space, VAE, teacher, views (`shard_folder`).
 """
 
 from __future__ import annotations
@@ -23,23 +22,22 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
 from ..models.checkpoint import read_tensor_bytes
+from ..models.files import replacing, sync, write_whole
 from .sample_check import check_tensors
+from .shard_folder import INDEX, Done, finished, index_bytes, indexes, retire
+from .shard_header import HEADER, Dataset, ShardError, read_dataset
 
-FORMAT = 1
-HEADER = "dataset.json"
-INDEX = ".index.json"
-
-
-class ShardError(ValueError):
-    """A shard or data set that cannot be used; the message says what it is and what to do."""
+LARGEST_SAMPLE = 1 << 30  # bytes of the members of one sample; 16 views of a 2048-pixel picture in 16 channels have 34 MB
+__all__ = ["HEADER", "INDEX", "Dataset", "Done", "Sample", "ShardError", "finished", "read_dataset"]
 
 
 @dataclass
@@ -58,53 +56,6 @@ class Sample:
     about: dict = field(default_factory=dict)
     teacher: dict[str, Tensor] = field(default_factory=dict)
     predictions: dict[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """What all shards of a folder have in common: the content of `dataset.json`.
-
-    Attributes:
-        space: of the latents, as `models.latent_spaces.LatentSpace.as_dict` writes it.
-        vae: the VAE's file name and sha256, and the signature of its encoder (`models.vae_signature`). teacher: file name, sha256 and open_clip config of the teacher, or None.
-        views: names such as "centre", "random", "flip", and the side in pixels.
-        licence: of the pictures, as whoever made the data set says it.
-        predictions: which diffusion model made them, at how many levels, with what guidance.
-    """
-
-    space: dict
-    vae: dict
-    views: dict
-    teacher: dict | None = None
-    source: str = ""
-    licence: str = ""
-    moments: bool = False
-    predictions: dict | None = None
-    format: int = FORMAT
-
-    def write(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / HEADER, json.dumps(asdict(self), indent=2).encode())
-
-
-def read_dataset(folder: Path) -> Dataset:
-    """The header of a folder of shards.
-
-    Raises:
-        ShardError: there is none, or it is of another format.
-    """
-    try:
-        content = json.loads((folder / HEADER).read_text(encoding="utf-8"))
-        dataset = Dataset(**content)
-    except (OSError, ValueError, TypeError) as error:
-        raise ShardError(
-            f"{folder}: no data set of shards ({HEADER}: {error}). Make one with: latent-clip embed"
-        ) from error
-    if dataset.format != FORMAT:
-        raise ShardError(
-            f"{folder}: shards of format {dataset.format}, expected {FORMAT}. Use the version of this pack that made them."
-        )
-    return dataset
 
 
 def key_of(identity: str) -> str:
@@ -126,90 +77,61 @@ def members(sample: Sample) -> Iterator[tuple[str, bytes]]:
 
 
 def write_shard(folder: Path, samples: Iterable[Sample], skipped: Iterable[tuple[str, str]] = ()) -> Path | None:
-    """Write one tar and its index. Its name comes from the ids in it, so a batch that is written again replaces itself.
+    """Write one tar and its index, or an index alone where every row was left out.
+
+    The name comes from the ids in it, so a batch that is written again replaces itself.
 
     Args:
         skipped: (id, reason) of rows that were left out.
 
     Returns:
-        The tar; None where nothing was to be written.
+        The tar; None where there is no sample.
     """
     samples, skipped = list(samples), list(skipped)
     ids = [sample.id for sample in samples]
     if not ids and not skipped:
         return None
     name = hashlib.sha256("\n".join([*ids, "|", *(row for row, _ in skipped)]).encode()).hexdigest()[:16]
-    path, half = folder / f"{name}.tar", folder / f"{name}.tar.part"
+    path, index = folder / f"{name}.tar", folder / f"{name}{INDEX}"
     folder.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(half, "w") as tar:
+    if not ids:
+        write_whole(index, index_bytes(None, 0, ids, skipped, 0))
+        return None
+    patches = sum("patches" in sample.teacher for sample in samples)
+    with replacing(index) as unfinished, replacing(path) as half:  # the tar takes its name first
+        _write_tar(half, samples)
+        unfinished.write_bytes(index_bytes(path.name, half.stat().st_size, ids, skipped, patches))
+        sync(unfinished)  # so that `shard_folder.clean` can finish this
+    return path
+
+
+def _write_tar(path: Path, samples: Iterable[Sample]) -> None:
+    with tarfile.open(path, "w") as tar:
         for sample in samples:
             for extension, content in members(sample):
                 info = tarfile.TarInfo(f"{key_of(sample.id)}.{extension}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
-    half.replace(path)
-    patches = sum("patches" in sample.teacher for sample in samples)
-    index = {"tar": path.name, "bytes": path.stat().st_size, "ids": ids, "skipped": skipped, "patches": patches}
-    _write(folder / f"{name}{INDEX}", json.dumps(index).encode())
-    return path
-
-
-def _write(path: Path, content: bytes) -> None:
-    half = path.with_name(f"{path.name}.part")
-    half.write_bytes(content)
-    half.replace(path)
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a folder of shards holds by its indexes; `patched`: the tars in which the teacher's patches are."""
-
-    tars: list[Path]
-    ids: set[str]
-    skipped: dict[str, str]
-    patched: list[Path]
-
-
-def finished(folder: Path) -> Done:
-    """Read every index; remove what a stopped run left half written.
-
-    Raises:
-        ShardError: an index names a tar that is gone or of another size.
-    """
-    tars, patched, ids, skipped = [], [], set(), {}
-    for index in sorted(folder.glob(f"*{INDEX}")):
-        content = json.loads(index.read_text(encoding="utf-8"))
-        tar = folder / content["tar"]
-        if not tar.is_file() or tar.stat().st_size != content["bytes"]:
-            raise ShardError(
-                f"{tar}: missing or cut off, expected {content['bytes']} bytes. Remove {index.name} to have its rows made again."
-            )
-        tars.append(tar)
-        patched += [tar] * bool(content["patches"])
-        ids.update(content["ids"])
-        skipped.update(dict(content["skipped"]))
-    for torn in [*folder.glob("*.part"), *(tar for tar in folder.glob("*.tar") if tar not in set(tars))]:
-        torn.unlink()
-    return Done(tars, ids, skipped, patched)
 
 
 def drop_repeats(folder: Path) -> int:
-    """Write shards again without the rows that an earlier one has; returns how many rows that were.
+    """Write shards again without the rows that an earlier one has; returns how many rows that were. Only for the holder of the lock.
 
-    Two runs at once, or the workers of one that was killed, can embed the same picture.
+    The workers of a run that was killed can embed the same picture as the run after it. A new shard is there before the old one goes.
     """
-    seen: set[str] = set()
+    homes: dict[str, Path] = {}  # row → the index that has it first
     dropped = 0
-    for index in sorted(folder.glob(f"*{INDEX}")):
-        content = json.loads(index.read_text(encoding="utf-8"))
-        repeated = [row for row in content["ids"] if row in seen]
-        seen.update(content["ids"])
-        if repeated:
-            tar, dropped = folder / content["tar"], dropped + len(repeated)
-            kept = [sample for raw in raw_tar_samples(tar) if (sample := decode_sample(raw)).id not in set(repeated)]
-            index.unlink()
-            tar.unlink()
-            write_shard(folder, kept, [(row, reason) for row, reason in content["skipped"]])
+    for index in list(indexes(folder)):
+        repeated = {row for row in index.ids if homes.get(row, index.path) != index.path}
+        home: Path | None = index.path
+        if repeated and index.tar is not None:
+            kept = [sample for raw in raw_tar_samples(index.tar) if (sample := decode_sample(raw)).id not in repeated]
+            new = write_shard(folder, kept, index.skipped.items())
+            home = new and new.with_name(f"{new.stem}{INDEX}")
+            retire(index)
+            dropped += len(repeated)
+        if home is not None:
+            homes |= {row: home for row in index.ids if row not in repeated}
     return dropped
 
 
@@ -249,22 +171,68 @@ def _decode(members: dict[str, bytes]) -> Sample:
 
 
 def raw_tar_samples(path: Path) -> Iterator[dict[str, bytes]]:
-    """Members by extension of every sample of a tar, in its order; a sample's members stand together."""
-    with tarfile.open(path) as tar:
-        key: str | None = None
-        current: dict[str, bytes] = {}
-        for info in tar:
-            if not info.isfile():
-                continue
-            stem, _, extension = Path(info.name).name.partition(".")
-            stem = str(Path(info.name).with_name(stem))
+    """Members by extension of every sample of a tar, in its order; a sample's members stand together.
+
+    Raises:
+        ShardError: it is damaged, compressed or no tar, or a sample is larger than `LARGEST_SAMPLE`.
+    """
+    key: str | None = None
+    current: dict[str, bytes] = {}
+    with path.open("rb") as file, _tar_of(file, path) as tar:
+        end = file.seek(0, io.SEEK_END)
+        for info in _infos(tar, path):
+            name = PurePosixPath(info.name)
+            stem, _, extension = name.name.partition(".")
+            stem = str(name.parent / stem)
             if stem != key and current:
                 yield current
                 current = {}
-            key, current = stem, current | {"__key__": stem.encode()}
-            current[extension] = tar.extractfile(info).read()
+            key, current = stem, current | {"__key__": stem.encode("utf-8", "replace")}
+            _check_size(info, end, sum(map(len, current.values())), path)
+            file.seek(info.offset_data)
+            current[extension] = file.read(info.size)
         if current:
             yield current
+
+
+def _tar_of(file: BinaryIO, path: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(fileobj=file, mode="r:")
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _infos(tar: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
+    """Headers of files; whatever the library raises over an odd one means the same."""
+    while True:
+        try:
+            info = tar.next()
+        except Exception as error:
+            raise _unreadable(path, error) from error
+        if info is None:
+            return
+        tar.members.clear()  # the library would keep all of them
+        if info.isfile() and PurePosixPath(info.name).name:
+            yield info
+
+
+def _unreadable(path: Path, error: Exception) -> ShardError:
+    return ShardError(f"{path}: cannot be read as a tar ({error}), expected one that is whole and not compressed. Make it again, or leave it out.")
+
+
+def _check_size(info: tarfile.TarInfo, end: int, before: int, path: Path) -> None:
+    """A header may claim any size; what is read is what the file has.
+
+    Raises:
+        ShardError: it claims more, or the member has holes, whose size is not that of its data.
+    """
+    name = f"{path}: its member {info.name[:80]!r}"
+    if info.sparse is not None:
+        raise ShardError(f"{name} is stored with holes, expected plain data. Make the tar again.")
+    if info.size > end - info.offset_data:
+        raise ShardError(f"{name} claims {info.size} bytes, of which {max(end - info.offset_data, 0)} are there. Make the tar again.")
+    if before + info.size > LARGEST_SAMPLE:
+        raise ShardError(f"{name} makes a sample of more than {LARGEST_SAMPLE >> 20} MB, expected less. Make the tar again.")
 
 
 def read_samples(folder: Path) -> Iterator[Sample]:

@@ -105,7 +105,7 @@ def fails(capsys, *arguments) -> str:
 def test_a_target_is_only_replaced_by_force(original, tmp_path, capsys):
     target = tmp_path / "clip.safetensors"
     target.write_text("precious")
-    assert "is there already. Use --force" in fails(capsys, original, target)
+    assert "is there already, and is left as it is" in fails(capsys, original, target)
     assert target.read_text() == "precious"
     assert main([str(original), str(target), "--force"]) == 0
     assert read_checkpoint(target).config == MINUTE
