@@ -498,6 +498,7 @@ def test_a_full_disk_is_a_sentence_with_the_file_and_leaves_nothing_torn(shards,
 
 def test_a_log_on_a_full_disk_is_a_sentence_with_the_file(shards, tmp_path):
     (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "training.json").write_text('{"format": "latent-clip training", "made": []}')  # of an earlier start
     (tmp_path / "logs" / "all.jsonl").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"all\.jsonl: the log cannot be written \(No space left on device\)"):
         train(short(shards, tmp_path), lambda text: None)
