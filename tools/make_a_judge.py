@@ -77,7 +77,7 @@ def main() -> None:
         "--train-num-samples", str(options.samples), "--patch-samples", str(options.samples // 8), "--lr", "1e-3", "--wd", "0.05",
         "--warmup", "30", "--ema", "0.99", "--precision", "fp32", "--workers", "0", "--device", "cpu",
     ])  # fmt: skip
-    run("its card", ["card", str(judge), "--output", str(FOLDER / "README.md")])
+    run("its card", ["card", str(judge), "--output", str(FOLDER / "README.md"), "--force"])
     print(f"\n{judge} is ready: put it into ComfyUI/models/latent_clip. What it is and can do: {FOLDER / 'README.md'}")
 
 
