@@ -53,7 +53,7 @@ class Faults:
 def _reason(error: Exception) -> str:
     """A few words that are the same for all faults of a kind."""
     if isinstance(error, ShardError):
-        return str(error).partition(". ")[0][:120].removeprefix("Got ")
+        return error.reason or str(error).partition(". ")[0][:120].removeprefix("Got ")
     return type(error).__name__
 
 

@@ -17,7 +17,15 @@ LARGEST_JSON = 64 << 20  # bytes: a header has some kB, an index about 100 bytes
 
 
 class ShardError(ValueError):
-    """A shard or data set that cannot be used; the message says what it is and what to do."""
+    """A shard or data set that cannot be used; the message says what it is and what to do.
+
+    Attributes:
+        reason: a few words without the file's name, under which faults of a kind are counted; "": the message's first sentence.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True)

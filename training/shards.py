@@ -37,7 +37,10 @@ from .shard_folder import INDEX, Done, finished, index_bytes, indexes, retire
 from .shard_header import HEADER, Dataset, ShardError, read_dataset
 
 LARGEST_SAMPLE = 1 << 30  # bytes of the members of one sample; 16 views of a 2048-pixel picture in 16 channels have 34 MB
-__all__ = ["HEADER", "INDEX", "Dataset", "Done", "Sample", "ShardError", "finished", "read_dataset"]
+__all__ = [
+    "HEADER", "INDEX", "Dataset", "Done", "Sample", "ShardError", "decode_sample", "drop_repeats", "finished", "key_of", "members",
+    "raw_tar_samples", "read_dataset", "read_samples", "stack_views", "write_shard",
+]  # fmt: skip
 
 
 @dataclass
@@ -217,7 +220,7 @@ def _infos(tar: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
 
 
 def _unreadable(path: Path, error: Exception) -> ShardError:
-    return ShardError(f"{path}: cannot be read as a tar ({error}), expected one that is whole and not compressed. Make it again, or leave it out.")
+    return ShardError(f"{path}: cannot be read as a tar ({error}), expected one that is whole and not compressed. Make it again, or leave it out.", type(error).__name__)
 
 
 def _check_size(info: tarfile.TarInfo, end: int, before: int, path: Path) -> None:
@@ -228,11 +231,11 @@ def _check_size(info: tarfile.TarInfo, end: int, before: int, path: Path) -> Non
     """
     name = f"{path}: its member {info.name[:80]!r}"
     if info.sparse is not None:
-        raise ShardError(f"{name} is stored with holes, expected plain data. Make the tar again.")
+        raise ShardError(f"{name} is stored with holes, expected plain data. Make the tar again.", "a member with holes")
     if info.size > end - info.offset_data:
-        raise ShardError(f"{name} claims {info.size} bytes, of which {max(end - info.offset_data, 0)} are there. Make the tar again.")
+        raise ShardError(f"{name} claims {info.size} bytes, of which {max(end - info.offset_data, 0)} are there. Make the tar again.", "a tar that is cut off")
     if before + info.size > LARGEST_SAMPLE:
-        raise ShardError(f"{name} makes a sample of more than {LARGEST_SAMPLE >> 20} MB, expected less. Make the tar again.")
+        raise ShardError(f"{name} makes a sample of more than {LARGEST_SAMPLE >> 20} MB, expected less. Make the tar again.", "a sample that is too large")
 
 
 def read_samples(folder: Path) -> Iterator[Sample]:
