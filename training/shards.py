@@ -220,7 +220,8 @@ def _infos(tar: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
 
 
 def _unreadable(path: Path, error: Exception) -> ShardError:
-    return ShardError(f"{path}: cannot be read as a tar ({error}), expected one that is whole and not compressed. Make it again, or leave it out.", type(error).__name__)
+    remedy = "expected one that is whole and not compressed. Make it again, or leave it out."
+    return ShardError(f"{path}: cannot be read as a tar ({error}), {remedy}", type(error).__name__)
 
 
 def _check_size(info: tarfile.TarInfo, end: int, before: int, path: Path) -> None:
@@ -233,9 +234,13 @@ def _check_size(info: tarfile.TarInfo, end: int, before: int, path: Path) -> Non
     if info.sparse is not None:
         raise ShardError(f"{name} is stored with holes, expected plain data. Make the tar again.", "a member with holes")
     if info.size > end - info.offset_data:
-        raise ShardError(f"{name} claims {info.size} bytes, of which {max(end - info.offset_data, 0)} are there. Make the tar again.", "a tar that is cut off")
+        there = max(end - info.offset_data, 0)
+        raise ShardError(
+            f"{name} claims {info.size} bytes, of which {there} are there. Make the tar again.", "a tar that is cut off"
+        )
     if before + info.size > LARGEST_SAMPLE:
-        raise ShardError(f"{name} makes a sample of more than {LARGEST_SAMPLE >> 20} MB, expected less. Make the tar again.", "a sample that is too large")
+        most = LARGEST_SAMPLE >> 20
+        raise ShardError(f"{name} makes a sample of more than {most} MB, expected less. Make the tar again.", "a sample that is too large")
 
 
 def read_samples(folder: Path) -> Iterator[Sample]:

@@ -70,7 +70,7 @@ def messy(tmp_path_factory):
     names = ["out", "clip", "vae", "all", "patches", "noise", "joint", "all.previous"]
     files |= {f"{name}.safetensors": b"their weights" for name in names} | {f"{name}.jsonl": b'{"theirs": 1}\nhalf a l' for name in names}
     files |= {f"{name}.part": b"x" for name in names} | {f"{name}.safetensors.unfinished": b"x" for name in names}
-    files |= dict.fromkeys(("ours.json", "results.json", "package.json", "concepts.json"), b'{"theirs": true}')
+    files |= dict.fromkeys(("ours.json", "results.json", "run.json", "package.json", "concepts.json"), b'{"theirs": true}')
     files |= dict.fromkeys(("README.md", "card.md", "roc.png", "plot.png", "training.png", "archive.zip", ".lock"), b"theirs")
     files |= {"pictures.jsonl": b'{"theirs": 1}\nhalf', "scores.jsonl": b'{"theirs": 1}\nhalf', "a/00000.png": b"theirs", "a/metadata.jsonl": b"{}"}
     files |= {f"notes/{n}.txt": b"x" for n in range(200 - len(files))}
@@ -118,6 +118,7 @@ def lines_of_evaluate(d, aside):
     yield 1, ["evaluate", "compare", d / "a", d / "b"]
     yield 1, ["evaluate", "drift", d, "a", "b"]
     zero = ["--clip", "shapes-world", "--vae", "shapes-world"]
+    yield 1, ["evaluate", "zero-shot", d, d / "results.json", *zero]
     yield None, ["evaluate", "zero-shot", d, aside / "r.json", *zero]
 
 
