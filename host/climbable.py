@@ -14,6 +14,7 @@ from ..models.latent_spaces import LatentSpaceError
 from .conditioning import map_conds
 from .oom import is_oom
 
+PACK = __name__.rpartition(".host.")[0]
 MAX_STEPS = 4  # every step keeps its activations for the way back
 # Keep what an earlier evaluation gave: across iterations that is the answer to another noise.
 CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache"}
@@ -135,11 +136,10 @@ def restart_hooks(conds: dict[str, list[dict]]) -> None:
             entry["hooks"].reset()
 
 
-def patches_of(patcher, own: str) -> list[str]:
-    """What other nodes have put on a MODEL, in words for a message; empty where a plain model is sampled.
+def patches_of(patcher) -> list[str]:
+    """Names of what other nodes have put on a MODEL, for a message; empty where a plain model is sampled.
 
-    Args:
-        own: name of this pack's module, whose hooks know what they do.
+    Hooks of this pack are left out: they know what they do.
     """
     options = patcher.model_options
     transformer = options.get("transformer_options", {})
@@ -151,7 +151,7 @@ def patches_of(patcher, own: str) -> list[str]:
     functions += [
         f for name, f in patcher.object_patches.items() if name != "model_sampling"
     ]  # a table of noise levels
-    names = [_name(f) for f in functions if not _module(f).startswith(own)]
+    names = [_name(f) for f in functions if not _module(f).startswith(PACK)]
     return sorted(set(names))
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..methods.concepts import ConceptDirections
 from ..methods.gate import reasons_to_block
+from .climbable import patches_of
 from .drafts import DRAFT_SAMPLER, DRAFT_SCHEDULER, draft_sigmas, drafting_copy
 from .encoders import HostWatcher
 from .log_odds import log_odds
@@ -117,7 +118,7 @@ class LookAhead:
         picture = self._is_the_picture(guider, sampling)
         guider = drafting_copy(guider, self.drafter)
         _leave_safety_out(guider, merged=self.drafter is None)
-        sampler, sigmas = sampling.sampler, sampling.sigmas
+        sampler, sigmas = sampling.sampler, sampling.sigmas.clone()  # uni_pc writes into them
         if not picture:
             sampler, sigmas = self._few_steps(guider, float(sigmas[0]))
             _in_parts(guider, len(noise), going_on)
@@ -150,7 +151,8 @@ class LookAhead:
 
 def _in_parts(guider, size: int, going_on: Sequence[int]) -> None:
     """Let a copied guider ask about some items at a time, as many as there is room for, and about those that go on only."""
-    rows = Rows(size)
+    # whole where other nodes have patched the model, as the sampler takes it: some keep what they saw for the next evaluation
+    rows = Rows(size, divisible=not patches_of(guider.model_patcher))
     rows.hang_on(guider.model_patcher)
     rows.tell(guider.model_options)
     rows.alive = list(going_on)

@@ -42,7 +42,6 @@ from .steering import begin_sampling
 from .weights import bytes_elsewhere, cast_once
 
 LOGGER = logging.getLogger(__name__)
-PACK = __name__.rpartition(".host.")[0]
 
 
 def run_reno(
@@ -176,7 +175,7 @@ class _RenoSampler(comfy.samplers.Sampler):
             try:
                 max_denoise = self.max_denoise(model_wrap, sigmas)
                 generate = _generator(model_wrap, sigmas, extra_args, latent_image, denoise_mask, max_denoise)
-                patches = patches_of(model_wrap.model_patcher, PACK)
+                patches = patches_of(model_wrap.model_patcher)
                 if patches:
                     check_repeats(generate, noise, patches)
                 on_step = _progress(model_wrap.model_patcher, self.settings.iterations, self.live)

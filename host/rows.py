@@ -34,15 +34,17 @@ class Rows:
         size: of the batch. alive: rows that the model is asked about, in order.
         at_once: most rows in one evaluation; 0: as many as the memory beside the model holds.
         judge_bytes: to keep free for a judge that looks in the middle of the sampling.
+        divisible: False where all rows that go on must be in one evaluation.
         predictions: made so far. evaluations: one for each row of each.
     """
 
-    def __init__(self, size: int, at_once: int = 0, judge_bytes: int = 0):
-        self.size, self.at_once, self.judge_bytes = size, at_once, judge_bytes
+    def __init__(self, size: int, at_once: int = 0, judge_bytes: int = 0, divisible: bool = True):
+        self.size, self.judge_bytes, self.divisible = size, judge_bytes, divisible
+        self.at_once = at_once if divisible else size
         self.alive = [*range(size)]
         self.evaluations = self.predictions = 0
         self._held: Tensor | None = None
-        self._chunk = at_once or size
+        self._chunk = self.at_once or size
         self._rows_of = RowsOfConds()
 
     def keep(self, rows: list[int], predictions: Tensor) -> None:
@@ -117,7 +119,7 @@ class Rows:
         try:
             return executor(model, conds, x, timestep, model_options)
         except (mm.OOM_EXCEPTION, RuntimeError) as error:
-            if last or not is_oom(error):
+            if last or not self.divisible or not is_oom(error):
                 raise
         self._chunk = max(1, len(x) // 2)
         LOGGER.warning("Out of memory with %d images of a batch at once; going on with %d.", len(x), self._chunk)

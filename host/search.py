@@ -16,13 +16,15 @@ from ..methods.rewards import Reward
 from ..methods.search import Cut, Plan, plan_search
 from ..methods.variety import choose
 from .candidates import candidates_of, noise_of
+from .climbable import patches_of
 from .drafts import DRAFT_SAMPLER, check_drafter, copy_of, draft_sigmas, drafting_copy
 from .encoders import host_encoders
-from .evaluations import check_sampler, evaluations_of
+from .evaluations import check_sampler, evaluations_of, sampler_name
 from .guidance import noise_level
 from .latents import THUMBNAIL_SIDE, check_model_space, items_or_blocker, select_items, thumbnails
 from .live_search import LiveSearch
 from .noise import OptimizedNoise
+from .row_check import check_rows
 from .rows import Rows
 from .scoring import judge
 from .search_state import Round, SearchSettings, SearchState
@@ -65,7 +67,10 @@ def run_search(
         settings.look, size, settings.keep, evaluations, settings.budget, settings.draft_steps, settings.cuts
     )
     start = noise_of(noise, latent)
-    state = SearchState(plan, settings, reward, noise.seed, [int(index) for index in latent["batch_index"]])
+    checked = check_rows(guider, None, start, latent["samples"], noise.seed)
+    if plan.draft_steps and drafter is not None:
+        checked += check_rows(guider, drafter, start, latent["samples"], noise.seed)
+    state = SearchState(plan, settings, reward, noise.seed, [int(index) for index in latent["batch_index"]], checked)
     with LiveSearch(state) as live:
         search = _Search(guider, sampler, sigmas, latent, start, state, live)
         search.run(drafter)
@@ -144,10 +149,7 @@ class _Search:
 
         samples = self._run_sampler(guider, self.sampler, self.sigmas, rows, on_step)
         if cuts.left:
-            raise ValueError(
-                f"Got the sampler {type(self.sampler).__name__}, which did not say where it was, so that nothing was cut. "
-                "Look at drafts instead, or use a sampler of ComfyUI's own."
-            )
+            raise ValueError(_not_cut(self.sampler, guider.model_patcher))
         self.samples[rows.alive] = samples[rows.alive].to(self.samples)
         self.final = self.samples
         if float(self.sigmas[-1]) > 0 and last_x0 is not None:  # noise is left, which no judge can read
@@ -243,7 +245,7 @@ class _Search:
             self.noise,
             self.latent["samples"],
             sampler,
-            sigmas,
+            sigmas.clone(),  # uni_pc writes into what it is given
             denoise_mask=self.latent.get("noise_mask"),
             callback=callback,
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
@@ -251,6 +253,18 @@ class _Search:
         )
         self.state.spent = before + rows.evaluations
         return samples
+
+
+def _not_cut(sampler, patcher) -> str:
+    if patches := patches_of(patcher):
+        return (
+            "Got a model that answered steps without being asked for a prediction, so that nothing was cut. On it: "
+            f"{', '.join(patches)}. Bypass what skips steps, or look at drafts."
+        )
+    return (
+        f"Got the sampler {sampler_name(sampler) or type(sampler).__name__}, which did not say where it was, so that nothing was cut. "
+        "Look at drafts instead, or use a sampler of ComfyUI's own."
+    )
 
 
 class _DueCuts:

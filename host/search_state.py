@@ -52,6 +52,7 @@ class SearchState:
     """How far a search is.
 
     Attributes:
+        checked: model evaluations of the check before the search, see `host.row_check`.
         spent: model evaluations so far. thumbnails: id → picture of its latest look.
     """
 
@@ -60,6 +61,7 @@ class SearchState:
     reward: Reward
     seed: int
     batch_index: list[int]
+    checked: int = 0
     spent: int = 0
     rounds: list[Round] = field(default_factory=list)
     thumbnails: dict[int, str] = field(default_factory=dict)
@@ -80,6 +82,7 @@ class SearchState:
             "cost_spent": self.spent,
             "cost_plan": self.plan.cost,
             "cost_plain": self.plan.plain,
+            "cost_check": self.checked,
             "rounds": [one.as_dict() for one in self.rounds],
             "winners": self.winners,
         }

@@ -136,7 +136,8 @@ class Steering:
         """
         guider, before = executor.class_obj, self.run
         self.check(guider)
-        self.run = Run(sigmas.cpu(), self._steps(guider, sigmas.tolist()))
+        sigmas = sigmas.clone()  # uni_pc writes into what it is given
+        self.run = Run(sigmas.cpu().clone(), self._steps(guider, sigmas.tolist()))
         self.start()
         try:
             samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
