@@ -7,6 +7,13 @@ TWICE = {
     "dpmpp_sde", "dpmpp_sde_gpu", "seeds_2",
 }  # fmt: skip
 THRICE = {"heunpp2", "seeds_3"}
+NOISE_OF_THEIR_OWN = {
+    "dpm_2_ancestral", "dpmpp_2m_sde", "dpmpp_2m_sde_gpu", "dpmpp_2m_sde_heun", "dpmpp_2m_sde_heun_gpu",
+    "dpmpp_2s_ancestral", "dpmpp_2s_ancestral_cfg_pp", "dpmpp_3m_sde", "dpmpp_3m_sde_gpu", "dpmpp_sde",
+    "dpmpp_sde_gpu", "ddpm", "er_sde", "euler_ancestral", "euler_ancestral_cfg_pp", "exp_heun_2_x0_sde", "lcm",
+    "res_multistep_ancestral", "res_multistep_ancestral_cfg_pp", "sa_solver", "sa_solver_pece", "seeds_2",
+    "seeds_3",
+}  # fmt: skip
 ONE_STEP_SIZE_FOR_ALL = {"dpm_adaptive"}
 
 

@@ -30,9 +30,13 @@ THROW_DICE = ("ancestral", "sde", "ddpm", "lcm", "seeds", "sa_solver", "ddim")
 @pytest.mark.parametrize("cfg", [1.0, 2.0])
 @pytest.mark.parametrize("sampler", stock_samplers())
 def test_a_winner_is_what_the_sampler_makes_of_the_full_batch_and_of_it_alone(world, sampler, cfg):
-    guider = world.guider(world.model, "a red circle", cfg=cfg)
-    found = world.run(sampler, guider=guider, look="cuts")
+    guider, sigmas = world.guider(world.model, "a red circle", cfg=cfg), world.sigmas(8)
+    found = world.run(sampler, guider=guider, look="cuts", sigmas=sigmas)
     report = found.report
+    assert torch.equal(sigmas, world.sigmas(8)), "uni_pc of the host writes into its sigmas"
+    with torch.inference_mode():
+        scores = world.text_reward(found.best["samples"].float()).tolist()
+    assert [report["rounds"][-1]["scores"][str(i)] for i in report["winners"]] == pytest.approx(scores, abs=1e-3)
     assert [len(one["kept"]) for one in report["rounds"]][-1] == 2
     assert len(report["rounds"]) > 2
     if sampler != "dpm_fast":  # which asks in groups of three
