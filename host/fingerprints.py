@@ -11,7 +11,7 @@ from ..models.strict_json import MAX_BYTES
 
 
 def weights_fingerprint(paths: Iterable[str | Path]) -> str:
-    """Sizes, times and inodes of weights, and those of the `.json` that may lie beside each: nothing is read."""
+    """Sizes, times (of the content and of the inode) and inodes of weights, and those of the `.json` that may lie beside each: nothing is read."""
     return "\n".join(_state(path) for weights in paths for path in (Path(weights), Path(weights).with_suffix(".json")))
 
 
@@ -25,8 +25,8 @@ def _state(path: Path) -> str:
         found = path.stat()
     except OSError as error:
         return f"{path} {type(error).__name__}"
-    # the inode too: a file that was moved here may have kept its time
-    return f"{path} {found.st_size} {found.st_mtime_ns} {found.st_ino}"
+    # a file that was moved here may have kept its time, and one that was overwritten may have been given its old time back
+    return f"{path} {found.st_size} {found.st_mtime_ns} {found.st_ino} {found.st_ctime_ns}"
 
 
 def _digest(path: Path) -> str:

@@ -60,7 +60,9 @@ class LatentCLIPOptimizeNoise(io.ComfyNode):
             outputs=[
                 io.Latent.Output(display_name="best", tooltip="The best latent of every image."),
                 io.Noise.Output(
-                    display_name="noise", tooltip="The optimised noise, for another sampler or a multi-step model."
+                    display_name="noise",
+                    tooltip="The optimised noise, for another sampler or a multi-step model. Samplers with noise of their own (lcm, ancestral, SDE) lose it "
+                    "after the first step.",
                 ),
                 io.Latent.Output(
                     display_name="first", tooltip="What the noise gave before it was optimised, to compare."
@@ -69,7 +71,7 @@ class LatentCLIPOptimizeNoise(io.ComfyNode):
                     display_name="trace", tooltip="JSON: reward, terms, norms and seconds of every iteration."
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             **SHOWS,
         )  # fmt: skip
 
@@ -87,6 +89,7 @@ class LatentCLIPOptimizeNoise(io.ComfyNode):
         cuda_graphs=False, **climbing,
     ):  # fmt: skip
         from ..host.noise import OptimizedNoise
+        from ..host.noise_use import samplers_that_lose_it
         from ..host.reno import run_reno, sampled_latent
         from ..host.reports import reno_pictures, reno_trace
         from ..methods.reno import RenoSettings
@@ -100,6 +103,7 @@ class LatentCLIPOptimizeNoise(io.ComfyNode):
         )
         state, used = run_reno(noise, guider, sigmas, latent_image, reward, settings, memory, watch, cuda_graphs)
         trace = reno_trace(state, reward, settings, used, watch)
+        trace["noise_lost_with"] = samplers_that_lose_it(cls.hidden.prompt, cls.hidden.unique_id, len(sigmas) - 1)
         return io.NodeOutput(
             sampled_latent(latent_image, state.latents),
             OptimizedNoise(state.noise.cpu(), noise.seed, latent_image.get("batch_index")),

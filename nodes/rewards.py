@@ -17,6 +17,7 @@ from .sockets import (
 )
 
 REWARDS = f"{CATEGORY}/rewards"
+MAX_COMBINED = 50  # slots of Combine Rewards; the page shows as many as the schema names
 
 
 class LatentCLIPTextReward(io.ComfyNode):
@@ -132,13 +133,13 @@ class LatentCLIPCombineRewards(io.ComfyNode):
             LATENT_REWARD.Input("reward", tooltip="A reward; another slot appears when this one is connected."),
             prefix="reward_",
             min=1,
-            max=50,
+            max=MAX_COMBINED,
         )
         return io.Schema(
             node_id="LatentCLIPCombineRewards",
             display_name="Combine Rewards",
             category=REWARDS,
-            description="The sum of any number of rewards, each with the weight set on its own node. "
+            description=f"The sum of up to {MAX_COMBINED} rewards, each with the weight set on its own node. For more, combine the sums. "
             "Rewards on one Latent-CLIP share its forward pass, so more texts cost almost nothing.",
             search_aliases=["sum rewards", "weighted reward", "ensemble"],
             inputs=[io.Autogrow.Input("rewards", template=template)],
@@ -146,9 +147,15 @@ class LatentCLIPCombineRewards(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, rewards):
+    def execute(cls, rewards, **surplus):
+        """`surplus`: inputs that the schema has no slot for, which the host hands over by their full name."""
         from ..methods.rewards import combine
 
+        if surplus:
+            raise ValueError(
+                f"Got {len(rewards) + len(surplus)} rewards ({', '.join(sorted(surplus)[:3])} …), expected at most {MAX_COMBINED}. Combine them "
+                "in groups, and the sums with another Combine Rewards: sums of sums are the same."
+            )
         return io.NodeOutput(combine([reward for reward in rewards.values() if reward is not None]))
 
 

@@ -26,7 +26,7 @@ class LatentCLIPSearch(io.ComfyNode):
                 io.Guider.Input("guider", tooltip="Model and conditioning, from BasicGuider or CFGGuider."),
                 io.Sampler.Input(
                     "sampler",
-                    tooltip="Any sampler but dpm_adaptive. With drafts, one without noise of its own: not ancestral, not SDE.",
+                    tooltip="Any sampler but dpm_adaptive. With drafts, one without noise of its own: not lcm, ancestral or SDE; the help lists them.",
                 ),
                 io.Sigmas.Input("sigmas", tooltip="The whole schedule, as for one image."),
                 io.Latent.Input(

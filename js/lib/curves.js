@@ -53,12 +53,14 @@ export function createCurves({ text, stop, getTitle }) {
     const chart = element("div", "latent-clip-chart", svg);
     const legend = element("div", "latent-clip-legend");
     const strip = element("div", "latent-clip-items");
+    const note = element("p", "latent-clip-note");
+    note.hidden = true;
     const header = element("header", "", status, stopButton, csvButton, pngButton);
     const empty = element("p", "latent-clip-empty", text("traceEmpty"));
     const root = element(
         "section",
         "latent-clip-panel latent-clip-curves",
-        element("div", "latent-clip-inside", empty, header, chart, legend, strip),
+        element("div", "latent-clip-inside", empty, header, chart, legend, strip, note),
     );
     let [trace, series, line, item, cursor, stopping, scheduled] = [null, [], 0, 0, null, false, false];
 
@@ -156,6 +158,8 @@ export function createCurves({ text, stop, getTitle }) {
         stopButton.disabled = stopping;
         stopButton.textContent = stopping ? text("stopping") : text("stop");
         csvButton.hidden = pngButton.hidden = running;
+        note.hidden = trace.noiseLostWith.length === 0;
+        note.textContent = note.title = note.hidden ? "" : text("noiseLost", { samplers: trace.noiseLostWith.join(", ") });
         describeChart();
         drawChart(svg, { width: chart.clientWidth || 320, height: chart.clientHeight || 120 }, { trace, series, line, item, cursor });
         drawLegend();

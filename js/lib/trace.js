@@ -20,6 +20,7 @@
  * @property {(number|null)[]} best per item
  * @property {number[]} bestIteration per item
  * @property {string[]} stopReasons per item; empty while it goes on
+ * @property {string[]} noiseLostWith samplers in the graph that get the optimised noise and draw over it
  * @property {string[]} thumbnails of the best latents, perhaps of the first items only
  * @property {string[]} firstThumbnails
  * @property {""|"done"|"interrupted"|"failed"} ended
@@ -56,6 +57,7 @@ function readOne(message) {
         best: list(message.best).map(finite),
         bestIteration: list(message.best_iteration),
         stopReasons: list(message.stop_reasons).map(String),
+        noiseLostWith: list(message.noise_lost_with).map(String),
         thumbnails: list(message.thumbnails),
         firstThumbnails: list(message.first_thumbnails),
         ended: message.ended ?? "done",

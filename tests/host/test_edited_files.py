@@ -142,6 +142,33 @@ def test_a_checkpoint_that_is_replaced_is_loaded_again(comfy, folder, save):
     assert path.name in result.error
 
 
+def test_a_checkpoint_that_is_overwritten_in_place_is_new(comfy):
+    """Same size, time and inode: neither its tower nor its text features may be those from before."""
+    folder = comfy.models_dir / "latent_clip"
+    folder.mkdir(parents=True, exist_ok=True)
+    path, other = folder / "in_place.safetensors", folder / "in_place_other.safetensors"
+    save_latent_clip(path, seed=0)
+    save_latent_clip(other, seed=1)
+
+    def scores(name: str) -> list[float]:
+        result = comfy.run({
+            "clip": node("LatentCLIPLoader", file=name, dtype="fp32"),
+            "reward": node("LatentCLIPTextReward", latent_clip=["clip", 0], text="a star", weight=1.0, fit="tiles"),
+            "latents": node("TestMakeLatent", batch_size=2, channels=4, height=8, width=8, seed=0, std=1.0, with_mask=False, with_batch_index=False),
+            "score": node("LatentCLIPScore", latent=["latents", 0], reward=["reward", 0]),
+        })  # fmt: skip
+        assert result.ok, result.error
+        return result.outputs["score"]["latent_clip"][0]["scores"]
+
+    first, before = scores(path.name), path.stat()
+    with path.open("r+b") as file:
+        file.write(other.read_bytes())
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert [after.st_size, after.st_mtime_ns, after.st_ino] == [before.st_size, before.st_mtime_ns, before.st_ino]
+    assert scores(path.name) == scores(other.name) != first
+
+
 def test_an_untouched_file_is_read_once(comfy, write):
     save_latent_clip(comfy.models_dir / "latent_clip" / "untouched.safetensors")
     prompt = {

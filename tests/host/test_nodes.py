@@ -110,6 +110,25 @@ def test_combine_weighs_and_names_its_terms(comfy):
     assert wires["scores"] == pytest.approx(expected, abs=1e-5)
 
 
+def test_more_rewards_than_combine_has_slots_for(comfy):
+    """The host hands over what the schema does not name; as sums of sums there is no limit."""
+    texts = {
+        f"t{i}": node("LatentCLIPTextReward", latent_clip=["clip", 0], text=f"thing {i}", weight=1.0, fit="tiles")
+        for i in range(60)
+    }
+
+    def total(*names: str) -> dict:
+        return node("LatentCLIPCombineRewards", **{f"rewards.reward_{i}": [name, 0] for i, name in enumerate(names)})
+
+    prompt = graph(**texts, score=node("LatentCLIPScore", latent=["latents", 0], reward=["sum", 0]))
+    for count in (51, 60):
+        error = comfy.run({**prompt, "sum": total(*list(texts)[:count])}, expect_failure=True).error
+        assert f"Got {count} rewards" in error and "at most 50" in error and "another Combine Rewards" in error
+    halves = {"one": total(*list(texts)[:30]), "two": total(*list(texts)[30:]), "sum": total("one", "two")}
+    _, wires = run(comfy, {**prompt, **halves}, report=("score", 2))
+    assert len(json.loads(wires["report"][0])["terms"]) == 60
+
+
 def test_a_latent_matches_itself_best(comfy):
     prompt = graph(
         like=node("LatentCLIPLatentReward", latent_clip=["clip", 0], reference=["latents", 0], weight=1.0, fit="tiles"),

@@ -87,5 +87,6 @@ def test_the_help_names_the_samplers_whose_winners_cannot_be_made_again_alone(wo
     sentence = re.search(r"cannot be made again alone:([^.]*)\.", text)
     assert sentence is not None
     named = re.findall(r"`(\w+)`", sentence.group(1))
-    assert set(named) == set(found) - {ONE_STEP_SIZE_FOR_ALL}, set(named) ^ set(found)
-    assert world.evaluations.NOISE_OF_THEIR_OWN == set(named)
+    named_here = set(named) & set(samplers)  # an older host has not all of them
+    assert named_here == set(found) - {ONE_STEP_SIZE_FOR_ALL}, named_here ^ set(found)
+    assert set(named) == world.evaluations.NOISE_OF_THEIR_OWN

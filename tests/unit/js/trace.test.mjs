@@ -63,6 +63,11 @@ test("a reward that is only watched has a line and a column of its own", () => {
     assert.deepEqual(seriesOf(single).map(({ name }) => name), ["plain", "more"]);
 });
 
+test("samplers that lose the optimised noise are named", () => {
+    assert.deepEqual(readTrace(message(0, 2, { noise_lost_with: ["lcm", "ddpm"] })).noiseLostWith, ["lcm", "ddpm"]);
+    assert.deepEqual(readTrace(message(0, 2)).noiseLostWith, []); // while it runs, and in results of before
+});
+
 test("without a watch nothing says so", () => {
     const trace = readTrace(message(0, 3));
     assert.ok(!seriesOf(trace).some(({ watched }) => watched));
