@@ -25,7 +25,7 @@ from .encoders import HostWatcher
 from .log_odds import log_odds
 from .rows import KEY as ROWS
 from .rows import Rows, alive_rows
-from .steering import KEY, SAFETY
+from .steering import KEY, SAFETY, steerings
 
 LOGGER = logging.getLogger(__name__)
 OURS = (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE, WrappersMP.PREPARE_SAMPLING, WrappersMP.CALC_COND_BATCH)
@@ -141,7 +141,9 @@ class LookAhead:
     def _is_the_picture(self, guider, sampling: Sampling) -> bool:
         in_search = ROWS in guider.model_options.get("transformer_options", {})  # which must see every evaluation
         few = len(sampling.sigmas) - 1 <= self.steps and float(sampling.sigmas[-1]) == 0
-        return few and self.drafter is None and not in_search
+        # another Safety Guidance on the model is left out of drafts, but not of the picture
+        alone = [steering.name for steering in steerings(guider.model_options)].count(SAFETY) == 1
+        return few and alone and self.drafter is None and not in_search
 
     def _few_steps(self, guider, first: float) -> tuple[comfy.samplers.Sampler, Tensor]:
         """Sampler and noise levels from `first` on."""

@@ -225,10 +225,11 @@ def steered(patcher, steering: Steering):
     patcher.add_callback_with_key(CallbacksMP.ON_PRE_RUN, KEY, steering.prepared)
     if on_match := getattr(CallbacksMP, "ON_MATCH_MULTIGPU_CLONES", None):  # newer hosts
         patcher.add_callback_with_key(on_match, KEY, _leave_towers_out)
-    # the host calls the first wrapper outermost: safety before rewards, both before other nodes' wrappers
+    # the host calls the first wrapper outermost: safety before rewards, both before other nodes' predictions
+    for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE):
+        patcher.wrappers[kind][KEY] = sorted(patcher.wrappers[kind][KEY], key=lambda wrapper: -wrapper.__self__.rank)
     wrappers = patcher.wrappers[WrappersMP.PREDICT_NOISE]
-    ours = sorted(wrappers.pop(KEY), key=lambda wrapper: -wrapper.__self__.rank)
-    patcher.wrappers[WrappersMP.PREDICT_NOISE] = {KEY: ours, **wrappers}
+    patcher.wrappers[WrappersMP.PREDICT_NOISE] = {KEY: wrappers.pop(KEY), **wrappers}
     # a key of its own, so that several guided nodes in one graph keep their networks
     patcher.set_additional_models(f"{KEY}_{uuid.uuid4().hex}", networks)
     return patcher

@@ -67,6 +67,30 @@ def test_basic_and_perp_neg_guider(world):
     check(world, perp_neg)
 
 
+def by_reward(world, model):
+    """Guide Model by Reward."""
+    tower = world.clip
+    with torch.inference_mode():
+        features = tower.encode_text(["a blue circle"])[0]
+    reward = world.rewards.text_reward(tower.encoder(), "text", features)
+    settings, window = world.guidance.GuidanceSettings(1.0, 0.0), world.host.Window(0.0, 1.0)
+    return world.host.guide_model(model, world.guidance.ClimbReward(reward), settings, window)
+
+
+@pytest.mark.parametrize("kind", ["reward", "push"])
+@pytest.mark.parametrize("steps", [3, 7])
+def test_another_guidance_on_the_same_model_whichever_comes_first(world, steps, kind):
+    """A sampling of a few steps is its own draft, but for a second Safety Guidance, which drafts leave out."""
+
+    def guided(model):
+        return by_reward(world, model) if kind == "reward" else world.guided(-1000.0, model=model)
+
+    pushed = world.sample(guided(world.model), steps=steps)
+    same(world.sample(world.looking(NEVER, model=guided(world.model)), steps=steps), pushed)
+    same(world.sample(guided(world.looking(NEVER)), steps=steps), pushed)
+    assert not torch.allclose(pushed, world.sample(world.model, steps=steps), atol=0.05)
+
+
 def test_a_guider_that_predicts_behind_our_back_is_an_error(world):
     import comfy.samplers
 
