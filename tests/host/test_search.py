@@ -23,10 +23,6 @@ def stock_samplers() -> list[str]:
     ]  # fmt: skip
 
 
-THROW_DICE = ("ancestral", "sde", "ddpm", "lcm", "seeds", "sa_solver", "ddim")
-"""Samplers with noise of their own, which the host draws for a batch as a whole: a row alone gets other noise."""
-
-
 @pytest.mark.parametrize("cfg", [1.0, 2.0])
 @pytest.mark.parametrize("sampler", stock_samplers())
 def test_a_winner_is_what_the_sampler_makes_of_the_full_batch_and_of_it_alone(world, sampler, cfg):
@@ -43,7 +39,7 @@ def test_a_winner_is_what_the_sampler_makes_of_the_full_batch_and_of_it_alone(wo
         assert report["cost_spent"] == report["cost_plan"]
     assert report["cost_spent"] < 0.75 * report["cost_plain"]
     winners_are_of_the_full_batch(world, found, sampler=sampler, guider=guider)
-    if not any(word in sampler for word in THROW_DICE):
+    if sampler not in world.evaluations.NOISE_OF_THEIR_OWN:
         for place, index in enumerate(found.best["batch_index"]):
             alone = world.plain({**world.empty(1), "batch_index": [index]}, sampler=sampler, guider=guider)
             torch.testing.assert_close(found.best["samples"][place : place + 1], alone, atol=2e-3, rtol=1e-3)
@@ -267,7 +263,7 @@ def test_another_model_drafts(world):
     drafter = world.model.clone()
     drafter.set_model_sampler_post_cfg_function(lambda args: cfgs.append(args["cond_scale"]) or args["denoised"])
     found = world.run(drafter=drafter, steps=12, draft_steps=4)
-    assert cfgs == [1.0] * 4
+    assert cfgs == [1.0] * (2 * world.row_check.STEPS + 4), "the check of a patched drafter, and the drafts"
     winners_are_of_the_full_batch(world, found, steps=12)
 
 
