@@ -311,8 +311,9 @@ def _zero_shot(options: argparse.Namespace) -> str:
             raise EvaluationError(f"{options.data}: {len(pictures.classes)} classes, expected ImageNet's {len(names)}.")
         pictures = replace(pictures, classes=names, templates=templates)
     found = classify(judge, pictures, options.batch, _say)
-    write_result(options.target, found, pictures.name, judge.name, Path(options.clip).stem)
-    return _figures(pictures.name, found, pictures.classes, pictures.templates)
+    write_result(options.target, found, pictures.name, judge.name, Path(options.clip).stem, pictures.left_out)
+    left_out = [f"  left out, {reason}: {number}" for reason, number in sorted(pictures.left_out.items())]
+    return "\n".join([_figures(pictures.name, found, pictures.classes, pictures.templates), *left_out])
 
 
 def _zero_shot_of_shards(options: argparse.Namespace, judge: "NamingJudge") -> str:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from ..models.pictures import LARGEST_FILE, SUFFIXES, Skipped, read_upright
 from . import EvaluationError
 from .benchmarks import lines_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-KINDS = {".png", ".jpg", ".jpeg", ".webp"}
+MOST_LEFT_OUT = 0.1  # share of the pictures that may be unreadable; more, and the figures are those of another data set
 ONE_TEMPLATE = ["a photo of a {c}."]
 
 
@@ -27,6 +28,7 @@ class Pictures:
     Attributes:
         classes: names by label. templates: with {c} where a name goes.
         path, shards: where they are; without shards, in class folders. Iterating gives (picture, label) in their order.
+        left_out: how many pictures the last pass left out, by reason.
     """
 
     name: str
@@ -35,13 +37,55 @@ class Pictures:
     path: Path
     shards: tuple[Path, ...] = ()
 
+    left_out: Counter[str] = field(default_factory=Counter, compare=False)
+
     def __iter__(self) -> Iterator[tuple[Image, int]]:
-        folders = ((str(file), file.read_bytes(), label) for file, label in labelled_files(self.path))
-        items = _from_tars(self.shards) if self.shards else folders
-        for name, content, label in items:
-            if not 0 <= label < len(self.classes):
-                raise EvaluationError(f"{name}: label {label}, expected 0 to {len(self.classes) - 1}, as classnames.txt has them.")
-            yield _open(name, content), label
+        """Every picture and its label.
+
+        Raises:
+            EvaluationError: a label without a class, a broken tar, or too many pictures that cannot be read.
+        """
+        self.left_out.clear()
+        seen, first = 0, ""
+        for item in _from_tars(self.shards) if self.shards else _from_folders(self.path):
+            seen += 1
+            try:
+                picture = _read(item)
+            except Skipped as reason:
+                self.left_out[str(reason)] += 1
+                first = first or f"{item.name}: {reason}"
+                self._check(seen, first, at_least=20)
+                continue
+            if not 0 <= item.label < len(self.classes):
+                raise EvaluationError(
+                    f"{item.name}: label {item.label}, expected 0 to {len(self.classes) - 1}, as classnames.txt has them."
+                )
+            yield picture, item.label
+        self._check(seen, first, at_least=2)
+
+    def _check(self, seen: int, first: str, at_least: int) -> None:
+        bad = self.left_out.total()
+        if bad >= at_least and bad > MOST_LEFT_OUT * seen:
+            raise EvaluationError(
+                f"{self.path}: {bad} of {seen} pictures cannot be read, such as {first}. Up to one in ten is passed over. "
+                "Repair or remove them, or download them again."
+            )
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One labelled picture before it is decoded; `fault`: the reason why it cannot be."""
+
+    name: str
+    content: bytes = b""
+    label: int = 0
+    fault: str = ""
+
+
+def _read(item: _Item) -> Image:
+    if item.fault:
+        raise Skipped(item.fault)
+    return read_upright(item.content, shortest=1)
 
 
 def imagenet() -> tuple[list[str], list[str]]:
@@ -113,64 +157,80 @@ def _texts(path: Path, classes: list[str], templates: list[str]) -> tuple[list[s
 
 
 def _folders(path: Path) -> list[Path]:
-    return sorted(folder for folder in path.glob("*/") if any(file.suffix.lower() in KINDS for file in folder.iterdir()))
+    folders = [folder for folder in path.iterdir() if folder.is_dir()] if path.is_dir() else []  # glob("*/") gives files too before 3.11
+    return sorted(folder for folder in folders if any(file.suffix.lower() in SUFFIXES for file in folder.iterdir()))
 
 
 def labelled_files(path: Path) -> Iterator[tuple[Path, int]]:
     """The pictures of class folders with their labels, in order."""
     for label, folder in enumerate(_folders(path)):
         for file in sorted(folder.iterdir()):
-            if file.suffix.lower() in KINDS:
+            if file.suffix.lower() in SUFFIXES:
                 yield file, label
 
 
-def _from_tars(shards: Iterable[Path]) -> Iterator[tuple[str, bytes, int]]:
+def _from_folders(path: Path) -> Iterator[_Item]:
+    for file, label in labelled_files(path):
+        try:
+            large = file.stat().st_size > LARGEST_FILE
+            yield _Item(str(file), fault="too large a file") if large else _Item(str(file), file.read_bytes(), label)
+        except OSError:
+            yield _Item(str(file), fault="cannot be opened")
+
+
+def _from_tars(shards: Iterable[Path]) -> Iterator[_Item]:
     for shard in shards:
         yield from _from_tar(shard)
 
 
-def _from_tar(shard: Path) -> Iterator[tuple[str, bytes, int]]:
+def _from_tar(shard: Path) -> Iterator[_Item]:
     """Members that share a name up to its first dot follow each other, as WebDataset has them."""
-    key = ""
-    parts: dict[str, bytes] = {}
+    key, parts = "", dict[PurePosixPath, bytes | str]()
     for path, content in _members(shard):
-        folder, _, name = path.rpartition("/")
-        stem, _, extension = name.partition(".")
-        if f"{folder}/{stem}" != key and parts:
-            yield _sample(shard, key, parts)
+        own = str(path.with_name(path.name.partition(".")[0] or "."))
+        if own != key and parts:
+            yield from _samples(shard, key, parts)
             parts = {}
-        key = f"{folder}/{stem}"
-        parts[f".{extension.lower()}"] = content
+        key = own
+        parts[path] = content
     if parts:
-        yield _sample(shard, key, parts)
+        yield from _samples(shard, key, parts)
 
 
-def _members(shard: Path) -> Iterator[tuple[str, bytes]]:
+def _members(shard: Path) -> Iterator[tuple[PurePosixPath, bytes | str]]:
+    """Names and contents; of a member that is not read, the reason in place of its content."""
     try:
         with tarfile.open(shard) as tar:
             for member in tar:
-                if content := tar.extractfile(member):  # None for folders
-                    yield member.name, content.read()
-    except tarfile.TarError as error:
+                path = PurePosixPath(member.name)
+                if not member.isfile() or path.name.startswith("."):
+                    continue
+                if path.suffix.lower() not in SUFFIXES | {".cls"}:
+                    yield path, b""
+                elif member.issparse() or member.size > (LARGEST_FILE if path.suffix.lower() != ".cls" else 100):
+                    yield path, "sparse in its tar" if member.issparse() else "too large a file"
+                else:
+                    yield path, tar.extractfile(member).read()
+    except Exception as error:  # also zlib.error, struct.error, EOFError of compressed and damaged ones
         raise EvaluationError(f"{shard}: broken off or no tar ({error}). Download it again.") from error
 
 
-def _sample(shard: Path, key: str, parts: dict[str, bytes]) -> tuple[str, bytes, int]:
-    picture = next((content for extension, content in parts.items() if extension in KINDS), None)
+def _samples(shard: Path, key: str, parts: dict[PurePosixPath, bytes | str]) -> Iterator[_Item]:
+    """Pictures with the label of the same name up to the last dot; where there is none, the first picture with the first label."""
+    pictures = {path: content for path, content in parts.items() if path.suffix.lower() in SUFFIXES}
+    labels = {path.with_suffix(""): content for path, content in parts.items() if path.suffix.lower() == ".cls"}
+    pairs = [(content, labels[path.with_suffix("")]) for path, content in pictures.items() if path.with_suffix("") in labels]
+    if len(pairs) > 1 and len(labels) == 1:
+        pairs = pairs[:1]  # one picture in two formats
+    for content, label in pairs or [(next(iter(pictures.values()), ""), next(iter(labels.values()), ""))]:
+        yield _sample(f"{shard}:{key}", content, label, ", ".join("".join(path.suffixes) for path in parts))
+
+
+def _sample(name: str, picture: bytes | str, label: bytes | str, kinds: str) -> _Item:
     try:
-        label = int(parts.get(".cls", b"").decode())
+        number = int(label if isinstance(label, str) else label.decode())
     except ValueError:
-        label = None
-    if picture is None or label is None:
-        raise EvaluationError(f"{shard}: {key} has {', '.join(parts)}, expected a picture and a number in .cls.")
-    return f"{shard}:{key}", picture, label
-
-
-def _open(name: str, content: bytes) -> Image:
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise EvaluationError(f"{name}: no picture ({error}). Repair or remove it.") from error
+        return _Item(name, fault=f"has {kinds}, expected a picture and a number in .cls")
+    if isinstance(picture, str):
+        return _Item(name, fault=picture or f"has {kinds}, expected a picture and a number in .cls")
+    return _Item(name, picture, number)

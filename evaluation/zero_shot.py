@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -145,11 +145,13 @@ def check_target(path: Path, model: str) -> None:
         raise EvaluationError(f"{path}: is there already and is no zero-shot result of {model}. Name another file.")
 
 
-def write_result(path: Path, metrics: Metrics, dataset: str, model: str, pretrained: str) -> None:
-    """One JSON object, as CLIP_benchmark writes it and as its `build` reads it."""
+def write_result(
+    path: Path, metrics: Metrics, dataset: str, model: str, pretrained: str, left_out: Mapping[str, int] | None = None
+) -> None:
+    """One JSON object, as CLIP_benchmark writes it and as its `build` reads it; pictures that were left out are named by reason."""
     content = {
         "dataset": dataset, "model": model, "pretrained": pretrained, "task": TASK,
-        "metrics": asdict(metrics), "language": "en",
+        "metrics": asdict(metrics), "language": "en", **({"left_out": dict(left_out)} if left_out else {}),
     }  # fmt: skip
     write_file(path, json.dumps(content))
 

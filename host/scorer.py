@@ -1,10 +1,8 @@
 """Score folders of pictures and .latent files as the Safety Gate would: the half of `latent-clip calibrate` that needs the host."""
 
-import warnings
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -13,10 +11,10 @@ from ..models.concepts import ConceptSet, Judge
 from ..models.fit import Fit
 from ..models.latent_spaces import LatentSpaceError, check_raw_latents
 from ..models.own_spaces import vae_of
+from ..models.pictures import LARGEST_FILE, SUFFIXES, Skipped, read_upright
 from .vae_check import check_vae
 
 SHAPES_WORLD = "shapes-world"
-PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 LONGEST, SHORTEST = 2048, 64  # sides in pixels: larger pictures are reduced, smaller ones left out
 UNREADABLE_SHARE = 0.05  # of a folder; more, and it is not the folder that one thinks
 OLD_SCALE = 0.18215  # of .latent files without a version, as the host's Load Latent reads them
@@ -82,7 +80,7 @@ class Scorer:
         try:
             raw = read_latent(path) if path.suffix.lower() == ".latent" else self._encode(path)
             raw = check_raw_latents(raw, self.clip.space).float()
-        except (LatentSpaceError, OSError, SafetensorError) as error:
+        except (LatentSpaceError, OSError) as error:
             raise UnreadableError(f"{path}: {error}") from error
         return raw
 
@@ -93,22 +91,20 @@ class Scorer:
 
 
 def read_picture(path: Path) -> Tensor:
-    """A picture as people see it, turned as its camera noted: (H, W, 3) in 0..1, no side longer than `LONGEST`.
+    """A picture as `embed` and `evaluate` read it, upright: (H, W, 3) in 0..1, no side longer than `LONGEST`.
 
     Raises:
         UnreadableError: it is damaged, too small, or so large that decoding it could fill the memory.
     """
     import numpy as np
-    from PIL import Image, ImageOps
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                picture.thumbnail((LONGEST, LONGEST))  # reads a large JPEG small at once
-                upright = ImageOps.exif_transpose(picture).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UnreadableError(f"{path}: {error}") from error
+        if path.stat().st_size > LARGEST_FILE:
+            raise Skipped("too large a file")
+        upright = read_upright(path.read_bytes())
+    except (OSError, Skipped) as error:
+        raise UnreadableError(f"{path}: {error}.") from error
+    upright.thumbnail((LONGEST, LONGEST))
     if min(upright.size) < SHORTEST:
         raise UnreadableError(
             f"{path}: {upright.width} × {upright.height} pixels, expected at least {SHORTEST} a side."
@@ -122,7 +118,10 @@ def read_latent(path: Path) -> Tensor:
     Raises:
         UnreadableError: it holds no latent.
     """
-    tensors = load_file(path)
+    try:
+        tensors = load_file(path)
+    except Exception as error:  # also RuntimeError and KeyError of odd headers; one file is left out, whatever is in it
+        raise UnreadableError(f"{path}: {error}") from error
     if "latent_tensor" not in tensors:
         raise UnreadableError(f"{path} holds no latent_tensor, expected a file of ComfyUI's Save Latent.")
     return tensors["latent_tensor"].float() * (1 if "latent_format_version_0" in tensors else 1 / OLD_SCALE)
@@ -134,7 +133,7 @@ def files_of(folder: Path) -> list[Path]:
     Raises:
         CalibrationError: there are none.
     """
-    kinds = {".latent", *PICTURES}
+    kinds = {".latent", *SUFFIXES}
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in kinds and not path.name.startswith("."))
     if not files:
         found = "no such folder" if not folder.is_dir() else "no .latent, .png, .jpg or .webp in it"

@@ -1,10 +1,8 @@
-"""Pictures of any kind as 8-bit RGB, as people see them, or the reason why not; and the views that a tower is to see of each."""
+"""The views of a picture that a tower sees: squares of it, some mirrored. The reader of picture files is `models.pictures`."""
 
 from __future__ import annotations
 
-import io
 import random
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -13,17 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..models.pictures import SUFFIXES, Skipped, read_upright
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
-LARGEST = 178_956_970  # pixels; Pillow's own limit of a picture that is not meant to fill the memory
-SHORTEST = 16  # pixels of the shorter side
+__all__ = ["SUFFIXES", "VIEWS", "Skipped", "View", "cut", "read_upright", "views_of"]
 VIEWS = ("centre", "flip", "random", "random-flip")
-
-
-class Skipped(Exception):
-    """Why a picture is left out, in a few words that are the same for all of a kind."""
 
 
 @dataclass(frozen=True)
@@ -37,46 +31,6 @@ class View:
 
     def as_dict(self) -> dict:
         return asdict(self)
-
-
-def read_upright(content: bytes) -> Image:
-    """An RGB picture of the first frame, turned as its camera noted, on white where it is transparent.
-
-    Raises:
-        Skipped: it is damaged, no picture, too small, or so large that decoding it could fill the memory.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as picture:
-                if picture.width * picture.height > LARGEST:
-                    raise Skipped("too large")
-                picture.load()
-                upright = _to_rgb(ImageOps.exif_transpose(picture))
-    except UnidentifiedImageError as error:
-        raise Skipped("no picture") from error
-    except Image.DecompressionBombError as error:
-        raise Skipped("too large") from error
-    except (OSError, ValueError, SyntaxError, EOFError, OverflowError, MemoryError) as error:
-        raise Skipped("damaged") from error
-    if min(upright.size) < SHORTEST:
-        raise Skipped("too small")
-    return upright
-
-
-def _to_rgb(picture: Image) -> Image:
-    from PIL import Image
-
-    if picture.mode.startswith(("I", "F")):  # 16 and 32 bits: Pillow's own conversion cuts at 255
-        values = np.asarray(picture, dtype=np.float32)
-        top = 65535.0 if picture.mode.startswith("I") else max(1.0, float(values.max(initial=0)))
-        return Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8)).convert("RGB")
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        layer = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return picture.convert("RGB")
 
 
 def views_of(size: tuple[int, int], names: Sequence[str], identity: str, least: float = 0.7) -> list[View]:

@@ -5,24 +5,23 @@ A source is a list of rows before any picture is read, so that a run can leave o
 
 from __future__ import annotations
 
-import json
-import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import re
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from .pictures import SUFFIXES, Skipped, read_upright
+from ..models.pictures import LARGEST_FILE, SUFFIXES, Skipped, read_upright
+from .captions import BESIDE, LONGEST_TEXT, CaptionFault, SourceError, captions_in, pair, read_table
+from .folders import clean, files_of, is_img2dataset, kind_of, tables_of
+from .matching import Pictures, examples, match
+from .tars import Content, broken_tars, names_tars, read_tar, reasons, tars_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-TEXTS = ("caption", "captions", "text", "txt", "prompt")  # columns that are taken for captions
-NAMES = ("file_name", "file", "image", "path", "url", "filename")  # columns that name a picture
-
-
-class SourceError(ValueError):
-    """A source that cannot be read; the message says why and what to do."""
+__all__ = ["Row", "Source", "SourceError", "picture_of", "read_source", "rows_of"]
+NOT_READ = {".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".tga", ".ico", ".dng", ".cr2", ".nef", ".arw", ".mp4", ".mov", ".tar"}
 
 
 @dataclass(frozen=True)
@@ -45,45 +44,95 @@ class Row:
 
         Raises:
             OSError: gone or unreadable.
+            Skipped: larger than a picture may be.
         """
+        if "://" not in self.path and not self.size and Path(self.path).stat().st_size > LARGEST_FILE:
+            raise Skipped("too large a file")
         with _open(self.path) as file:
             file.seek(self.offset)
-            return file.read(self.size) if self.size else file.read()
+            return file.read(self.size) if self.size else file.read() if "://" not in self.path else file.read(LARGEST_FILE + 1)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source's pictures, and what a person should know of them.
+
+    Attributes:
+        rows: pictures in the order of their ids. left_out: pictures that are no rows, by reason. notes: lines for the report.
+    """
+
+    rows: list[Row]
+    left_out: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
 
 
 def picture_of(row: Row) -> Image | str:
     """The picture, upright, or why it is left out."""
     try:
         return read_upright(row.read())
-    except OSError:
-        return "cannot be opened"
     except Skipped as reason:
         return str(reason)
+    except Exception:  # OSError here, and anything at an address of fsspec
+        return "cannot be opened"
 
 
 def rows_of(source: str, captions: str | None = None) -> list[Row]:
-    """Every picture of a source, in the order of its ids.
+    """The rows of `read_source`."""
+    return read_source(source, captions).rows
+
+
+def read_source(source: str, captions: str | None = None, require_captions: bool = False) -> Source:
+    """Every picture of a source with all its captions.
 
     Args:
-        source: a folder, or a .tar, or a pattern of tars such as shards/*.tar; any fsspec address.
-        captions: a .jsonl or .parquet with a column that names the picture and one of its captions; default: the .txt beside
-            each picture, or metadata.jsonl / metadata.parquet in the folder.
+        source: a folder, or a .tar, a pattern of tars such as shards/*.tar or {000..041}.tar, or several with ::; any fsspec address.
+        captions: a .jsonl, .csv, .tsv, .parquet or .json that names pictures; its captions come in place of any others. Default: .txt, .caption and
+            .json beside each picture, metadata.jsonl, .csv or .parquet in any folder, and the .parquet of img2dataset, all together.
+        require_captions: leave out pictures without a caption.
 
     Raises:
-        SourceError: nothing is there, or the captions cannot be read.
+        SourceError: nothing is there, most of it is broken, or the captions cannot be read.
     """
-    if source.endswith(".tar"):
-        tars = _glob(source)
-        if not tars:
-            raise SourceError(f"{source}: no such tar.")
-        rows = [row for tar in tars for row in _tar_rows(tar, _prefix(tar, tars))]
-    else:
-        rows = _folder_rows(source, captions)
+    rows, found, tables = _tar_rows(source) if names_tars(source) else _folder_rows(source)
     if not rows:
+        tars = f" Its tars are read as {source.rstrip('/')}/*.tar." if any(".tar" in note for note in found.notes) else ""
         raise SourceError(
-            f"{source}: no pictures there ({', '.join(sorted(SUFFIXES))}). Name a folder of pictures or a .tar of them."
+            f"{source}: no pictures there ({', '.join(sorted(SUFFIXES))}). Name a folder of pictures or a .tar of them.{tars}"
         )
-    return sorted(rows, key=lambda row: row.id)
+    rows, lines = _with_tables(rows, source, tables, captions)
+    found.notes.extend(lines)
+    have = sum(bool(row.captions) for row in rows)
+    found.notes.insert(0, f"captions: {have} of {len(rows)} pictures have one, {sum(len(row.captions) for row in rows)} captions in all")
+    if require_captions:
+        found.left_out.update({"no caption": len(rows) - have} if have < len(rows) else {})
+        rows = [row for row in rows if row.captions]
+        if not rows:
+            raise SourceError(f"{source}: no picture has a caption, expected some. Leave --require-captions out, or name a table with --captions.")
+    return Source(sorted(rows, key=lambda row: row.id), found.left_out, found.notes)
+
+
+def _with_tables(rows: list[Row], source: str, tables: list[tuple[str, str]], captions: str | None) -> tuple[list[Row], list[str]]:
+    """Rows with what tables say of them, and lines about the tables.
+
+    Args:
+        tables: path and the id prefix of the pictures that it is about. captions: the table that the user names.
+    """
+    by_id, lines = {row.id: row for row in rows}, list[str]()
+    for path, scope in [(captions, "")] if captions else tables:
+        names = {id[len(scope):]: id for id in by_id if id.startswith(scope)}
+        lacking = any(not by_id[id].captions for id in names.values())
+        if not names or (not captions and is_img2dataset(path) and not lacking):
+            continue
+        found = match(path, read_table(path, _open), Pictures(list(names), f"{source.rpartition('::')[2]}/{scope}"))
+        for name, texts in found.captions.items():
+            row = by_id[names[name]]
+            by_id[row.id] = replace(row, captions=list(dict.fromkeys(texts if captions and texts else [*row.captions, *texts])))
+        label = f"{'' if captions or is_img2dataset(path) else scope}{PurePosixPath(path).name}"
+        if found.unmatched:
+            lines.append(f"{label}: {len(found.unmatched)} of {found.names} entries match no picture, such as {examples(found.unmatched)}")
+        lines += [f"{label}: {count} entries passed over: {reason}" for reason, count in sorted(found.faults.items())]
+        lines += [f"{label}: {count} entries match without the folder {front!r} in front of their names" for front, count in found.folders.most_common(3)]
+    return list(by_id.values()), lines
 
 
 def _open(path: str):
@@ -94,122 +143,61 @@ def _open(path: str):
     return fsspec.open(path, "rb").open()
 
 
-def _glob(pattern: str) -> list[str]:
-    if "://" in pattern:
-        import fsspec
+def _lines(faults: dict[str, list[str]], what: str) -> list[str]:
+    return [f"{what} passed over, {reason}: {len(names)}, such as {examples(sorted(names))}" for reason, names in sorted(faults.items())]
 
-        return sorted(str(file.full_name) for file in fsspec.open_files(pattern, "rb"))
-    path = Path(pattern)
-    return sorted(str(found) for found in path.parent.glob(path.name))
+
+def _tar_rows(source: str) -> tuple[list[Row], Source, list[tuple[str, str]]]:
+    tars = tars_of(source)
+    contents: dict[str, Content] = {}
+    rows, tables = [], []
+    for tar in tars:
+        prefix, content = _prefix(tar, tars), read_tar(tar, _open)
+        contents[prefix] = content
+        rows += [
+            Row(clean(f"{prefix}/{name}"), tar, content.captions.get(name, []), offset, size)
+            for name, (offset, size) in content.pictures.items()
+        ]
+        beside = re.sub(r"\.tar$", ".parquet", tar)
+        if "://" not in tar and is_img2dataset(beside) and Path(beside).is_file():
+            tables.append((beside, f"{prefix}/"))
+    unread: dict[str, list[str]] = {}
+    for prefix, content in contents.items():
+        for reason, names in content.unread.items():
+            unread.setdefault(reason, []).extend(f"{prefix}/{name}" for name in names)
+    return rows, Source([], reasons(contents), [*broken_tars(contents), *_lines(unread, "caption files")]), tables
 
 
 def _prefix(tar: str, tars: list[str]) -> str:
-    """What tells a tar from the others: its name, and its folder where names repeat."""
+    """A tar's name, and its folder where names repeat."""
     names = [PurePosixPath(other).name for other in tars]
     return PurePosixPath(tar).name if len(set(names)) == len(names) else tar
 
 
-def _folder_rows(source: str, captions: str | None) -> list[Row]:
-    if "://" in source:
-        import fsspec
-
-        files, root = fsspec.core.url_to_fs(source)
-        scheme = source.partition("://")[0]
-        names = {
-            str(PurePosixPath(path).relative_to(root)): f"{scheme}://{path.lstrip('/') if scheme != 'file' else path}"
-            for path in files.find(root)
-        }
-    else:
-        root = Path(source)
-        if not root.is_dir():
-            raise SourceError(f"{source}: no such folder.")
-        names = {path.relative_to(root).as_posix(): str(path) for path in root.rglob("*") if path.is_file()}
-    pictures = [
-        name for name in names
-        if PurePosixPath(name).suffix.lower() in SUFFIXES and not PurePosixPath(name).name.startswith(".")
-    ]  # fmt: skip
-    table = _captions(captions, names)
-    return [Row(name, names[name], table.get(name) or _beside(name, names)) for name in pictures]
+def _folder_rows(source: str) -> tuple[list[Row], Source, list[tuple[str, str]]]:
+    listing = files_of(source)
+    files, found = listing.files, Source([], Counter({"cannot be opened": len(listing.gone)} if listing.gone else {}))
+    pictures = [name for name in files if kind_of(name) in SUFFIXES]
+    pairs = pair(pictures, [name for name in files if kind_of(name) in BESIDE])
+    unread: dict[str, list[str]] = {}
+    rows = []
+    for name in pictures:
+        captions = [text for beside in pairs.get(name, []) for text in _beside(beside, files[beside], unread)]
+        rows.append(Row(clean(name), files[name], list(dict.fromkeys(captions))))
+    others = Counter(kind_of(name) for name in files if kind_of(name) in NOT_READ)
+    found.notes.extend(f"not read: {count} {kind} files" for kind, count in sorted(others.items()))
+    found.notes.extend(f"folder passed over, it cannot be opened: {clean(folder)}" for folder in listing.closed)
+    found.notes.extend(_lines(unread, "caption files"))
+    return rows, found, list(tables_of(files))
 
 
-def _beside(name: str, names: dict[str, str]) -> list[str]:
-    text = str(PurePosixPath(name).with_suffix(".txt"))
-    if text not in names:
-        return []
-    with _open(names[text]) as file:
-        return _lines(file.read())
-
-
-def _lines(content: bytes) -> list[str]:
-    return [line.strip() for line in content.decode("utf-8-sig", "replace").splitlines() if line.strip()]
-
-
-def _captions(path: str | None, names: dict[str, str]) -> dict[str, list[str]]:
-    path = path or next((names[name] for name in ("metadata.jsonl", "metadata.parquet") if name in names), None)
-    if path is None:
-        return {}
+def _beside(name: str, path: str, unread: dict[str, list[str]]) -> list[str]:
+    """Captions of one text file; a fault is noted."""
     try:
-        records = _parquet(path) if path.endswith(".parquet") else _jsonl(path)
-        return dict(_named(record) for record in records)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(
-            f"{path}: cannot be read as captions ({error}). Expected rows with one of {', '.join(NAMES)} and one of {', '.join(TEXTS)}."
-        ) from error
-
-
-def _jsonl(path: str) -> list[dict]:
-    with _open(path) as file:
-        return [json.loads(line) for line in file.read().decode("utf-8-sig").splitlines() if line.strip()]
-
-
-def _parquet(path: str) -> list[dict]:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise SourceError(
-            f"{path}: parquet needs the package pyarrow. Install it, or give the captions as .jsonl."
-        ) from error
-    with _open(path) as file:
-        return parquet.read_table(file).to_pylist()
-
-
-def _named(record: dict) -> tuple[str, list[str]]:
-    name = next((record[key] for key in NAMES if record.get(key)), None)
-    text: str | list = next((record[key] for key in TEXTS if record.get(key)), [])
-    if name is None:
-        raise KeyError(f"no picture is named in a row with {', '.join(record)}")
-    return str(name), [str(line) for line in ([text] if isinstance(text, str) else text)]
-
-
-def _tar_rows(path: str, prefix: str) -> Iterator[Row]:
-    """Rows of a WebDataset tar; only its headers are read here, and the captions in it."""
-    pictures: dict[str, tuple[str, int, int]] = {}
-    texts: dict[str, list[str]] = {}
-    try:
-        with _open(path) as file, tarfile.open(fileobj=file) as tar:
-            for info in tar:
-                folder, name = PurePosixPath(info.name).parent, PurePosixPath(info.name).name
-                stem, _, extension = name.partition(".")
-                key, extension = str(folder / stem), extension.lower()
-                if not info.isfile() or name.startswith("."):
-                    continue
-                if f".{extension}" in SUFFIXES:
-                    pictures[key] = (info.name, info.offset_data, info.size)
-                elif extension == "txt":
-                    texts[key] = _lines(tar.extractfile(info).read())
-                elif extension == "json" and key not in texts:
-                    texts[key] = _caption_of_json(tar.extractfile(info).read())
-    except (OSError, tarfile.TarError) as error:
-        raise SourceError(f"{path}: cannot be read as a tar ({error}). Download it again or leave it out.") from error
-    for key, (name, offset, size) in pictures.items():
-        if size:
-            yield Row(f"{prefix}/{name}", path, texts.get(key, []), offset, size)
-
-
-def _caption_of_json(content: bytes) -> list[str]:
-    try:
-        record = json.loads(content)
-    except ValueError:
-        return []
-    text = next((record[key] for key in TEXTS if isinstance(record, dict) and record.get(key)), None)
-    return [text] if isinstance(text, str) else []
+        with _open(path) as file:
+            return captions_in(file.read(LONGEST_TEXT + 1), PurePosixPath(name).suffix.lower())
+    except CaptionFault as fault:
+        unread.setdefault(str(fault), []).append(clean(name))
+    except Exception:  # OSError here, and anything at an address of fsspec
+        unread.setdefault("cannot be opened", []).append(clean(name))
+    return []

@@ -6,7 +6,6 @@ A scorer of ours is a callable from pictures and their prompts to one number eac
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...models.pictures import Skipped, read_upright
 from .. import EvaluationError
 from ..benchmarks import Prompt
 
@@ -45,14 +45,11 @@ def read_picture(path: Path, sha256: str = "") -> Tensor:
     Raises:
         EvaluationError: it is missing, damaged, or another file than was made.
     """
-    from PIL import Image
-
     again = "Remove it and run generate again: it makes what is missing."
     try:
         content = path.read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
-            pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
-    except Exception as error:  # each of Pillow's readers has exceptions of its own
+        pixels = np.asarray(read_upright(content, shortest=1), dtype=np.float32)
+    except (OSError, Skipped) as error:
         raise EvaluationError(f"{path}: no picture ({error}). {again}") from error
     if sha256 and hashlib.sha256(content).hexdigest() != sha256:
         raise EvaluationError(f"{path}: is not the picture that this run made. {again}")

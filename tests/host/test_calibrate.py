@@ -148,7 +148,7 @@ def test_large_pictures_are_reduced_and_bombs_refused(tool, tmp_path):
     Image.new("RGB", (6000, 3000)).save(tmp_path / "large.jpg")
     assert tool.read_picture(tmp_path / "large.jpg").shape == (1024, 2048, 3)
     Image.new("1", (20_000, 10_000)).save(tmp_path / "bomb.png")
-    with pytest.raises(tool.UnreadableError, match=r"bomb\.png: .*decompression bomb"):
+    with pytest.raises(tool.UnreadableError, match=r"bomb\.png: too large"):
         tool.read_picture(tmp_path / "bomb.png")
     Image.new("RGB", (4000, 40)).save(tmp_path / "strip.png")
     with pytest.raises(tool.UnreadableError, match=r"strip\.png: 2048 × 20 pixels, expected at least 64"):

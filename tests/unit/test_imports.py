@@ -21,7 +21,7 @@ MAY_IMPORT = {  # a room → the rooms that it may import besides itself
     "tools": {"commands", "demo", "evaluation", "host", "methods", "models", "tests", "training"},
     "bench": {"demo", "evaluation", "host", "methods", "models", "studies", "tools", "tests", "training"},
 }
-LIBRARIES = {"torch", "numpy", "einops", "open_clip", "safetensors"}  # all that the mathematics needs
+LIBRARIES = {"torch", "numpy", "einops", "open_clip", "safetensors", "PIL"}  # all that the mathematics and its readers need
 LIGHT = {"comfy_api", "folder_paths"}  # the host has loaded these before it meets a pack
 
 
