@@ -3,8 +3,8 @@
     latent-clip embed pictures/ shards/ --vae ae.safetensors --space flux --side 512 \\
         --teacher open_clip_model.safetensors --licence "CC0"
 
-Pictures come from a folder (captions: .txt beside, --captions FILE, or none) or from WebDataset tars, here or at an address of
-fsspec. Started again, it does what is left. With --ray it runs on all cores and GPUs, or on a cluster.
+Pictures come from a folder or from WebDataset tars, here or at an address of fsspec; captions from files beside them, from metadata.jsonl, .csv
+or .parquet, from --captions FILE, or from nowhere. Started again, it does what is left. With --ray it runs on all cores and GPUs, or on a cluster.
 
 Into the target go dataset.json, and NAME.tar with NAME.index.json where NAME is 16 hexadecimal digits; no other file there is opened,
 changed or removed. One process writes into a target at a time; others may read what is finished. A target in which the tars of the
@@ -14,6 +14,7 @@ source lie is refused.
 import argparse
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 from .comfyui import find_host
@@ -25,7 +26,10 @@ SHAPES_WORLD = "shapes-world"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line."""
     add = parser.add_argument
-    add("source", help="a folder of pictures, a .tar, or a pattern of tars such as 'tars/*.tar'; or an fsspec address")
+    add(
+        "source",
+        help="a folder of pictures, a .tar, a pattern of tars such as 'tars/*.tar' or 'tars/{000..041}.tar', or several with ::; or an fsspec address",
+    )
     add("target", type=Path, help="the folder of shards, new or of an earlier run")
     add("--vae", required=True, help="file of the VAE, or shapes-world")
     add(
@@ -35,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--side", type=int, default=512, help="pixels of a view; default 512")
     add("--views", default="centre", help="of centre, flip, random and random-flip, with commas; default centre")
-    add("--captions", help="a .jsonl or .parquet that names pictures and captions")
+    add("--captions", help="a .jsonl, .csv, .tsv, .parquet or .json that names pictures and captions, in place of those found by themselves")
+    add("--require-captions", action="store_true", help="leave out pictures without a caption, and count them")
     add("--teacher", help="file of a pixel CLIP in open_clip's layout, or shapes-world; its features are stored")
     add("--teacher-licence", default="", help="for the card")
     add("--licence", default="", help="of the pictures, for the card")
@@ -73,12 +78,15 @@ def run(options: argparse.Namespace) -> str:
     """Embed; the report."""
     from ..training.embed import Settings, embed
     from ..training.pictures import VIEWS
-    from ..training.sources import rows_of
+    from ..training.sources import read_source
 
     views = tuple(options.views.split(","))
     if unknown := set(views) - set(VIEWS):
         raise ValueError(f"Got the view {sorted(unknown)[0]!r}, expected some of {', '.join(VIEWS)}.")
-    rows = rows_of(options.source, options.captions)
+    source = read_source(options.source, options.captions, options.require_captions)
+    rows = source.rows
+    for note in source.notes:
+        _say(note)
     find_host(options.comfyui, options.cpu)
     from ..host.embedding import HostEncoder
 
@@ -93,13 +101,14 @@ def run(options: argparse.Namespace) -> str:
         )
     else:
         counts = embed(rows, options.target, dataset, settings, _tools(options, encoder), _say)
+    left_out = source.left_out + Counter({reason: n for reason, n in counts.items() if reason not in ("written", "there")})
     if not counts["written"] + counts["there"]:
-        reasons = ", ".join(f"{number} × {reason}" for reason, number in sorted(counts.items()) if number)
+        reasons = ", ".join(f"{number} × {reason}" for reason, number in sorted(left_out.items()))
         raise ValueError(f"{options.target}: none of {len(rows)} pictures could be embedded ({reasons}). Check the source.")
-    left_out = {reason: n for reason, n in counts.items() if reason not in ("written", "there")}
+    lines = [f"  left out, {reason}: {number}" for reason, number in sorted(left_out.items())] + [f"  {note}" for note in source.notes]
     return "\n".join([
         f"{options.target}: {counts['written']} pictures embedded, {counts['there']} were there before",
-        *(f"  left out, {reason}: {number}" for reason, number in sorted(left_out.items())),
+        *lines,
         f"  latents of the {json.dumps(dataset.space['name'])} space; VAE {dataset.vae['sha256'][:16]}",
     ])  # fmt: skip
 

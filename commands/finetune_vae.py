@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output-vae", type=Path, required=True, help="the .safetensors file of the new VAE")
     add("--logs", type=Path, help="folder of checkpoints and logs; default: beside the output, under its name")
     add("--held-out", help="other pictures, for figures before and after; default: some of the pictures trained on")
-    add("--captions", help="a .jsonl or .parquet that names pictures and captions")
+    add("--captions", help="a .jsonl, .csv, .tsv, .parquet or .json that names pictures and captions")
     add("--licence", default="", help="of the pictures, for the card")
     add("--contrastive", type=float, default=0.0, help="weight of the loss between latents and captions")
     add("--siglip", action="store_true", help="SigLIP's loss instead of CLIP's")
@@ -76,12 +76,15 @@ def run(arguments: argparse.Namespace) -> str:
         raise ValueError("Training needs webdataset, which is not installed. Install that package")
     _check(arguments)
     from ..training.pictures import VIEWS
-    from ..training.sources import rows_of
+    from ..training.sources import read_source, rows_of
 
     views = tuple(arguments.views.split(","))
     if unknown := set(views) - set(VIEWS):
         raise ValueError(f"Got the view {sorted(unknown)[0]!r}, expected some of {', '.join(VIEWS)}.")
-    rows = rows_of(arguments.source, arguments.captions)
+    source = read_source(arguments.source, arguments.captions)
+    rows = source.rows
+    for note in (*source.notes, *_left_out_of(source.left_out)):
+        _say(note)
     held_out = rows_of(arguments.held_out) if arguments.held_out else None
     find_host(arguments.comfyui, arguments.cpu)
     from comfy.model_management import get_torch_device
@@ -178,4 +181,8 @@ def _with_captions(rows: list) -> list:
 
 
 def _left_out(skipped: dict[str, str]) -> list[str]:
-    return [f"left out, {reason}: {number}" for reason, number in sorted(Counter(skipped.values()).items())]
+    return _left_out_of(Counter(skipped.values()))
+
+
+def _left_out_of(counts: Counter[str]) -> list[str]:
+    return [f"left out, {reason}: {number}" for reason, number in sorted(counts.items())]

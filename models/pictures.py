@@ -68,7 +68,7 @@ def _decode(content: bytes) -> Image:
         pixels = picture.width * picture.height
         if pixels > LARGEST or len(content) + pixels * DECODING.get(picture.format, 8) > MEMORY:
             raise Skipped("too large")
-        factor = min(picture.size) // ENOUGH if pixels > LARGE else 1
+        factor = max(1, min(picture.size) // ENOUGH) if pixels > LARGE else 1
         if factor > 1:  # JPEG decodes to a half, a quarter or an eighth at once
             picture.draft(None, (picture.width // factor, picture.height // factor))
             factor = max(1, min(picture.size) // ENOUGH)

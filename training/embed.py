@@ -22,7 +22,9 @@ from .pictures import cut, views_of
 from .shard_folder import clean, finished, indexes
 from .shard_header import HEADER, Dataset, ShardError, read_dataset
 from .shards import Sample, drop_repeats, key_of, write_shard
-from .sources import Row, picture_of
+from .sources import CLOSED, Row, SourceError, picture_of
+
+MOST_CLOSED = 100  # pictures in a row that cannot be opened; more, and it is the disk or the network
 
 
 class Encoder(Protocol):
@@ -175,7 +177,7 @@ def _embed(
 ) -> Counter[str]:
     left, counts = begin(rows, target, dataset)
     say(f"{len(left)} of {len(rows)} pictures to embed")
-    progress, stored = Progress(len(left), say), counts["there"]
+    progress, stored, closed = Progress(len(left), say), counts["there"], 0
     samples: list[Sample] = []
     skipped: list[tuple[str, str]] = []
     for batch, reasons in _batches(left, settings):
@@ -184,6 +186,12 @@ def _embed(
         samples += embed_batch(batch, tools, settings, wanted) if batch else []
         stored += len(batch)
         counts.update(["written"] * len(batch) + [reason for _, reason in reasons])
+        closed = 0 if batch else closed + sum(reason == CLOSED for _, reason in reasons)
+        if closed > MOST_CLOSED:
+            raise SourceError(
+                f"{closed} pictures in a row cannot be opened, the last of them {reasons[-1][0]}. Expected that the source stays there while it is "
+                "read. Make it readable and start again: what is finished is kept."
+            )
         progress.add(len(batch) + len(reasons))
         if len(samples) >= settings.shard:
             write_shard(target, samples, skipped)

@@ -20,7 +20,8 @@ from .tars import Content, broken_tars, names_tars, read_tar, reasons, tars_of
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Row", "Source", "SourceError", "picture_of", "read_source", "rows_of"]
+__all__ = ["CLOSED", "Row", "Source", "SourceError", "picture_of", "read_source", "rows_of"]
+CLOSED = "cannot be opened"  # the reason of a picture or text whose bytes cannot be had
 NOT_READ = {".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".tga", ".ico", ".dng", ".cr2", ".nef", ".arw", ".mp4", ".mov", ".tar"}
 
 
@@ -73,7 +74,7 @@ def picture_of(row: Row) -> Image | str:
     except Skipped as reason:
         return str(reason)
     except Exception:  # OSError here, and anything at an address of fsspec
-        return "cannot be opened"
+        return CLOSED
 
 
 def rows_of(source: str, captions: str | None = None) -> list[Row]:
@@ -176,7 +177,7 @@ def _prefix(tar: str, tars: list[str]) -> str:
 
 def _folder_rows(source: str) -> tuple[list[Row], Source, list[tuple[str, str]]]:
     listing = files_of(source)
-    files, found = listing.files, Source([], Counter({"cannot be opened": len(listing.gone)} if listing.gone else {}))
+    files, found = listing.files, Source([], Counter({CLOSED: len(listing.gone)} if listing.gone else {}))
     pictures = [name for name in files if kind_of(name) in SUFFIXES]
     pairs = pair(pictures, [name for name in files if kind_of(name) in BESIDE])
     unread: dict[str, list[str]] = {}
@@ -199,5 +200,5 @@ def _beside(name: str, path: str, unread: dict[str, list[str]]) -> list[str]:
     except CaptionFault as fault:
         unread.setdefault(str(fault), []).append(clean(name))
     except Exception:  # OSError here, and anything at an address of fsspec
-        unread.setdefault("cannot be opened", []).append(clean(name))
+        unread.setdefault(CLOSED, []).append(clean(name))
     return []

@@ -181,15 +181,16 @@ def broken_tars(found: dict[str, Content]) -> list[str]:
     """Lines for the report: each tar that could not be read to its end, and the number of its pictures that are used.
 
     Raises:
-        SourceError: more than half of the tars are broken.
+        SourceError: more than half of the tars are broken before their first picture.
     """
     lines = [
         f"{name}: broken ({content.broken}); {f'the {len(content.pictures)} pictures before are used' if content.pictures else 'passed over'}. "
         "Download it again."
         for name, content in found.items() if content.broken
     ]  # fmt: skip
-    if len(lines) * 2 > len(found):
-        raise SourceError(f"{len(lines)} of {len(found)} tars cannot be read, expected at most half. {lines[0]}")
+    useless = [f"{name}: {content.broken}" for name, content in found.items() if content.broken and not content.pictures]
+    if len(useless) * 2 > len(found):
+        raise SourceError(f"{len(useless)} of {len(found)} tars cannot be read, expected at most half, such as {useless[0]}. Download them again.")
     return lines
 
 
