@@ -126,7 +126,7 @@ def _check(path: str, found: Matched, pictures: int) -> None:
     hits = found.names - len(found.unmatched)
     if hits < LEAST_SHARE * found.names and len(found.captions) < LEAST_SHARE * pictures:
         raise SourceError(
-            f"{path}: {hits} of {found.names} entries mean a picture that is there, unlike {examples(found.unmatched)}; they are for "
+            f"{path}: only {hits} of {found.names} entries match a picture (unmatched: {examples(found.unmatched)}); they are for "
             f"{len(found.captions)} of {pictures} pictures. Expected that at least one in {round(1 / LEAST_SHARE)} entries matches, or that one in "
             f"{round(1 / LEAST_SHARE)} pictures gets a caption. Correct the names, which are relative to the folder, or take the table away."
         )

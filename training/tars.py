@@ -6,6 +6,7 @@ Sizes in a tar are claims: a member is read only when it is no longer than its k
 from __future__ import annotations
 
 import glob
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -67,10 +68,11 @@ def tars_of(source: str) -> list[str]:
 
 def _compressed(tar: str, unpack: str, count: int = 1) -> CompressedError:
     name = PurePosixPath(tar).name
+    stem = re.sub(r"(\.tar)?\.[^.]+$", "", name)
     others = f" (and {count - 1} more)" if count > 1 else ""
     return CompressedError(
         f"{tar}{others}: is compressed, expected a plain .tar, in which each picture can be read from its place. Unpack it: "
-        f"{unpack} -c {name} > {name.partition('.')[0]}{'-plain' if name.endswith('.tar') else ''}.tar"
+        f"{unpack} -c {name} > {stem}{'-plain' if name.endswith('.tar') else ''}.tar"
     )
 
 
@@ -81,11 +83,14 @@ def _without_braces(pattern: str) -> list[str]:
         from braceexpand import UnbalancedBracesError, braceexpand
     except ImportError as error:
         raise SourceError(f"{pattern}: braces need the package braceexpand. Install it, or write * for them.") from error
+    ranges = [abs(int(last) - int(first)) for first, last in re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern)]
+    found: list[str] = []
     try:
-        found = list(islice(braceexpand(pattern), MOST_TARS + 1))
+        if max(ranges, default=0) < MOST_TARS:  # braceexpand counts a range to its end before it gives the first name
+            found = list(islice(braceexpand(pattern), MOST_TARS + 1))
     except (UnbalancedBracesError, ValueError) as error:
         raise SourceError(f"{pattern}: {error}. Expected a pattern such as {{00000..00041}}.tar.") from error
-    if len(found) > MOST_TARS:
+    if not 0 < len(found) <= MOST_TARS:
         raise SourceError(f"{pattern}: names more than {MOST_TARS} tars. Write * for the braces, which names those that are there.")
     return found
 

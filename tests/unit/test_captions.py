@@ -198,7 +198,7 @@ def test_a_table_that_hardly_matches_is_refused(tmp_path, hits):
     for number in range(10):
         (tmp_path / f"{number}.jpg").write_bytes(PICTURE)
     table(tmp_path / "metadata.jsonl", *({"file_name": f"{n}.jpg" if n < hits else f"gone{n}.jpg", "text": "it"} for n in range(10)))
-    with pytest.raises(SourceError, match=rf"metadata\.jsonl: {hits} of 10 entries.*'gone\d\.jpg'.*one in 5 entries.*one in 5 pictures"):
+    with pytest.raises(SourceError, match=rf"metadata\.jsonl: only {hits} of 10 entries.*'gone\d\.jpg'.*one in 5 entries.*one in 5 pictures"):
         rows_of(str(tmp_path))
 
 
