@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import io
 import json
+import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -109,44 +110,49 @@ WORKFLOW = {
 }  # fmt: skip
 
 
+THEIRS = "left as it is|would be written over"
+
+
 def lines_of_evaluate(d, aside):
     generate = ["evaluate", "generate", d, "--benchmark", "prompts", "--prompts", "neutral", "--arm", f"a={aside}/workflow.json", "--server", "127.0.0.1:9"]
-    yield 1, generate
+    yield "error", generate
     for scorer in ("contrast", "reward", "official"):
-        yield 1, ["evaluate", "score", d, "--scorer", scorer]
-    yield 1, ["evaluate", "summary", d, "--judge", "x", "--plot", d / "plot.png"]
-    yield 1, ["evaluate", "compare", d / "a", d / "b"]
-    yield 1, ["evaluate", "drift", d, "a", "b"]
+        yield "error", ["evaluate", "score", d, "--scorer", scorer]
+    yield "error", ["evaluate", "summary", d, "--judge", "x", "--plot", d / "plot.png"]
+    yield "error", ["evaluate", "compare", d / "a", d / "b"]
+    yield "error", ["evaluate", "drift", d, "a", "b"]
     zero = ["--clip", "shapes-world", "--vae", "shapes-world"]
-    yield 1, ["evaluate", "zero-shot", d, d / "results.json", *zero]
+    yield "error", ["evaluate", "zero-shot", d, d / "results.json", *zero]
     yield None, ["evaluate", "zero-shot", d, aside / "r.json", *zero]
 
 
 def lines_of_training(d, aside, made):
     train = ["train", "--start", "shapes-world", "--patch-size", "1", "--distil", "1", *TRAIN]
-    yield 1, [*train, "--train-data", d, "--output", aside / "t.safetensors"]
-    yield 1, [*train, "--train-data", made / "shards", "--output", d / "out.safetensors", "--logs", aside / "logs"]
-    yield 1, [*train, "--train-data", made / "shards", "--output", aside / "t.safetensors", "--logs", d]
-    tune = ["finetune-vae", d, "--vae", "shapes-world", "--clip", "shapes-world", "--distil", "1", "--teacher", "shapes-world", "--train-num-samples", "8"]
+    yield "no sample has a teacher", [*train, "--train-data", d, "--output", aside / "t.safetensors"]
+    yield THEIRS, [*train, "--train-data", made / "shards", "--output", d / "out.safetensors", "--logs", aside / "logs"]
+    yield THEIRS, [*train, "--train-data", made / "shards", "--output", aside / "t.safetensors", "--logs", d]
+    yield 0, [*train, "--train-data", made / "shards", "--output", d / "t.safetensors", "--logs", d / "t.logs"]
+    tune = ["finetune-vae", d, "--vae", "shapes-world", "--clip", "shapes-world", "--contrastive", "1", "--train-num-samples", "8"]
     tune += ["--batch-size", "4", "--warmup", "1", "--workers", "0", "--precision", "fp32"]
-    yield 1, [*tune, "--output", d / "clip.safetensors", "--output-vae", aside / "v.safetensors", "--logs", aside / "logs"]
-    yield 1, [*tune, "--output", aside / "c.safetensors", "--output-vae", d / "vae.safetensors", "--logs", aside / "logs"]
-    yield 1, [*tune, "--output", aside / "c.safetensors", "--output-vae", aside / "v.safetensors", "--logs", d]
+    yield THEIRS, [*tune, "--output", d / "clip.safetensors", "--output-vae", aside / "v.safetensors", "--logs", aside / "logs"]
+    yield THEIRS, [*tune, "--output", aside / "c.safetensors", "--output-vae", d / "vae.safetensors", "--logs", aside / "logs"]
+    yield THEIRS, [*tune, "--output", aside / "c.safetensors", "--output-vae", aside / "v.safetensors", "--logs", d]
+    yield 0, [*tune, "--output", d / "c.safetensors", "--output-vae", d / "v.safetensors", "--logs", d / "logs"]
 
 
 def lines(d, aside, made):
-    """(status, words) of every command; None: whichever."""
+    """(words of the refusal, or 0 for success, or None for whichever; command line) of every command."""
     yield 0, ["embed", d, d, *EMBED]
     yield 0, ["embed", d, d, *EMBED]  # goes on
-    yield 1, ["embed", f"{d}/mine-*.tar", d, *EMBED]
+    yield "the tars of the pictures lie in this folder", ["embed", f"{d}/mine-*.tar", d, *EMBED]
     yield 0, ["embed", f"{d}/mine-*.tar", d / "notes", *EMBED]
     yield from lines_of_training(d, aside, made)
-    yield 1, ["convert", aside / "original.pt", d / "out.safetensors"]
+    yield THEIRS, ["convert", aside / "original.pt", d / "out.safetensors"]
     yield 0, ["convert", aside / "original.pt", d / "mine.safetensors"]
-    yield 1, ["card", made / "clip.safetensors", "--output", d / "README.md"]
+    yield THEIRS, ["card", made / "clip.safetensors", "--output", d / "README.md"]
     calibrate = ["--clip", "shapes-world", "--vae", "shapes-world", "--category", "violence", d / "circle", d / "star"]
-    yield 1, ["calibrate", d / "ours.json", *calibrate]
-    yield 1, ["calibrate", aside / "x.json", "--plot", d / "roc.png", *calibrate]
+    yield THEIRS, ["calibrate", d / "ours.json", *calibrate]
+    yield THEIRS, ["calibrate", aside / "x.json", "--plot", d / "roc.png", *calibrate]
     yield 0, ["calibrate", d / "mine.json", *calibrate]
     yield from lines_of_evaluate(d, aside)
 
@@ -163,8 +169,8 @@ def test_no_command_changes_a_file_of_others(run, data, shards, tmp_path, pack):
         after = hashes(data)
         changed = {name for name, value in before.items() if after.get(name) != value}
         assert not changed, f"{words} has changed or removed {sorted(changed)}"
-        assert expected is None or status == expected, f"{words}: {told}"
-        assert status == 0 or told.strip().splitlines()[-1], words
+        if expected is not None:
+            assert status == bool(expected) and re.search(expected or "", told), f"{words}: {told}"
         seen.add(words[0] if words[0] != "evaluate" else f"evaluate {words[1]}")
     commands = {path.stem.replace("_", "-") for path in Path(pack("commands").__file__).parent.glob("*.py")} - {"--init--", "comfyui", "evaluate"}
     steps = {f"evaluate {step}" for step in ("generate", "score", "summary", "compare", "drift", "zero-shot")}
