@@ -158,15 +158,20 @@ def _texts(path: Path, classes: list[str], templates: list[str]) -> tuple[list[s
 
 def _folders(path: Path) -> list[Path]:
     folders = [folder for folder in path.iterdir() if folder.is_dir()] if path.is_dir() else []  # glob("*/") gives files too before 3.11
-    return sorted(folder for folder in folders if any(file.suffix.lower() in SUFFIXES for file in folder.iterdir()))
+    return sorted(folder for folder in folders if any(_is_picture(file) for file in folder.iterdir()))
 
 
 def labelled_files(path: Path) -> Iterator[tuple[Path, int]]:
     """The pictures of class folders with their labels, in order."""
     for label, folder in enumerate(_folders(path)):
         for file in sorted(folder.iterdir()):
-            if file.suffix.lower() in SUFFIXES:
+            if _is_picture(file):
                 yield file, label
+
+
+def _is_picture(file: Path) -> bool:
+    """By its name; hidden ones, such as the ._ files that macOS writes beside others, are none."""
+    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
 
 
 def _from_folders(path: Path) -> Iterator[_Item]:

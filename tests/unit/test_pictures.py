@@ -172,6 +172,8 @@ def test_many_broken_pictures_are_another_data_set(tmp_path):
 def test_files_beside_the_class_folders_are_no_classes(tmp_path):
     (classes(tmp_path) / "classnames.txt").write_text("a cat\na dog\n")
     (tmp_path / "0.png").write_bytes(saved(noise(1), "PNG"))
+    (tmp_path / "cat" / "._0.png").write_bytes(b"what macOS writes beside a file")
+    assert len(list(read_pictures(tmp_path))) == 24
     assert read_pictures(tmp_path).classes == ["a cat", "a dog"]
 
 
