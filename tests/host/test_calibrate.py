@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +16,7 @@ from latent_clip.demo.captions import THINGS
 from latent_clip.demo.corpus import sample_corpus
 from latent_clip.demo.scenes import render
 from latent_clip.models.concepts import read_concepts
+from latent_clip.tests.messy_folder import BAD_EXIF, EXIF
 from latent_clip.tools.comfy_server import PACK_ROOT
 
 COUNT = 40
@@ -142,6 +144,16 @@ def test_pictures_are_read_as_people_see_them(tool, tmp_path):
     expected, found = tool.read_picture(tmp_path / "upright.png"), tool.read_picture(tmp_path / "phone.jpg")
     assert found.shape == expected.shape == (96, 128, 3)
     assert (found - expected).abs().mean() < 0.02
+
+
+def test_sixteen_bits_are_grey_and_not_white_and_bad_exif_costs_no_picture(tool, tmp_path):
+    Image.fromarray(np.full((96, 96), 32768, np.uint16)).save(tmp_path / "deep.png")
+    assert abs(tool.read_picture(tmp_path / "deep.png").mean() - 0.5) < 0.01
+    exif = bytearray(EXIF)
+    for place, value in BAD_EXIF[0].items():
+        exif[place] = value
+    Image.new("RGB", (96, 80)).save(tmp_path / "phone.jpg", exif=bytes(exif))
+    assert sorted(tool.read_picture(tmp_path / "phone.jpg").shape) == [3, 80, 96]
 
 
 def test_large_pictures_are_reduced_and_bombs_refused(tool, tmp_path):
