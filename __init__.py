@@ -22,10 +22,10 @@ def __dir__() -> list[str]:
 
 async def comfy_entrypoint():
     """Called by the host; everything is imported here, so that loading the pack costs nothing before."""
-    from .host.folders import register_folders
-    from .host.installation import is_first_copy
-    from .host.requirements import warn_of_missing_requirements
-    from .host.routes import register_routes
+    from .host.front_end.installation import is_first_copy
+    from .host.front_end.requirements import warn_of_missing_requirements
+    from .host.front_end.routes import register_routes
+    from .host.scorers.folders import register_folders
     from .nodes import LatentCLIPExtension
 
     if not is_first_copy():

@@ -42,8 +42,8 @@ def score(count: int) -> dict:
     use_cpu_host()
     import torch
 
-    from ..host.latent_clip import LoadedLatentCLIP
-    from ..host.scoring import encode
+    from ..host.scorers.latent_clip import LoadedLatentCLIP
+    from ..host.scorers.scoring import encode
     from ..models.config import published_configs
     from ..models.latent_clip import LatentCLIP
     from ..models.latent_spaces import LATENT_SPACES

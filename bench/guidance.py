@@ -53,7 +53,7 @@ def _unet() -> nn.Module:
 
 @torch.no_grad()
 def _step(unet: nn.Module, x: Tensor) -> Tensor:
-    from ..host.gradients import differentiable_attention
+    from ..host.memory.gradients import differentiable_attention
 
     # the host asks a real device for its free memory otherwise
     options = {"optimized_attention_override": differentiable_attention}

@@ -21,7 +21,7 @@ PROMPT = "a blue star above a green square"
 def run(rounds: int = 9) -> dict:
     """Medians of whole runs of ITERATIONS evaluations, the contestants in turn."""
     use_cpu_host()
-    from ..host.gradients import gradients
+    from ..host.memory.gradients import gradients
     from ..methods.reno import RenoSettings, optimize_noise
 
     world = _World()
@@ -70,8 +70,8 @@ class _World:
     """Shapes World's networks, as both loops use them."""
 
     def __init__(self) -> None:
-        from ..host import shapes_world
-        from ..host.pixel_clip import pixel_encoder
+        from ..host.scorers import shapes_world
+        from ..host.scorers.pixel_clip import pixel_encoder
         from ..methods.rewards import text_reward
 
         self.model, self.clip = shapes_world.load_generator()
@@ -92,7 +92,7 @@ class _World:
         return self.clip.encode_from_tokens(self.clip.tokenize(prompt))
 
     def generate(self, z: Tensor, _items: list[int], context: Tensor | None = None) -> Tensor:
-        from ..host.gradients import differentiable_attention
+        from ..host.memory.gradients import differentiable_attention
 
         x = z * (1 + self.sigma.item() ** 2) ** 0.5
         context = self.context[: len(z)] if context is None else context
@@ -112,7 +112,7 @@ class _World:
                 torch.autograd.grad(reward, z)
 
     def checkpointed(self):
-        from ..host.gradients import checkpointed_blocks
+        from ..host.memory.gradients import checkpointed_blocks
 
         return checkpointed_blocks(self.network.diffusion_model)
 

@@ -1,7 +1,7 @@
 """What the way back costs: bytes alive in SDXL's U-Net and VAE for sampling, and for ReNO in both memory modes.
 
 Full size, on the meta device: every tensor has its shape, dtype and life time, and no storage. The host asks for the
-memory of sampling only; host/reservation.py multiplies that by the factors found here.
+memory of sampling only; host/sampling/reservation.py multiplies that by the factors found here.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _network(network: torch.nn.Module, side: int, forward: Callable[[Tensor], Te
     """Peaks of sampling, and of both memory modes of Optimize Noise."""
     import comfy.supported_models
 
-    from ..host.gradients import checkpointed_blocks
+    from ..host.memory.gradients import checkpointed_blocks
 
     network.train(False).requires_grad_(False)
 
@@ -135,8 +135,8 @@ def _vaes() -> dict[str, tuple[Callable[[], torch.nn.Module], tuple[int, ...], i
 
 
 def _vae(name: str, side: int) -> dict:
-    from ..host.decoding import blocks_of
-    from ..host.gradients import checkpointed_blocks
+    from ..host.memory.gradients import checkpointed_blocks
+    from ..host.scorers.decoding import blocks_of
 
     make, shape, numbers = _vaes()[name]
     with torch.device("meta"):

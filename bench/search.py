@@ -39,7 +39,7 @@ def _world() -> tuple:
     """(guider with a prompt and its negative, reward on the prompt)."""
     import comfy.samplers
 
-    from ..host import shapes_world
+    from ..host.scorers import shapes_world
     from ..methods.rewards import text_reward
 
     model, text = shapes_world.load_generator()
@@ -55,8 +55,8 @@ def _peaks(side: int = 32, steps: int = 8) -> dict:
     import comfy.samplers
     from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 
-    from ..host.search import run_search
-    from ..host.search_state import SearchSettings
+    from ..host.search.run.run import run_search
+    from ..host.search.run.state import SearchSettings
 
     guider, reward = _world()
     sigmas = comfy.samplers.calculate_sigmas(guider.model_patcher.get_model_object("model_sampling"), "normal", steps)
@@ -82,9 +82,9 @@ def _measure(side: int, look: str, rounds: int) -> dict:
     import comfy.samplers
     from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 
-    from ..host.drafts import draft_sigmas
-    from ..host.search import run_search
-    from ..host.search_state import SearchSettings
+    from ..host.sampling.drafts import draft_sigmas
+    from ..host.search.run.run import run_search
+    from ..host.search.run.state import SearchSettings
 
     guider, reward = _world()
     sampling = guider.model_patcher.get_model_object("model_sampling")

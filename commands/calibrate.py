@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> str:
     for name in names:
         concepts.only(name)
     find_host(options.comfyui, options.cpu)
-    from ..host.scorer import Scorer
+    from ..host.offline.calibrate import Scorer
 
     scorer, curves, found = Scorer(options.clip, options.vae, options.fit, options.views, options.closer_look), {}, {}
     with torch.no_grad():

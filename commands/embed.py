@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> str:
     for note in source.notes:
         _say(note)
     find_host(options.comfyui, options.cpu)
-    from ..host.embedding import HostEncoder
+    from ..host.offline.embed import HostEncoder
 
     settings = Settings(options.side, views, options.batch, options.shard, options.patch_grid if options.teacher else 0)
     encoder = HostEncoder(options.vae, options.moments)
@@ -116,8 +116,8 @@ def run(options: argparse.Namespace) -> str:
 def _tools(options: argparse.Namespace, encoder=None):
     """What pictures are shown to; in a worker of Ray its own."""
     find_host(options.comfyui, options.cpu)
-    from ..host.embedding import HostEncoder
-    from ..host.predictions import Predictor
+    from ..host.offline.embed import HostEncoder
+    from ..host.offline.predictions import Predictor
     from ..training.embed import Tools
 
     return Tools(
@@ -138,7 +138,7 @@ def _teacher(name: str):
 
 
 def _dataset(encoder, settings, options: argparse.Namespace):
-    from ..host.embedding import space_of
+    from ..host.offline.embed import space_of
     from ..models.checkpoint import sha256_of
     from ..models.own_spaces import space_as_dict
     from ..models.shapes_world import FOLDER

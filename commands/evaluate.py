@@ -24,7 +24,7 @@ from ..evaluation.workflow import read_workflow
 
 if TYPE_CHECKING:
     from ..evaluation.zero_shot import Metrics
-    from ..host.naming import NamingJudge
+    from ..host.offline.zero_shot import ZeroShotModel
 
 ERRORS = (ValueError, OSError)
 EXTRA = ("scipy", "matplotlib", "PIL")  # what the extra [evaluate] installs, by its modules
@@ -292,7 +292,7 @@ def _zero_shot(options: argparse.Namespace) -> str:
     if options.target.suffix != ".json":
         raise EvaluationError(f"{options.target.name}: the result must end in .json.")
     find_host(options.comfyui, options.cpu)
-    from ..host.naming import load_judge
+    from ..host.offline.zero_shot import load_judge
 
     shards = (Path(options.data) / "dataset.json").is_file()
     if not options.vae and not shards:
@@ -316,7 +316,7 @@ def _zero_shot(options: argparse.Namespace) -> str:
     return "\n".join([_figures(pictures.name, found, pictures.classes, pictures.templates), *left_out])
 
 
-def _zero_shot_of_shards(options: argparse.Namespace, judge: "NamingJudge") -> str:
+def _zero_shot_of_shards(options: argparse.Namespace, judge: "ZeroShotModel") -> str:
     """Of latents that were embedded before: the folder in a sample's id is its class."""
     from ..evaluation.pictures import texts_of
     from ..evaluation.zero_shot import classify_rows, write_result

@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> str:
     find_host(arguments.comfyui, arguments.cpu)
     from comfy.model_management import get_torch_device
 
-    from ..host.trainable_vae import load_trainable_vae
+    from ..host.offline.finetune_vae import load_trainable_vae
     from ..training.picture_batches import Pictures
 
     named = {field.name: getattr(arguments, field.name) for field in fields(parts.Options) if hasattr(arguments, field.name)}

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..host.shapes_world import LATENT_SCALE, build_text_encoder, build_unet
+from ..host.scorers.shapes_world import LATENT_SCALE, build_text_encoder, build_unet
 from .corpus import Corpus, pick_caption, tokenize_for_host
 from .diffusion import LAST, add_noise, ddim, x0_from_v
 from .training import Draw, Recipe, cached, fit, initialise

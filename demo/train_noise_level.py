@@ -70,7 +70,7 @@ def prompts_to_learn(name: str, count: int) -> list[str]:
 @torch.no_grad()
 def make_shards(folder: Path) -> Path:
     """Shards of finished latents, each with the generator's predictions on the way to it and the teacher's features."""
-    from ..host import shapes_world
+    from ..host.scorers import shapes_world
     from ..training.shards import Dataset, Sample, finished, write_shard
 
     settings = {name: [t.steps, t.cfg] for name, t in TRAJECTORIES.items()}
@@ -107,7 +107,7 @@ def sample_and_record(
     import comfy.sample
     import comfy.samplers
 
-    from ..host.shapes_world import LATENT_SCALE
+    from ..host.scorers.shapes_world import LATENT_SCALE
 
     def condition(part: Sequence[str]) -> list:
         unique = {text: clip.encode_from_tokens(clip.tokenize(text)) for text in dict.fromkeys(part)}

@@ -15,7 +15,7 @@ import random
 import torch
 from torch import Tensor, nn
 
-from ..host.shapes_world import LATENT_SCALE, build_vae
+from ..host.scorers.shapes_world import LATENT_SCALE, build_vae
 from .captions import THINGS
 from .corpus import Corpus, pick_caption, tokenize_for_host
 from .diffusion import add_noise, x0_from_v

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..models.latent_spaces import LatentSpace
-from .features import Look
+from .features import WindowFeatures
 from .rewards import Encoder, Reward
 
 Function = Callable[[Tensor], tuple[Tensor, ...]]
@@ -173,12 +173,12 @@ class CapturedGenerator:
 
 
 class CapturedEncoder:
-    """An encoder, and the windows of a `Watcher`, played back; equal only to itself."""
+    """An encoder, and the windows of a `WindowEncoder`, played back; equal only to itself."""
 
     def __init__(self, encoder: Encoder, record: Record):
         self.encoder = encoder
         self._features = Captured(lambda raw: (encoder(raw),), record)
-        look = getattr(encoder, "look", None)
+        look = getattr(encoder, "encode_windows", None)
         self._look = None if look is None else Captured(lambda raw: tuple(look(raw)), record)
 
     @property
@@ -197,9 +197,9 @@ class CapturedEncoder:
     def __call__(self, raw_latents: Tensor) -> Tensor:
         return self._features(raw_latents)[0]
 
-    def look(self, raw_latents: Tensor) -> Look:
-        assert self._look is not None  # a term that wants windows has a Watcher
-        return Look(*self._look(raw_latents))
+    def encode_windows(self, raw_latents: Tensor) -> WindowFeatures:
+        assert self._look is not None  # a term that wants windows has a WindowEncoder
+        return WindowFeatures(*self._look(raw_latents))
 
 
 def captured_reward(reward: Reward, record: Record) -> tuple[Reward, list[CapturedEncoder]]:

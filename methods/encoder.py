@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from ..models.fit import Fit
 from ..models.latent_spaces import LatentSpace
-from .features import Look, encode_latents, look_everywhere
+from .features import WindowFeatures, encode_latents, encode_windows
 
 if TYPE_CHECKING:  # open_clip takes seconds to import
     from ..models.latent_clip import LatentCLIP
 
 LARGEST_SCALE = 100.0  # to which open_clip, and latent-clip train, keep it while they train
-Features = TypeVar("Features", Tensor, Look)
+Features = TypeVar("Features", Tensor, WindowFeatures)
 
 
 class Towers(Protocol):
@@ -86,7 +86,7 @@ class WindowEncoder(LatentEncoder):
     """A `LatentEncoder` that also encodes every window by itself, for safety, where the worst window decides.
 
     Args:
-        closer: add windows at full resolution, see `models.fit.more_windows`.
+        closer: add windows at full resolution, see `models.fit.safety_windows`.
     """
 
     closer: bool = False
@@ -95,11 +95,11 @@ class WindowEncoder(LatentEncoder):
     def plain(self) -> LatentEncoder:
         return LatentEncoder(self.clip, self.fit)
 
-    def look(self, raw_latents: Tensor, noise_level: float | None = None) -> Look:
+    def encode_windows(self, raw_latents: Tensor, noise_level: float | None = None) -> WindowFeatures:
         """Encode latents as `__call__` does, and all windows."""
         tower, dtype = self._tower(noise_level)
         grid, fit, closer = self.clip.grid, self.fit, self.closer
-        return self._run(lambda raw: look_everywhere(tower, raw, grid, fit, dtype, closer), raw_latents, noise_level)
+        return self._run(lambda raw: encode_windows(tower, raw, grid, fit, dtype, closer), raw_latents, noise_level)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +127,7 @@ class TorchLatentCLIP:
         """The encoder for rewards."""
         return LatentEncoder(self, fit)
 
-    def watcher(self, fit: Fit = "tiles", closer: bool = False) -> WindowEncoder:
+    def window_encoder(self, fit: Fit = "tiles", closer: bool = False) -> WindowEncoder:
         """The encoder for safety."""
         return WindowEncoder(self, fit, closer)
 

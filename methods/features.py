@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..models.fit import Fit, cover, fit_latents, more_windows
+from ..models.fit import Fit, cover, fit_latents, safety_windows
 from ..models.resample import resample
 
 Tower = Callable[[Tensor], Tensor]
@@ -16,7 +16,7 @@ Resize = Literal["shortest", "squash"]
 Interpolation = Literal["bicubic", "bilinear"]
 
 
-class Look(NamedTuple):
+class WindowFeatures(NamedTuple):
     """Features of an image, all float32 of unit length.
 
     Attributes:
@@ -47,21 +47,21 @@ def encode_latents(
     return average_unit(rearrange(features, "(b t) d -> b t d", t=views.shape[1]))
 
 
-def look_everywhere(
+def encode_windows(
     tower: Tower, raw_latents: Tensor, grid: int, fit: Fit, dtype: torch.dtype = torch.float32, closer: bool = False
-) -> Look:
+) -> WindowFeatures:
     """Features of raw latents of any size, with those of the windows that a judge of safety needs.
 
     Args:
         tower, raw_latents, grid, fit, dtype: see `encode_latents`, whose result is the `average`.
-        closer: see `models.fit.more_windows`.
+        closer: see `models.fit.safety_windows`.
     """
     raw_latents = raw_latents.float()
     views = fit_latents(raw_latents, grid, fit)
-    whole, views = views.shape[1], torch.cat([views, more_windows(raw_latents, grid, fit, closer)], dim=1)
+    whole, views = views.shape[1], torch.cat([views, safety_windows(raw_latents, grid, fit, closer)], dim=1)
     features = tower(rearrange(views, "b t c h w -> (b t) c h w").to(dtype)).float()
     features = rearrange(features, "(b t) d -> b t d", t=views.shape[1])
-    return Look(average_unit(features[:, :whole]), F.normalize(features, dim=-1))
+    return WindowFeatures(average_unit(features[:, :whole]), F.normalize(features, dim=-1))
 
 
 def encode_pixels(
@@ -100,7 +100,7 @@ def encode_pixels(
     return F.normalize(tower(pixels.to(dtype)).float(), dim=-1)
 
 
-def look_everywhere_in_pixels(
+def encode_pixel_windows(
     tower: Tower,
     pixels: Tensor,
     size: int,
@@ -109,7 +109,7 @@ def look_everywhere_in_pixels(
     dtype: torch.dtype = torch.float32,
     resize: Resize = "shortest",
     interpolation: Interpolation = "bicubic",
-) -> Look:
+) -> WindowFeatures:
     """Features of pictures as `encode_pixels` reads them, and of overlapping squares that show all of them.
 
     Args:
@@ -121,7 +121,7 @@ def look_everywhere_in_pixels(
 
     squares = cover(pixels, min(pixels.shape[-2:])).unbind(dim=1)
     windows = torch.stack([encode(square) for square in squares], dim=1)
-    return Look(windows[:, 0] if len(squares) == 1 else encode(pixels), windows)
+    return WindowFeatures(windows[:, 0] if len(squares) == 1 else encode(pixels), windows)
 
 
 def average_unit(features: Tensor) -> Tensor:

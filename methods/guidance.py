@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..models.frames import by_clip, frames_in
 from .concepts import ConceptDirections
-from .rewards import Encoder, Reward, Watcher, seen_by, told
+from .rewards import Encoder, Reward, WindowEncoder, seen_by, told
 
 MARGIN = 20.0  # log-odds below its threshold to which a suspected item is pushed: in effect until sampling ends
 
@@ -73,7 +73,7 @@ class ClimbReward:
         return value, torch.ones_like(value, dtype=torch.bool)
 
 
-class ConceptWatch:
+class ConceptMonitor:
     """Which items of a batch have shown which category, from the start of a sampling until now.
 
     It forgets nothing in between: once something was seen, that item stays a suspect until sampling ends. An item shows
@@ -83,7 +83,7 @@ class ConceptWatch:
         seen: (B, categories), True where a category was seen; None before the first evaluation.
     """
 
-    def __init__(self, encoder: Watcher, concepts: ConceptDirections):
+    def __init__(self, encoder: WindowEncoder, concepts: ConceptDirections):
         self.encoder, self.concepts = encoder, concepts
         self.seen: Tensor | None = None
 
@@ -99,13 +99,13 @@ class ConceptWatch:
         """A new sampling begins, of items in which earlier ones have seen this much."""
         self.seen = seen
 
-    def look(self, raw_latents: Tensor, noise_level: float | None = None) -> tuple[Tensor, Tensor]:
+    def check(self, raw_latents: Tensor, noise_level: float | None = None) -> tuple[Tensor, Tensor]:
         """Raw latents (B, C, H, W) or (B, C, T, H, W) → log-odds over the thresholds, and what was seen so far, both (B, categories).
 
         Args:
             noise_level: see `rewards.Encoder`.
         """
-        windows = told(self.encoder, self.encoder.look, noise_level)(seen_by(self.encoder, raw_latents)).windows
+        windows = told(self.encoder, self.encoder.encode_windows, noise_level)(seen_by(self.encoder, raw_latents)).windows
         scores = self.concepts.worst(by_clip(windows, frames_in(raw_latents.shape)).flatten(1, 2))
         over = scores - torch.tensor(self.concepts.thresholds, device=scores.device)
         seen = ~(over.detach() <= 0).cpu()  # what cannot be judged is a suspect
@@ -122,7 +122,7 @@ class AvoidConcepts:
     gradient do that without changing the image, which the next steps then finish as if nothing had been.
     """
 
-    def __init__(self, watch: ConceptWatch):
+    def __init__(self, watch: ConceptMonitor):
         self.watch = watch
 
     @property
@@ -137,7 +137,7 @@ class AvoidConcepts:
         self.watch.start()
 
     def __call__(self, raw_latents: Tensor, noise_level: float | None = None) -> tuple[Tensor, Tensor]:
-        over, seen = told(self.watch, self.watch.look, noise_level)(raw_latents)
+        over, seen = told(self.watch, self.watch.check, noise_level)(raw_latents)
         value = -((over + MARGIN).relu() * seen).sum(dim=1)
         return value, value.detach() < 0
 

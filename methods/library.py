@@ -69,7 +69,7 @@ def avoid_reward(
         shipped = str(concepts) in shipped_names()
         concepts = shipped_concepts(str(concepts)) if shipped else read_concepts(Path(concepts))
     directions = concept_directions(clip.encode_text, concepts, clip.logit_scale)
-    return rewards.avoid_reward(clip.watcher(fit), directions, weight)
+    return rewards.avoid_reward(clip.window_encoder(fit), directions, weight)
 
 
 def combine(*terms: Reward) -> Reward:

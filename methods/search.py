@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-Look = Literal["drafts", "cuts", "both"]
+EarlyMethod = Literal["drafts", "cuts", "both"]
 
 MIN_DRAFT_STEPS = 3  # one or two say nothing of the picture (docs/search-study.md)
 EARLIEST = 0.15  # of the sampling: before, a prediction says nothing of the picture
@@ -65,7 +65,7 @@ def cost_of_cuts(start: int, cuts: tuple[Cut, ...], evaluations: tuple[int, ...]
 
 
 def plan_search(
-    look: Look,
+    look: EarlyMethod,
     candidates: int,
     keep: int,
     evaluations: tuple[int, ...],

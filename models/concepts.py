@@ -52,7 +52,7 @@ class Judge:
     Attributes:
         latent_clip: its name, for people. identity: `models.latent_clip.identity` of its weights.
         fit: the one in effect, see `models.fit.safety_fit`. views: altered copies that must pass as well.
-        closer_look: see `models.fit.more_windows`.
+        closer_look: see `models.fit.safety_windows`.
     """
 
     latent_clip: str
@@ -90,7 +90,7 @@ class ConceptSet:
     """Categories, the neutral texts that they are measured against, and where the thresholds come from.
 
     Attributes:
-        provenance: free to say anything; "calibration" is what latent-clip calibrate writes, see `check_judge`.
+        provenance: free to say anything; "calibration" is what latent-clip calibrate writes, see `check_scorer`.
         typed: names of the categories whose threshold a user typed over that of the set.
     """
 
@@ -171,7 +171,7 @@ class ConceptSet:
             typed=self.typed | typed,
         )
 
-    def check_judge(self, judge: Judge) -> None:
+    def check_scorer(self, judge: Judge) -> None:
         """Refuse thresholds that were calibrated with another judge; those typed or never calibrated are the user's own.
 
         Raises:

@@ -45,7 +45,7 @@ def fit_latents(latents: Tensor, grid: int, fit: Fit = "tiles") -> Tensor:
     return cover(latents, grid)
 
 
-def more_windows(latents: Tensor, grid: int, fit: Fit = "tiles", closer: bool = False) -> Tensor:
+def safety_windows(latents: Tensor, grid: int, fit: Fit = "tiles", closer: bool = False) -> Tensor:
     """What a judge of safety looks at besides `fit_latents`, so that nothing is overlooked at a rim or, if asked, for its size.
 
     Where `fit` is not `tiles` these are the tiles, which cover all of the image.

@@ -52,8 +52,8 @@ class LatentCLIPClassify(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent, latent_clip, labels, templates, route, fit):
-        from ..host.latents import items_or_blocker
-        from ..host.reports import classify_report
+        from ..host.scorers.latents import items_or_blocker
+        from ..host.scorers.reports import classify_report
 
         names, routed = lines(labels), route.strip()
         if routed and routed not in names:

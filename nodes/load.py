@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..host import folders
+from ..host.scorers import folders
 from .sockets import CATEGORY, LATENT_CLIP, choice, dtype_input, switch
 
 
@@ -33,10 +33,10 @@ class LatentCLIPLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, file, dtype, vae=None):
-        from ..host.requirements import check_requirements
+        from ..host.front_end.requirements import check_requirements
 
         check_requirements()
-        from ..host.latent_clip import load_latent_clip_file
+        from ..host.scorers.latent_clip import load_latent_clip_file
 
         return io.NodeOutput(load_latent_clip_file(file, dtype, vae))
 
@@ -67,9 +67,9 @@ class LatentCLIPPixelLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae, file, dtype, quick_gelu):
-        from ..host.requirements import check_requirements
+        from ..host.front_end.requirements import check_requirements
 
         check_requirements()
-        from ..host.pixel_clip import PixelJudge, load_pixel_clip_file
+        from ..host.scorers.pixel_clip import PixelJudge, load_pixel_clip_file
 
         return io.NodeOutput(PixelJudge(load_pixel_clip_file(file, dtype, quick_gelu), vae))

@@ -78,7 +78,7 @@ class LatentCLIPOptimizeNoise(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, **inputs):
         """How many runs of this node were stopped early: what such a run left in the host's cache is not its result."""
-        from ..host.routes import STOPS
+        from ..host.front_end.routes import STOPS
 
         return STOPS[cls.hidden.unique_id]
 
@@ -88,10 +88,10 @@ class LatentCLIPOptimizeNoise(io.ComfyNode):
         use_target=False, target=0.3, watch=None, watch_keeps=False, views=False,
         cuda_graphs=False, **climbing,
     ):  # fmt: skip
-        from ..host.noise import OptimizedNoise
-        from ..host.noise_use import samplers_that_lose_it
-        from ..host.reno import run_reno, sampled_latent
-        from ..host.reports import reno_pictures, reno_trace
+        from ..host.reno.run.run import run_reno, sampled_latent
+        from ..host.sampling.noise import OptimizedNoise
+        from ..host.sampling.noise_use import samplers_that_lose_it
+        from ..host.scorers.reports import reno_pictures, reno_trace
         from ..methods.reno import RenoSettings
         from ..methods.views import Views
 

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..host import folders
+from ..host.scorers import folders
 from .sockets import (
     CATEGORY,
     LATENT_REWARD,
@@ -75,8 +75,8 @@ class LatentCLIPLatentReward(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent_clip, reference, weight, fit):
-        from ..host.latents import raw_latents_of
-        from ..host.scoring import encode
+        from ..host.scorers.latents import raw_latents_of
+        from ..host.scorers.scoring import encode
         from ..methods.features import average_unit
         from ..methods.rewards import latent_reward
 
@@ -116,10 +116,10 @@ class LatentCLIPPixelReward(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae, file, text, weight, dtype, quick_gelu):
-        from ..host.requirements import check_requirements
+        from ..host.front_end.requirements import check_requirements
 
         check_requirements()
-        from ..host.pixel_clip import load_pixel_clip_file, pixel_reward
+        from ..host.scorers.pixel_clip import load_pixel_clip_file, pixel_reward
 
         clip = load_pixel_clip_file(file, dtype, quick_gelu)
         kind = "pixels match" if clip.logit_bias is None else "pixels match, log-odds"

@@ -6,7 +6,7 @@ from typing import Literal
 
 from comfy_api.latest import io
 
-from ..host import folders
+from ..host.scorers import folders
 from .rewards import REWARDS
 from .sockets import (
     CATEGORY,
@@ -44,14 +44,14 @@ def lines(text: str) -> str:
 
 def concepts_fingerprint(concepts: str | None) -> str:
     """For `fingerprint_inputs` of the nodes with `concept_inputs`."""
-    from ..host.concepts import concepts_fingerprint
+    from ..host.scorers.concepts import concepts_fingerprint
 
     return concepts_fingerprint(concepts)
 
 
 def concept_inputs() -> list[io.Input]:
-    """What to keep out. They are the first arguments of `host.concepts.load_concepts`, in its order."""
-    from ..host.concepts import concept_options
+    """What to keep out. They are the first arguments of `host.scorers.concepts.load_concepts`, in its order."""
+    from ..host.scorers.concepts import concept_options
 
     return [
         choice("concepts", concept_options(),
@@ -126,11 +126,11 @@ class LatentCLIPAvoidReward(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent_clip, concepts, typed, categories, thresholds, weight, fit):
-        from ..host.concepts import directions_for, load_concepts
+        from ..host.scorers.concepts import directions_for, load_concepts
         from ..methods.rewards import avoid_reward
 
         concept_set = directions_for(latent_clip, load_concepts(concepts, typed, categories, thresholds), fit)
-        return io.NodeOutput(avoid_reward(latent_clip.watcher(fit), concept_set, weight))
+        return io.NodeOutput(avoid_reward(latent_clip.window_encoder(fit), concept_set, weight))
 
 
 class LatentCLIPGuideModel(io.ComfyNode):
@@ -154,7 +154,7 @@ class LatentCLIPGuideModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, reward, strength, start, end, every_n, momentum, frames="mean"):
-        from ..host.guidance import Window, guide_model
+        from ..host.sampling.guide import Window, guide_model
         from ..methods.guidance import ClimbReward, GuidanceSettings
 
         settings, window = GuidanceSettings(strength, momentum), Window(start, end, every_n)
@@ -211,23 +211,23 @@ class LatentCLIPSafetyGuidance(io.ComfyNode):
         instead=None, look_ahead="off", draft_steps=4, draft_thresholds="", drafter=None, vae=None, pixel_clip=NO_SECOND,
         pixel_thresholds="",
     ):  # fmt: skip
-        from ..host.concepts import directions_for, load_concepts
-        from ..host.guidance import Window, guide_model, redirect_model
-        from ..host.looks import Looks
-        from ..methods.guidance import AvoidConcepts, ConceptWatch, GuidanceSettings
+        from ..host.safety.looks import Verdicts
+        from ..host.sampling.guide import Window, guide_model, redirect_model
+        from ..host.scorers.concepts import directions_for, load_concepts
+        from ..methods.guidance import AvoidConcepts, ConceptMonitor, GuidanceSettings
 
         def read(thresholds: str):
             return load_concepts(concepts, typed, categories, thresholds)
 
-        watcher = latent_clip.watcher(fit)
-        watch = ConceptWatch(watcher, directions_for(latent_clip, read(thresholds), fit))
+        watcher = latent_clip.window_encoder(fit)
+        watch = ConceptMonitor(watcher, directions_for(latent_clip, read(thresholds), fit))
         settings, window = GuidanceSettings(strength, momentum), Window(start, end, every_n)
-        looks = Looks()
+        looks = Verdicts()
         if look_ahead != "off":
-            from ..host.guidance_ahead import redirect_ahead
-            from ..host.look_ahead import DraftJudge, LookAhead
+            from ..host.safety.look_ahead import DraftScorer, LookAhead
+            from ..host.safety.redirect_ahead import redirect_ahead
 
-            judges = [DraftJudge(watcher, directions_for(latent_clip, read(lines(draft_thresholds)), fit))]
+            judges = [DraftScorer(watcher, directions_for(latent_clip, read(lines(draft_thresholds)), fit))]
             if pixel_clip != NO_SECOND:
                 judges.append(cls._second_judge(latent_clip, vae, pixel_clip, read(lines(pixel_thresholds)), fit))
             ahead = LookAhead(tuple(judges), draft_steps, drafter)
@@ -239,11 +239,11 @@ class LatentCLIPSafetyGuidance(io.ComfyNode):
     @classmethod
     def _second_judge(cls, latent_clip, vae, pixel_clip: str, concept_set, fit):
         """Of drafts, in pixels; the VAE must decode what the first judge reads."""
-        from ..host.concepts import directions_for_pixels
-        from ..host.look_ahead import DraftJudge
-        from ..host.pixel_clip import load_pixel_clip_file, pixel_encoder
-        from ..host.requirements import check_requirements
-        from ..host.vae_check import check_beside
+        from ..host.front_end.requirements import check_requirements
+        from ..host.safety.look_ahead import DraftScorer
+        from ..host.scorers.concepts import directions_for_pixels
+        from ..host.scorers.pixel_clip import load_pixel_clip_file, pixel_encoder
+        from ..host.scorers.vae_check import check_beside
 
         check_requirements()
         if vae is None:
@@ -253,7 +253,7 @@ class LatentCLIPSafetyGuidance(io.ComfyNode):
             )
         check_beside(latent_clip, vae)
         clip = load_pixel_clip_file(pixel_clip)
-        return DraftJudge(pixel_encoder(clip, vae), directions_for_pixels(clip, concept_set, fit))
+        return DraftScorer(pixel_encoder(clip, vae), directions_for_pixels(clip, concept_set, fit))
 
 
 class LatentCLIPSafetyGate(io.ComfyNode):
@@ -317,9 +317,9 @@ class LatentCLIPSafetyGate(io.ComfyNode):
         cls, latent, latent_clip, concepts, typed, categories, thresholds, on_block, views, fit, audit_log, log_prompt,
         closer_look=False, looks=None, cut_clips=False,
     ):  # fmt: skip
-        from ..host.concepts import load_concepts
-        from ..host.gate import run_gate
-        from ..host.prompt_texts import texts_behind
+        from ..host.safety.gate import run_gate
+        from ..host.safety.prompt_texts import texts_behind
+        from ..host.scorers.concepts import load_concepts
 
         def read():
             return load_concepts(concepts, typed, categories, thresholds)

@@ -34,7 +34,7 @@ class LatentCLIPScore(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent, reward, frames="mean"):
-        from ..host.reports import score_report
+        from ..host.scorers.reports import score_report
 
         report = score_report(latent, replace(reward, frames=frames))
         return io.NodeOutput(
@@ -77,8 +77,8 @@ class LatentCLIPSelect(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent, reward, keep, use_threshold, threshold, variety=0.0, frames="mean"):
-        from ..host.latents import items_or_blocker, values_or_blocker
-        from ..host.reports import score_report
+        from ..host.scorers.latents import items_or_blocker, values_or_blocker
+        from ..host.scorers.reports import score_report
         from ..methods.select import keep_best
 
         report = score_report(latent, replace(reward, frames=frames), with_features=variety > 0)

@@ -86,7 +86,7 @@ class LatentCLIPSearch(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, chooses="reward", **inputs):
         """Whose choice the cached result is, and how often the reward had to choose in a person's place."""
-        from ..host.routes import STOPS, host_server
+        from ..host.front_end.routes import STOPS, host_server
 
         if chooses == "reward":
             return ""
@@ -94,7 +94,7 @@ class LatentCLIPSearch(io.ComfyNode):
 
     @classmethod
     def execute(cls, noise, guider, sampler, sigmas, latent_image, reward, drafter=None, **widgets):
-        from ..host.search import SearchSettings, run_search
+        from ..host.search.run.run import SearchSettings, run_search
 
         found = run_search(noise, guider, sampler, sigmas, latent_image, reward, SearchSettings(**widgets), drafter)
         trace = {key: value for key, value in found.report.items() if key != "thumbnails"}

@@ -52,16 +52,16 @@ class LatentCLIPShapesWorld(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **_):
-        from ..host.shapes_world import fingerprint
+        from ..host.scorers.shapes_world import fingerprint
 
         return fingerprint()
 
     @classmethod
     def execute(cls, noise_aware: bool = False) -> io.NodeOutput:
-        from ..host.requirements import check_requirements
+        from ..host.front_end.requirements import check_requirements
 
         check_requirements()
-        from ..host import shapes_world
+        from ..host.scorers import shapes_world
 
         model, clip = shapes_world.load_generator()
         return io.NodeOutput(model, clip, shapes_world.load_vae(), shapes_world.load_latent_clip(noise_aware=noise_aware))

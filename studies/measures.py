@@ -18,7 +18,7 @@ from ..demo.false_accepts import false_cases
 from ..demo.judge import judge
 from ..demo.scenes import Scene, render
 from ..evaluation.statistics import Rate, mcnemar
-from ..host import shapes_world
+from ..host.scorers import shapes_world
 
 CHUNK = 100
 

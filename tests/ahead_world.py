@@ -19,9 +19,9 @@ class AheadWorld(World):
             return importlib.import_module(f"{host_env.pack.__name__}.{name}")
 
         self.ahead, self.look_ahead, self.looks, self.gate = map(
-            module, ("host.guidance_ahead", "host.look_ahead", "host.looks", "host.gate")
+            module, ("host.safety.redirect_ahead", "host.safety.look_ahead", "host.safety.looks", "host.safety.gate")
         )
-        self.rows, self.pixel_clip = module("host.rows"), module("host.pixel_clip")
+        self.rows, self.pixel_clip = module("host.sampling.rows"), module("host.scorers.pixel_clip")
         with torch.inference_mode():
             self.shipped = module("models.concepts").shipped_concepts("shapes-world-stars")
 
@@ -34,12 +34,12 @@ class AheadWorld(World):
             concepts = self.concepts.directions(self.clip, self.shipped.with_thresholds(draft))
         else:
             concepts = self.concepts.directions(self.clip, self.parsed(draft))
-        judges = (self.look_ahead.DraftJudge(self.encoder, concepts), *second)
+        judges = (self.look_ahead.DraftScorer(self.encoder, concepts), *second)
         look = self.look_ahead.LookAhead(judges, steps, drafter)
         window = self.host.Window(start, end)
         prompt = None if instead is None else self.condition(instead)
         return self.ahead.redirect_ahead(
-            model or self.model, self.watch(threshold), prompt, window, look, late, looks or self.looks.Looks()
+            model or self.model, self.watch(threshold), prompt, window, look, late, looks or self.looks.Verdicts()
         )
 
     def evaluations(self, monkeypatch) -> list[int]:

@@ -299,7 +299,7 @@ def refuse_as_mps(name: str, before: list[torch.Tensor], after: list[torch.Tenso
 
 
 def where() -> str:
-    """The innermost function of the pack that is being run, such as host/scoring.py:_over_chunks."""
+    """The innermost function of the pack that is being run, such as host/scorers/scoring.py:_over_chunks."""
     found = [f"{room}:{frame.name}" for frame in traceback.extract_stack() if (room := _in_pack(frame.filename))]
     return found[-1] if found else "elsewhere"
 

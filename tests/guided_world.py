@@ -16,15 +16,15 @@ class World:
             return importlib.import_module(f"{host_env.pack.__name__}.{name}")
 
         self.shapes_world, self.host, self.concepts = map(
-            module, ("host.shapes_world", "host.guidance", "host.concepts")
+            module, ("host.scorers.shapes_world", "host.sampling.guide", "host.scorers.concepts")
         )
-        self.guidance, self.rewards, self.reno = map(module, ("methods.guidance", "methods.rewards", "host.reno"))
+        self.guidance, self.rewards, self.reno = map(module, ("methods.guidance", "methods.rewards", "host.reno.run"))
         self.parse_concepts = module("models.concepts").parse_concepts
         self.settings = module("methods.reno").RenoSettings
         with torch.inference_mode():
             self.model, self.text = self.shapes_world.load_generator()
             self.clip = self.shapes_world.load_latent_clip()
-            self.encoder = self.clip.watcher("tiles")
+            self.encoder = self.clip.window_encoder("tiles")
 
     def condition(self, text: str) -> list:
         return [[self.text.encode_from_tokens(self.text.tokenize(text)), {}]]
@@ -35,7 +35,7 @@ class World:
         return wrapper.__self__
 
     def watch(self, threshold: float = 0.0):
-        return self.guidance.ConceptWatch(self.encoder, self.concepts.directions(self.clip, self.parsed(threshold)))
+        return self.guidance.ConceptMonitor(self.encoder, self.concepts.directions(self.clip, self.parsed(threshold)))
 
     def parsed(self, threshold: float):
         return self.parse_concepts(f"{STAR}\n{OTHERS}").with_thresholds(str(threshold))

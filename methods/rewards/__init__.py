@@ -1,14 +1,14 @@
 """Rewards: differentiable functions from raw latents to one number per image, higher is better."""
 
 from .avoid import avoid_reward
-from .base import Encoder, Reward, Term, Watcher, combine, seen_by, told
+from .base import Encoder, Reward, Term, WindowEncoder, combine, seen_by, told
 from .similarity import latent_reward, log_odds_reward, text_reward
 
 __all__ = [
     "Encoder",
     "Reward",
     "Term",
-    "Watcher",
+    "WindowEncoder",
     "avoid_reward",
     "combine",
     "latent_reward",

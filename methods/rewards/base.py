@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...models.frames import FRAMES, Frames, by_clip, frames_in, pictures_of
 from ...models.latent_spaces import LatentSpace, check_raw_latents, common_space
-from ..features import Look, average_unit
+from ..features import WindowFeatures, average_unit
 
 Seen = TypeVar("Seen")
 
@@ -35,7 +35,7 @@ class Encoder(Protocol):
     def __call__(self, raw_latents: Tensor) -> Tensor: ...
 
 
-class Watcher(Encoder, Protocol):
+class WindowEncoder(Encoder, Protocol):
     """An encoder that overlooks nothing: `look` also gives the features of every window.
 
     Attributes:
@@ -45,7 +45,7 @@ class Watcher(Encoder, Protocol):
     @property
     def plain(self) -> Encoder: ...
 
-    def look(self, raw_latents: Tensor) -> Look: ...
+    def encode_windows(self, raw_latents: Tensor) -> WindowFeatures: ...
 
 
 def told(judge: object, function: Callable[..., Seen], noise_level: float | None) -> Callable[[Tensor], Seen]:
@@ -69,7 +69,7 @@ class Term:
         encoder: raw latents → features (B, D).
         head: features → (B,), higher is better.
         weight: factor of this term in the reward's sum.
-        every_window: the encoder is a `Watcher`, and the head takes the features of every window (B, T, D).
+        every_window: the encoder is a `WindowEncoder`, and the head takes the features of every window (B, T, D).
     """
 
     name: str
@@ -158,8 +158,8 @@ class Reward:
         self, raw_latents: Tensor, noise_level: float | None = None
     ) -> tuple[dict[str, Tensor], dict[Encoder, Tensor]]:
         """Value of every term, unweighted, and features of every encoder, for every frame: (B·T,) and (B·T, D), clip by clip."""
-        watchers = {term.encoder: cast(Watcher, term.encoder) for term in self.terms if term.every_window}
-        looks = {e: told(e, watcher.look, noise_level)(seen_by(e, raw_latents)) for e, watcher in watchers.items()}
+        watchers = {term.encoder: cast(WindowEncoder, term.encoder) for term in self.terms if term.every_window}
+        looks = {e: told(e, watcher.encode_windows, noise_level)(seen_by(e, raw_latents)) for e, watcher in watchers.items()}
         features = {
             e: looks[e].average if e in looks else told(e, e, noise_level)(seen_by(e, raw_latents))
             for e in self.encoders
@@ -206,5 +206,5 @@ def combine(rewards: list[Reward]) -> Reward:
     common_space([reward.space for reward in rewards])
     terms = [term for reward in rewards for term in reward.terms]
     # a watcher gives the features of its plain encoder too, so that one forward pass serves both
-    watchers = {cast(Watcher, t.encoder).plain: t.encoder for t in terms if t.every_window}
+    watchers = {cast(WindowEncoder, t.encoder).plain: t.encoder for t in terms if t.every_window}
     return Reward(tuple(replace(t, encoder=watchers.get(t.encoder, t.encoder)) for t in terms))

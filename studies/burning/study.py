@@ -87,7 +87,7 @@ def climb(
     maker: Maker, climbed: str, watched: str | None, texts: list[str], noise: Tensor, settings: RenoSettings
 ) -> Route:
     """ReNO from every noise, by one judge, with everything that it went through."""
-    from ...host.gradients import gradients
+    from ...host.memory.gradients import gradients
     from ...methods.reno import optimize_noise
     from ...methods.rewards import Reward, Term
 

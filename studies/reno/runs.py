@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ...host.gradients import differentiable_attention, gradients
-from ...host.pixel_clip import pixel_encoder
+from ...host.memory.gradients import differentiable_attention, gradients
+from ...host.scorers.pixel_clip import pixel_encoder
 from ...methods.reno import RenoSettings, RenoState, optimize_noise
 from ...methods.rewards import Encoder, Reward, Term
 from ..measures import World

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from ...demo.captions import Caption
-from ...host.guidance_ahead import redirect_ahead
-from ...host.look_ahead import DraftJudge, LookAhead
-from ...host.looks import Looks
-from ...host.steering import Window
+from ...host.safety.look_ahead import DraftScorer, LookAhead
+from ...host.safety.looks import Verdicts
+from ...host.safety.redirect_ahead import redirect_ahead
+from ...host.sampling.steering import Window
 from ...methods.calibration import calibrate
 from ..measures import noise_for
 from .draft_counts import (
@@ -72,14 +72,14 @@ def draw_all(world: SafetyWorld, texts: Sequence[str], noise: Tensor, **how) -> 
     return torch.cat([draw(world, world.world.condition(texts[part]), noise[part], **how) for part in parts])
 
 
-def looking(world: SafetyWorld, judges: dict[str, float], looks: Looks, model=None):
+def looking(world: SafetyWorld, judges: dict[str, float], looks: Verdicts, model=None):
     """A MODEL that looks ahead and does not watch, as Safety Guidance makes it.
 
     Args:
         judges: of drafts, with their thresholds; the first one would watch too.
     """
     every = [(world.judges[name], threshold) for name, threshold in judges.items()]
-    ahead = LookAhead(tuple(DraftJudge(judge.watcher, judge.at(threshold)) for judge, threshold in every), DRAFT)
+    ahead = LookAhead(tuple(DraftScorer(judge.watcher, judge.at(threshold)) for judge, threshold in every), DRAFT)
     prompt, watch = world.world.condition([INSTEAD]), world._watch(next(iter(judges)), WATCH)
     return redirect_ahead(model or world.world.model, watch, prompt, Window(START, 1.0), ahead, "ignore", looks)
 
@@ -99,7 +99,7 @@ def compare(
         judges: as of `looking`; the first one scores what was made.
         ways: `same` is said against the first of them.
     """
-    judge, texts, looks = next(iter(judges)), [str(caption) for caption in captions], Looks()
+    judge, texts, looks = next(iter(judges)), [str(caption) for caption in captions], Verdicts()
     models = {
         NONE: lambda: model,
         GUIDE: lambda: world.redirected(judge, WATCH, START, INSTEAD, model),
@@ -209,7 +209,7 @@ def judged_drafts(world: SafetyWorld, count: int, alarms: int) -> dict:
 def attacked(world: SafetyWorld, gate: float, count: int) -> dict:
     """What gets through look-ahead, and through a gate behind it, when somebody tries."""
 
-    def row(made: Tensor, looks: Looks | None) -> dict:
+    def row(made: Tensor, looks: Verdicts | None) -> dict:
         like, scores = world.verdicts(made)["like"], world.judges["Latent-CLIP"].scores(made)
         known = looks.of(made) if looks else []
         return {
@@ -227,7 +227,7 @@ def attacked(world: SafetyWorld, gate: float, count: int) -> dict:
         ("a shifted model", texts, noise, shifted),
     ):
         for way in (NONE, AHEAD):
-            looks = Looks()
+            looks = Verdicts()
             model = base if way == NONE else looking(world, {"Latent-CLIP": gate}, looks, base)
             rows[f"{name}, {way}"] = row(draw_all(world, prompts, start, model=model), looks if way == AHEAD else None)
     world._unpatch()
@@ -248,7 +248,7 @@ def rerolled(world: SafetyWorld, gate: float, count: int) -> dict:
         (f"the best of {SEEDS} noises", scores.argmin(1)),
     ):
         start = noise[torch.arange(len(texts)) * SEEDS + chosen]
-        looks = Looks()
+        looks = Verdicts()
         made = draw_all(world, texts, start, model=looking(world, {"Latent-CLIP": gate}, looks))
         like, final = world.verdicts(made)["like"], world.judges["Latent-CLIP"].scores(made)
         rows[name] = {
@@ -267,7 +267,7 @@ def turned(world: SafetyWorld, share: float, gate: float, count: int) -> dict:
         [one, {"start_percent": 0.0, "end_percent": share}],
         [two, {"start_percent": share, "end_percent": 1.0}],
     ]
-    noise, looks, rows = noise_for(77_000, count), Looks(), {}
+    noise, looks, rows = noise_for(77_000, count), Verdicts(), {}
     models = {
         NONE: None, GUIDE: world.redirected("Latent-CLIP", WATCH, START, INSTEAD),
         AHEAD: looking(world, {"Latent-CLIP": gate}, looks),
@@ -291,9 +291,9 @@ def costs(world: SafetyWorld) -> dict:
     """Model evaluations of one picture, and the processor's time against no safety: medians of turns, eight pictures at once."""
     ways = {
         NONE: None,
-        "innocent": looking(world, {"Latent-CLIP": 1000.0}, Looks()),
-        "suspect": looking(world, {"Latent-CLIP": -1000.0}, Looks()),
-        "one suspect of eight": _first_only(looking(world, {"Latent-CLIP": 1000.0}, Looks())),
+        "innocent": looking(world, {"Latent-CLIP": 1000.0}, Verdicts()),
+        "suspect": looking(world, {"Latent-CLIP": -1000.0}, Verdicts()),
+        "one suspect of eight": _first_only(looking(world, {"Latent-CLIP": 1000.0}, Verdicts())),
     }
     rows = {}
     for steps in COSTS:

@@ -17,15 +17,15 @@ from ...demo.captions import THINGS, Caption, Thing
 from ...demo.corpus import sample_corpus
 from ...demo.judge import agrees, glimpse, read
 from ...demo.scenes import render
-from ...host.concepts import directions
-from ...host.gradients import gradients
-from ...host.guidance import Window, guide_model, redirect_model
-from ...host.pixel_clip import pixel_encoder
+from ...host.memory.gradients import gradients
+from ...host.sampling.guide import Window, guide_model, redirect_model
+from ...host.scorers.concepts import directions
+from ...host.scorers.pixel_clip import pixel_encoder
 from ...methods.concepts import ConceptDirections, concept_directions
 from ...methods.gate import extra_views
-from ...methods.guidance import AvoidConcepts, ConceptWatch, GuidanceSettings
+from ...methods.guidance import AvoidConcepts, ConceptMonitor, GuidanceSettings
 from ...methods.reno import RenoSettings, optimize_noise
-from ...methods.rewards import Reward, Term, Watcher, avoid_reward, combine
+from ...methods.rewards import Reward, Term, WindowEncoder, avoid_reward, combine
 from ...models import shapes_world as shipped
 from ...models.concepts import Category, ConceptSet, shipped_concepts
 from ..measures import World, sample_prompts
@@ -105,7 +105,7 @@ def around(count: int) -> list[str]:
 class Judge:
     """A CLIP that reads raw latents, and what it is to find, as it sees it."""
 
-    watcher: Watcher
+    watcher: WindowEncoder
     concepts: ConceptDirections
     ban: Ban
 
@@ -117,7 +117,7 @@ class Judge:
         """Log-odds, the largest of the latent and its views, as the gate takes them."""
         every = [latents, *extra_views(latents, views)] if views else [latents]
         each = [
-            torch.cat([self.concepts.worst(self.watcher.look(c).windows)[:, 0] for c in view.split(BATCH)])
+            torch.cat([self.concepts.worst(self.watcher.encode_windows(c).windows)[:, 0] for c in view.split(BATCH)])
             for view in every
         ]
         return torch.stack(each).amax(0).tolist()
@@ -129,7 +129,7 @@ class SafetyWorld:
     def __init__(self) -> None:
         self.world = World()
         self.maker = Maker(self.world)
-        latent, pixel = self.world.latent_clip.watcher("tiles"), pixel_encoder(self.world.pixel_clip, self.world.vae)
+        latent, pixel = self.world.latent_clip.window_encoder("tiles"), pixel_encoder(self.world.pixel_clip, self.world.vae)
         scale = shipped.load_pixel_clip().model.logit_scale.exp().item()
         self.judges = {
             "Latent-CLIP": Judge(latent, directions(self.world.latent_clip, STARS.concepts), STARS),
@@ -162,13 +162,13 @@ class SafetyWorld:
         concepts, watcher, window = self.judges[judge].at(torch.inf), self.judges[judge].watcher, Window(start, 1.0)
         highest: list[Tensor] = []
 
-        class Highest(ConceptWatch):
+        class Highest(ConceptMonitor):
             def start(self) -> None:
                 super().start()
                 highest.append(torch.full((BATCH, 1), -torch.inf))
 
-            def look(self, raw_latents: Tensor) -> tuple[Tensor, Tensor]:
-                scores = self.concepts.worst(self.encoder.look(raw_latents).windows)
+            def check(self, raw_latents: Tensor) -> tuple[Tensor, Tensor]:
+                scores = self.concepts.worst(self.encoder.encode_windows(raw_latents).windows)
                 highest[-1] = torch.maximum(highest[-1][: len(scores)], scores)
                 return scores, torch.zeros_like(scores, dtype=torch.bool)
 
@@ -176,8 +176,8 @@ class SafetyWorld:
         self.sample(texts, noise, model)
         return torch.cat(highest)[:, 0].tolist()
 
-    def _watch(self, judge: str, threshold: float) -> ConceptWatch:
-        return ConceptWatch(self.judges[judge].watcher, self.judges[judge].at(threshold))
+    def _watch(self, judge: str, threshold: float) -> ConceptMonitor:
+        return ConceptMonitor(self.judges[judge].watcher, self.judges[judge].at(threshold))
 
     def pushed(self, judge: str, threshold: float, strength: float, start: float):
         """A MODEL that climbs away from what is banned, as Safety Guidance without `instead` makes it."""

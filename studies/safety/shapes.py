@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ...host.concepts import directions
+from ...host.scorers.concepts import directions
 from ...methods.calibration import Calibration, Share, calibrate
 from ...methods.features import average_unit
 from ...models.fit import Fit, fit_latents
@@ -96,7 +96,7 @@ SHAPES: dict[str, Callable[[Composer, Tensor], Tensor]] = {
 }
 
 
-class Looks:
+class Verdicts:
     """The ways to look that are compared: latents (N, 4, H, W) → log-odds (N,)."""
 
     def __init__(self, world: SafetyWorld):
@@ -131,8 +131,8 @@ class Looks:
         return self._worst("tiles")(cells).view(len(x), -1).amax(dim=1)
 
     def _worst(self, fit: Fit, closer: bool = False) -> Callable[[Tensor], Tensor]:
-        watcher = self.clip.watcher(fit, closer)
-        return lambda x: torch.cat([self.concepts.worst(watcher.look(part).windows)[:, 0] for part in x.split(CHUNK)])
+        watcher = self.clip.window_encoder(fit, closer)
+        return lambda x: torch.cat([self.concepts.worst(watcher.encode_windows(part).windows)[:, 0] for part in x.split(CHUNK)])
 
     def _features(self, views: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         tower = self.clip.image.model
@@ -152,7 +152,7 @@ def measure(world: SafetyWorld, threshold: float, count: int, kept: Callable[[st
         threshold: that of the shipped set. count: prompts of each kind, for calibration and again for the measurement.
         kept: (name, how to compute it) → the value, from an earlier run where it was stopped.
     """
-    looks, made = Looks(world), {}
+    looks, made = Verdicts(world), {}
 
     def pictures(part: str) -> Pictures:
         if part not in made:

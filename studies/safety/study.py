@@ -252,7 +252,7 @@ def cross(crossed: dict, found: dict[str, Calibration], strict: dict[str, Calibr
 
 def timing(world, texts: Sequence[str], noise: torch.Tensor, models: dict) -> dict:
     """Median seconds per picture of one batch of pictures of stars, the ways in turn; and of a gate's verdict."""
-    from ...host.gradients import gradients
+    from ...host.memory.gradients import gradients
 
     batch, start = texts[::12][:8], noise[:8]
     latents = world.sample(batch, start)[0]

@@ -26,7 +26,7 @@ COUNT = 40
 def world(host_env, tmp_path_factory):
     """A folder with allowed/, star/ (latents), pictures/, broken/ and shapes.json; and the tool in the host's process."""
     folder = tmp_path_factory.mktemp("calibrate")
-    load_vae = importlib.import_module(f"{host_env.pack.__name__}.host.shapes_world").load_vae
+    load_vae = importlib.import_module(f"{host_env.pack.__name__}.host.scorers.shapes_world").load_vae
     scenes = sample_corpus("test calibrate", 6 * COUNT, single=1.0)
     with torch.inference_mode():
         vae = load_vae()
@@ -77,7 +77,7 @@ def tool(host_env):
     """The command, and what it reads files with, as the host imported the pack."""
     modules = [
         importlib.import_module(f"{host_env.pack.__name__}.{name}")
-        for name in ("commands", "host.scorer", "commands.calibrate")
+        for name in ("commands", "host.offline.calibrate", "commands.calibrate")
     ]
     return Tool(*modules)
 
@@ -198,9 +198,9 @@ def test_a_judge_that_sees_no_difference_is_said_to_be_useless(world, tool, tmp_
 def test_the_gate_uses_the_threshold(world, tool, host_env, tmp_path):
     target = tmp_path / "gate.json"
     assert tool.main(arguments(world, target, "allowed", "star", "--rate", "0.1")) == 0
-    gate = importlib.import_module(f"{host_env.pack.__name__}.host.gate")
+    gate = importlib.import_module(f"{host_env.pack.__name__}.host.safety.gate")
     read = importlib.import_module(f"{host_env.pack.__name__}.models.concepts").read_concepts
-    clip = importlib.import_module(f"{host_env.pack.__name__}.host.shapes_world").load_latent_clip()
+    clip = importlib.import_module(f"{host_env.pack.__name__}.host.scorers.shapes_world").load_latent_clip()
     latents = torch.cat([tool.read_latent(world / "allowed" / f"{number}.latent") for number in range(COUNT)])
     with torch.inference_mode():
         _, report = gate.run_gate({"samples": latents}, clip, lambda: read(target).only("star"), "grey", "tiles", 0)

@@ -25,7 +25,7 @@ def clips(lab) -> torch.Tensor:
 def each_frame(lab, judge: str, clips: torch.Tensor) -> torch.Tensor:
     """Scores (B, T) of the frames of clips, each as a picture alone: what a latent judge must find."""
     reward = lab.reward(judge)
-    evaluate = lab.module("host.scoring").evaluate
+    evaluate = lab.module("host.scorers.scoring").evaluate
     with torch.inference_mode():
         return torch.stack([evaluate(reward, clips[:, :, [t]])["match"] for t in range(clips.shape[2])], dim=1)
 
@@ -45,7 +45,7 @@ def test_frames_of_a_latent_judge_are_judged_as_pictures(lab, clips):
 
 @pytest.mark.parametrize("judge", JUDGES)
 def test_select_and_classify_take_a_clip_as_one_item(lab, clips, judge):
-    reports, select = lab.module("host.reports"), lab.module("nodes.score").LatentCLIPSelect
+    reports, select = lab.module("host.scorers.reports"), lab.module("nodes.score").LatentCLIPSelect
     with torch.inference_mode():
         best, rest, indices, scores = select.execute({"samples": clips}, lab.reward(judge), 1, False, 0.0, 0.5, "worst").args
         labels = reports.classify_report({"samples": clips}, lab.judges[judge], ["a cat", "a dog"], ["{}"], "tiles")
@@ -58,8 +58,8 @@ def test_select_and_classify_take_a_clip_as_one_item(lab, clips, judge):
 def log_odds(lab, judge: str, clips: torch.Tensor) -> torch.Tensor:
     """(B, T)."""
     with torch.inference_mode():
-        directions = lab.module("host.concepts").directions(lab.judges[judge], lab.concepts(0.0))
-        return lab.module("host.log_odds").log_odds_of_frames(clips, lab.judges[judge].watcher(), directions)[..., 0]
+        directions = lab.module("host.scorers.concepts").directions(lab.judges[judge], lab.concepts(0.0))
+        return lab.module("host.scorers.log_odds").log_odds_of_frames(clips, lab.judges[judge].window_encoder(), directions)[..., 0]
 
 
 def with_one_bad_frame(lab, judge: str, clips: torch.Tensor, place: int) -> tuple[dict, float]:
@@ -119,7 +119,7 @@ def test_a_frame_that_is_not_finite_is_blocked_or_cut_off(lab, clips):
 
 def test_what_cannot_be_logged_is_not_cut_but_blocked(lab, clips, monkeypatch):
     latent, threshold = with_one_bad_frame(lab, "latent", clips, 2)
-    gate = lab.module("host.gate")
+    gate = lab.module("host.safety.gate")
 
     def full(_record):
         raise OSError(28, "No space left on device")
@@ -164,7 +164,7 @@ def test_safety_guidance_watches_every_frame(lab, clips, judge):
 def test_look_ahead_drafts_clips_and_redirects_the_suspect_alone(lab, judge):
     latent = lab.empty(2, FRAMES)
     plain, wanted = lab.plain(latent, 3), lab.following(lab.other, 3, latent)
-    looks = lab.module("host.looks").Looks()
+    looks = lab.module("host.safety.looks").Verdicts()
 
     def made(draft: float, **more) -> torch.Tensor:
         return lab.plain(latent, 3, lab.guider(lab.looking(judge, draft, lab.other, looks=looks, **more)))
@@ -181,7 +181,7 @@ def test_look_ahead_drafts_clips_and_redirects_the_suspect_alone(lab, judge):
 @pytest.mark.parametrize("steps", [2, 3])
 def test_what_is_said_of_a_drafted_clip_is_of_its_worst_frame(lab, steps):
     """A sampling of two steps is its own draft, so its log-odds are those of the clip that comes out."""
-    looks = lab.module("host.looks").Looks()
+    looks = lab.module("host.safety.looks").Verdicts()
     model = lab.looking("latent", 1000, lab.other, looks=looks)
     made = lab.plain(lab.empty(2, FRAMES), steps, lab.guider(model))
     draft = made if steps == 2 else lab.plain(lab.empty(2, FRAMES), 2)
@@ -191,7 +191,7 @@ def test_what_is_said_of_a_drafted_clip_is_of_its_worst_frame(lab, steps):
 
 
 def test_a_gate_behind_looks_knows_clips_and_does_not_cut_what_was_suspected_late(lab):
-    looks = lab.module("host.looks").Looks()
+    looks = lab.module("host.safety.looks").Verdicts()
     with torch.inference_mode():
         made = lab.plain(lab.empty(1, FRAMES), 3, lab.guider(lab.looking("latent", 1000, lab.other, looks=looks)))
         _, known = lab.gate({"samples": made}, "latent", 1000, "grey", True, looks)
@@ -208,7 +208,7 @@ def test_a_gate_behind_looks_knows_clips_and_does_not_cut_what_was_suspected_lat
 
 
 def test_a_clip_that_a_gate_behind_looks_may_pass_is_cut_like_any_other(lab):
-    looks = lab.module("host.looks").Looks()
+    looks = lab.module("host.safety.looks").Verdicts()
     batch = lab.plain(lab.empty(4, FRAMES), 3, lab.guider(lab.looking("latent", 1000, lab.other, looks=looks)))
     scores = log_odds(lab, "latent", batch)
     item = int((scores[:, 1:].amax(dim=1) - scores[:, 0]).argmax())  # whose later frames are worse than its first
@@ -240,7 +240,7 @@ def test_a_search_of_clips_chooses_the_best_of_those_that_it_finished(lab, judge
     alive = found.report["rounds"][0]["kept"]
     full = lab.plain(lab.empty(3, FRAMES), 3)
     with torch.inference_mode():
-        scores = lab.module("host.reports").score_report({"samples": full}, lab.reward(judge)).scores
+        scores = lab.module("host.scorers.reports").score_report({"samples": full}, lab.reward(judge)).scores
     assert found.best["batch_index"] == [max(alive, key=lambda item: scores[item].item())]
 
 
@@ -259,7 +259,7 @@ def with_sound(clips):
 
 
 def test_the_picture_part_of_video_with_sound_is_judged_and_the_sound_goes_along(lab, clips, with_sound):
-    reports, latents = lab.module("host.reports"), lab.module("host.latents")
+    reports, latents = lab.module("host.scorers.reports"), lab.module("host.scorers.latents")
     video, sound = with_sound["samples"].unbind()
     with torch.inference_mode():
         report = reports.score_report(with_sound, lab.reward("latent"))
@@ -280,17 +280,17 @@ def test_a_sampler_of_video_with_sound_is_not_steered_in_silence(lab, with_sound
     class Packed(steering.Steering):
         name = "Guide Model by Reward"
 
-    judge = Packed(None, lab.module("host.guidance").Window(0.0, 1.0))
+    judge = Packed(None, lab.module("host.sampling.guide").Window(0.0, 1.0))
     judge.run = steering.Run(torch.tensor([1.0, 0.0]), [0])
     with pytest.raises(ValueError, match=r"as of video with sound.*put Safety Gate or Select"):
         judge.prediction(lambda *_: packed, packed, torch.tensor([1.0]), {})
     with pytest.raises(ValueError, match=r"without sound.*Select Best Latents"):
-        lab.module("host.candidates").candidates_of(lab.model, with_sound, 2)
+        lab.module("host.search.inputs").candidates_of(lab.model, with_sound, 2)
     with pytest.raises(ValueError, match="without sound"):
-        lab.module("host.climbable").check_one_frame(with_sound["samples"])
+        lab.module("host.reno.checks").check_one_frame(with_sound["samples"])
 
 
 def test_latents_without_frames_are_not_those_of_a_video_model(lab):
     """16 channels are Flux's too: a picture of it must not get a score in silence."""
     with torch.inference_mode(), pytest.raises(ValueError, match=r"without frames.*the wan21 space.*another model"):
-        lab.module("host.reports").score_report({"samples": torch.randn(1, 16, 8, 8)}, lab.reward("latent"))
+        lab.module("host.scorers.reports").score_report({"samples": torch.randn(1, 16, 8, 8)}, lab.reward("latent"))

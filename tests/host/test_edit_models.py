@@ -37,13 +37,13 @@ def rise_is_the_gradient(lab, judge: str) -> None:
     norm = lab.reno(reward, learning_rate=1e-9, **tiny)[0].iterations[0].gradient_norms[0]
     rate = 0.02 / norm**2
     state, _ = lab.reno(reward, learning_rate=rate, **tiny)
-    noise = lab.noise().generate_noise({"samples": lab.module("host.latents").latents_for(lab.model, lab.empty(1))})
+    noise = lab.noise().generate_noise({"samples": lab.module("host.scorers.latents").latents_for(lab.model, lab.empty(1))})
     step = state.noise.cpu() - noise
 
     def value(at: torch.Tensor) -> float:
-        latents = lab.plain(lab.empty(1), 1, noise=lab.module("host.noise").OptimizedNoise(at, seed=5))
+        latents = lab.plain(lab.empty(1), 1, noise=lab.module("host.sampling.noise").OptimizedNoise(at, seed=5))
         with torch.inference_mode():
-            return reward.weigh(lab.module("host.scoring").evaluate(reward, latents)).item()
+            return reward.weigh(lab.module("host.scorers.scoring").evaluate(reward, latents)).item()
 
     assert (value(noise + step) - value(noise - step)) / 2 == pytest.approx(rate * norm**2, rel=0.1)
 
@@ -120,7 +120,7 @@ def test_look_ahead_with_references_redirects_the_suspect_alone(editing):
 
 def test_memory_is_counted_for_the_references_too(editing, monkeypatch):
     """64 cells of the image, 64 and 96 of its references: fewer candidates fit, and more is asked for."""
-    rows, reservation = editing.module("host.rows"), editing.module("host.reservation")
+    rows, reservation = editing.module("host.sampling.rows"), editing.module("host.sampling.reservation")
     references = {"positive": [{"reference_latents": editing.positive[0][1]["reference_latents"]}], "negative": [{}]}
     shape, model = (1, *editing.family.latent), editing.model
     assert reservation.prompt_factor(model.model, shape, {"positive": [{}], "negative": None}) == 1

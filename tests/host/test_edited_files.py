@@ -205,7 +205,7 @@ def test_a_new_file_is_offered_at_once(comfy, write):
 
 def test_a_choice_that_is_wired_stands_for_every_file(host_env, tmp_path, monkeypatch):
     """The host asks for the fingerprint before other nodes have run: then it is unknown which file will be read."""
-    concepts = importlib.import_module(f"{host_env.pack.__name__}.host.concepts")
+    concepts = importlib.import_module(f"{host_env.pack.__name__}.host.scorers.concepts")
     folder = host_env.base / "models" / "latent_clip" / "concepts"
     folder.mkdir(parents=True, exist_ok=True)
     seen = set()

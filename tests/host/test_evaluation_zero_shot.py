@@ -43,7 +43,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def judge(host_env):
-    return import_module(f"{host_env.pack.__name__}.host.naming").load_judge("shapes-world", "shapes-world")
+    return import_module(f"{host_env.pack.__name__}.host.offline.zero_shot").load_judge("shapes-world", "shapes-world")
 
 
 def floats_of_one() -> bool:

@@ -44,10 +44,10 @@ class Lab:
             }  # fmt: skip
             config = TINY_CONFIG | {"vision_cfg": vision}
             save_pixel_clip(folder / "pixel.safetensors")
-            pixel = module("host.pixel_clip")
+            pixel = module("host.scorers.pixel_clip")
             read = module("models.pixel_clip").read_pixel_clip(folder / "pixel.safetensors")
             self.judges = {
-                "latent": module("host.latent_clip").LoadedLatentCLIP(tiny_latent_clip(config=config), config, space, "tiny"),
+                "latent": module("host.scorers.latent_clip").LoadedLatentCLIP(tiny_latent_clip(config=config), config, space, "tiny"),
                 "pixel": pixel.PixelJudge(pixel.LoadedPixelCLIP(read), self._vae(space)),
             }
         self.rewards = module("methods.rewards")
@@ -117,12 +117,12 @@ class Lab:
     def reno(self, reward, steps: int = 1, memory: str = "fast", latent=None, **settings):
         settings = self.module("methods.reno").RenoSettings(**{"iterations": 2, **settings})
         with torch.inference_mode():
-            return self.module("host.reno").run_reno(
+            return self.module("host.reno.run").run_reno(
                 self.noise(), self.guider(), self.sigmas(steps), latent or self.empty(1), reward, settings, memory
             )
 
     def guided(self, reward, strength: float):
-        guidance, host = self.module("methods.guidance"), self.module("host.guidance")
+        guidance, host = self.module("methods.guidance"), self.module("host.sampling.guide")
         settings = guidance.GuidanceSettings(strength, 0.0)
         return host.guide_model(self.model, guidance.ClimbReward(reward), settings, host.Window(0.0, 1.0))
 
@@ -130,9 +130,9 @@ class Lab:
         return self.module("models.concepts").parse_concepts(CONCEPTS).with_thresholds(str(threshold))
 
     def safe(self, judge: str, threshold: float, instead=None):
-        guidance, host, clip = self.module("methods.guidance"), self.module("host.guidance"), self.judges[judge]
-        directions = self.module("host.concepts").directions(clip, self.concepts(threshold))
-        watch, window = guidance.ConceptWatch(clip.watcher(), directions), host.Window(0.0, 1.0)
+        guidance, host, clip = self.module("methods.guidance"), self.module("host.sampling.guide"), self.judges[judge]
+        directions = self.module("host.scorers.concepts").directions(clip, self.concepts(threshold))
+        watch, window = guidance.ConceptMonitor(clip.window_encoder(), directions), host.Window(0.0, 1.0)
         if instead is not None:
             return host.redirect_model(self.model, watch, instead, window)
         return host.guide_model(self.model, guidance.AvoidConcepts(watch), guidance.GuidanceSettings(1.0, 0.0), window)
@@ -140,12 +140,12 @@ class Lab:
     def looking(self, judge: str, draft: float, instead: list, late="ignore", threshold=1000.0, looks=None, suspects=None):
         """A MODEL that looks ahead in two steps: suspects drafts from `draft` log-odds on, or these items, and others late from
         `threshold` on."""
-        guidance, ahead, clip = self.module("methods.guidance"), self.module("host.look_ahead"), self.judges[judge]
-        concepts = self.module("host.concepts")
+        guidance, ahead, clip = self.module("methods.guidance"), self.module("host.safety.look_ahead"), self.judges[judge]
+        concepts = self.module("host.scorers.concepts")
         with torch.inference_mode():
-            look = ahead.LookAhead((ahead.DraftJudge(clip.watcher(), concepts.directions(clip, self.concepts(draft))),), 2)
-            watch = guidance.ConceptWatch(clip.watcher(), concepts.directions(clip, self.concepts(threshold)))
-            looks = looks or self.module("host.looks").Looks()
+            look = ahead.LookAhead((ahead.DraftScorer(clip.window_encoder(), concepts.directions(clip, self.concepts(draft))),), 2)
+            watch = guidance.ConceptMonitor(clip.window_encoder(), concepts.directions(clip, self.concepts(threshold)))
+            looks = looks or self.module("host.safety.looks").Verdicts()
 
         def chosen(guider, sampling):
             draft = look(guider, sampling)
@@ -153,22 +153,22 @@ class Lab:
             return draft
 
         chosen.drafter = None
-        window = self.module("host.guidance").Window(0.0, 1.0)
-        return self.module("host.guidance_ahead").redirect_ahead(
+        window = self.module("host.sampling.guide").Window(0.0, 1.0)
+        return self.module("host.safety.redirect_ahead").redirect_ahead(
             self.model, watch, instead, window, look if suspects is None else chosen, late, looks
         )
 
     def gate(self, latent: dict, judge: str, threshold: float, on_block: str = "drop", cut_clips: bool = False, looks=None):
-        return self.module("host.gate").run_gate(
+        return self.module("host.safety.gate").run_gate(
             latent, self.judges[judge], lambda: self.concepts(threshold), on_block, "tiles", 0, cut_clips=cut_clips, looks=looks
         )
 
     def search(self, reward, steps: int = 8, latent=None, **settings):
         import comfy.samplers
 
-        settings = self.module("host.search").SearchSettings(**{"candidates": 3, "keep": 1, "draft_steps": 2, **settings})
+        settings = self.module("host.search.run").SearchSettings(**{"candidates": 3, "keep": 1, "draft_steps": 2, **settings})
         with torch.inference_mode():
-            return self.module("host.search").run_search(
+            return self.module("host.search.run").run_search(
                 self.noise(), self.guider(), comfy.samplers.sampler_object("euler"), self.sigmas(steps), latent or self.empty(1), reward,
                 settings,
             )  # fmt: skip
@@ -213,11 +213,11 @@ def test_it_is_the_layout_that_it_is_named_after(lab, made):
 
 @pytest.mark.parametrize("judge", JUDGES)
 def test_score_select_classify_and_gate(lab, made, judge):
-    reports, select = lab.module("host.reports"), lab.module("methods.select")
+    reports, select = lab.module("host.scorers.reports"), lab.module("methods.select")
     with torch.inference_mode():
         report = reports.score_report(made.latent, lab.reward(judge))
         best, rest = select.keep_best(report.scores, 1)
-        picked = lab.module("host.latents").select_items(made.latent, best)
+        picked = lab.module("host.scorers.latents").select_items(made.latent, best)
         labels = reports.classify_report(made.latent, lab.judges[judge], ["a cat", "a dog"], ["{}"], "tiles")
         safe, passing = lab.gate(made.latent, judge, 1000)
         blocked, stopped = lab.gate(made.latent, judge, -1000, "grey")
@@ -242,7 +242,7 @@ def test_the_first_iteration_is_the_stock_sampling_and_none_is_worse(lab, judge,
     torch.testing.assert_close(state.first_latents, stock, atol=2e-4 * stock.std().item(), rtol=1e-3)
     first = state.iterations[0].rewards[0]
     with torch.inference_mode():
-        (alone,) = lab.module("host.scoring").evaluate(reward, stock).values()
+        (alone,) = lab.module("host.scorers.scoring").evaluate(reward, stock).values()
     assert abs(first - alone.item()) < 1e-3
     assert state.rewards.item() >= first and state.iterations[0].gradient_norms[0] > 0
 
@@ -256,16 +256,16 @@ def test_the_gradient_equals_finite_differences(lab, judge):
     rate = 0.02 / norm**2  # the reward is to rise by about 0.02 of its hundred: random decoders curve it strongly
     state, _ = lab.reno(reward, iterations=2, learning_rate=rate, **tiny)
     assert state.best_iteration == [1], "a small step up the gradient must raise the reward"
-    samples = lab.module("host.latents").latents_for(lab.model, lab.empty(1))
+    samples = lab.module("host.scorers.latents").latents_for(lab.model, lab.empty(1))
     noise = lab.noise().generate_noise({"samples": samples})
     step = state.noise.cpu() - noise
     torch.testing.assert_close(step.norm().item(), rate * norm, rtol=1e-2, atol=0)
 
     def value(at: torch.Tensor) -> float:
-        held = lab.module("host.noise").OptimizedNoise(at, seed=5)
+        held = lab.module("host.sampling.noise").OptimizedNoise(at, seed=5)
         latents = lab.plain(lab.empty(1), 1, noise=held)
         with torch.inference_mode():
-            return reward.weigh(lab.module("host.scoring").evaluate(reward, latents)).item()
+            return reward.weigh(lab.module("host.scorers.scoring").evaluate(reward, latents)).item()
 
     rise = (value(noise + step) - value(noise - step)) / 2
     assert rise == pytest.approx(rate * norm**2, rel=0.1)
@@ -336,7 +336,7 @@ def test_an_empty_latent_of_another_vae_gets_the_size_and_channels_of_the_model(
     stock = lab.plain(empty, 1)
     state, _ = lab.reno(lab.reward("latent"), latent=empty, iterations=1)
     torch.testing.assert_close(state.first_latents, stock, atol=2e-4 * stock.std().item(), rtol=1e-3)
-    candidates = lab.module("host.candidates").candidates_of(lab.model, empty, 2)
+    candidates = lab.module("host.search.inputs").candidates_of(lab.model, empty, 2)
     assert candidates["samples"].shape == (2, *stock.shape[1:])
 
 

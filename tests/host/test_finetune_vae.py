@@ -76,7 +76,7 @@ def pixels_of(pictures, count):
 
 def host_vae(pack, path):
     with torch.inference_mode():
-        return pack("host.embedding").HostEncoder(str(path))
+        return pack("host.offline.embed").HostEncoder(str(path))
 
 
 def score(host_env, latent, clip, text="a red circle"):
@@ -155,7 +155,7 @@ def test_the_files_of_other_vaes_and_what_cannot_be_are_refused(finetune, made, 
 def test_latents_are_those_of_the_host_also_where_they_are_folded(pack, folds):
     import comfy.ldm.models.autoencoder as autoencoder
 
-    sizes = pack("host.shapes_world")._AUTOENCODER | {"batch_norm_latent": folds}
+    sizes = pack("host.scorers.shapes_world")._AUTOENCODER | {"batch_norm_latent": folds}
     network = autoencoder.AutoencoderKL(embed_dim=4, ddconfig=sizes)
     initialise(network, 5)
     if folds:
@@ -163,7 +163,7 @@ def test_latents_are_those_of_the_host_also_where_they_are_folded(pack, folds):
     pixels = torch.rand(2, 32, 32, 3)
     with torch.no_grad():
         expected = network.encode(pixels.movedim(-1, 1) * 2 - 1)
-        vae = pack("host.trainable_vae").TrainableVAE(network)
+        vae = pack("host.offline.finetune_vae").TrainableVAE(network)
         alone = vae.encode(pixels)
         drawn = vae.encode(pixels, lambda *shape: torch.ones(shape))
         torch.testing.assert_close(alone["raw"], expected)
@@ -175,7 +175,7 @@ def test_latents_are_those_of_the_host_also_where_they_are_folded(pack, folds):
 
 
 def test_half_precision_inference_weights_become_trainable_ones(pack):
-    shapes, trainable = pack("host.shapes_world"), pack("host.trainable_vae")
+    shapes, trainable = pack("host.scorers.shapes_world"), pack("host.offline.finetune_vae")
     with torch.inference_mode():
         network = shapes.load_vae().first_stage_model.half()
     vae = trainable.TrainableVAE(network, grad_checkpointing=True)
@@ -202,7 +202,7 @@ def test_a_vae_of_the_field_goes_through_load_vae(pack, host_env, pictures, tmp_
     initialise(network, 7)
     save_file({name: tensor.half() for name, tensor in network.state_dict().items()}, tmp_path / "sdxl.safetensors")
     finetune_vae, starts = pack("training.finetune_vae"), pack("training.starts")
-    vae, told, channels, downscale = pack("host.trainable_vae").load_trainable_vae(str(tmp_path / "sdxl.safetensors"))
+    vae, told, channels, downscale = pack("host.offline.finetune_vae").load_trainable_vae(str(tmp_path / "sdxl.safetensors"))
     assert (channels, downscale) == (4, 8)
     pixel = {"embed_dim": 16, "vision_cfg": {"layers": 1, "width": 32, "head_width": 16}, "text_cfg": TEXT}
     config = starts.config_for_latents(pixel, 4, 4, 1, 8)

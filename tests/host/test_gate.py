@@ -20,7 +20,7 @@ def pack(host_env):
     def module(name: str):
         return importlib.import_module(f"{host_env.pack.__name__}.{name}")
 
-    names = ("host.gate", "host.audit", "host.concepts", "host.shapes_world", "models.concepts")
+    names = ("host.safety.gate", "host.safety.audit", "host.scorers.concepts", "host.scorers.shapes_world", "models.concepts")
     found = SimpleNamespace(**{name.replace(".", "_"): module(name) for name in names})
     with torch.inference_mode():
         found.clip = found.host_shapes_world.load_latent_clip()
@@ -104,14 +104,14 @@ def test_extra_views_can_only_block_more(pack):
 
 def test_what_one_window_of_one_view_cannot_say_blocks(pack, monkeypatch):
     """A latent that is finite may still overflow in a tower; the other windows must not outvote it."""
-    real = pack.clip.watcher("tiles")
+    real = pack.clip.window_encoder("tiles")
 
     class OneBroken:
-        way_back, patchers, space, memory_per_item = 1, real.patchers, real.space, real.memory_per_item
+        backward, patchers, space, memory_per_item = 1, real.patchers, real.space, real.memory_per_item
         looks = 0
 
-        def look(self, raw):
-            found = real.look(raw)
+        def encode_windows(self, raw):
+            found = real.encode_windows(raw)
             self.looks += 1
             if self.looks == 2:
                 found.windows[1, -1] = math.nan

@@ -199,13 +199,13 @@ def test_every_sampler_follows_the_other_prompt_for_suspects_only(world, sampler
 def with_suspects(world, model, suspects: torch.Tensor):
     """A redirected model whose watch sees only these items."""
     watch = world.steering(model).watch
-    look = watch.look
+    look = watch.check
 
     def some(raw_latents, *_level):
         look(raw_latents)
         watch.seen &= suspects[:, None]
 
-    watch.look = some
+    watch.check = some
     return model
 
 

@@ -32,7 +32,7 @@ def weights_file(tmp_path_factory):
 @pytest.fixture
 def diffusers(host_env, monkeypatch):
     """A module with diffusers' names, whose pipeline samples the generator of Shapes World."""
-    world = importlib.import_module(f"{host_env.pack.__name__}.host.shapes_world")
+    world = importlib.import_module(f"{host_env.pack.__name__}.host.scorers.shapes_world")
     import comfy.sample
 
     with torch.inference_mode():
@@ -98,14 +98,14 @@ def test_first_program_is_short():
 
 
 def test_library_and_host_give_the_same_features(host_env, weights_file):
-    world = importlib.import_module(f"{host_env.pack.__name__}.host.shapes_world")
+    world = importlib.import_module(f"{host_env.pack.__name__}.host.scorers.shapes_world")
     own = latent_clip.load(weights_file)
     latents = 7.7 * torch.randn(3, 4, 8, 24, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         hosted = world.load_latent_clip()
         assert torch.equal(own.encoder("tiles")(latents), hosted.encoder("tiles")(latents))
         assert torch.equal(own.encode_text(["a red circle"]), hosted.encode_text(["a red circle"]))
-        window, look = own.watcher("tiles").look(latents), hosted.watcher("tiles").look(latents)
+        window, look = own.window_encoder("tiles").encode_windows(latents), hosted.window_encoder("tiles").encode_windows(latents)
     assert torch.equal(window.windows, look.windows) and own.logit_scale == hosted.logit_scale
 
 

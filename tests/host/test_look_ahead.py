@@ -163,7 +163,7 @@ def test_who_is_caught_is_what_the_gate_would_say_of_the_draft(world):
     """And the draft is a sampling of four steps from the same noise, no more and no less."""
     import comfy.sample
 
-    how, looks = {"steps": 8, "cfg": 3.0, "size": 8}, world.looks.Looks()
+    how, looks = {"steps": 8, "cfg": 3.0, "size": 8}, world.looks.Verdicts()
     for prompt in ("a red star", "a red circle"):
         made, plain = (
             world.sample(world.looking(CALIBRATED, looks=looks), prompt, **how),
@@ -192,11 +192,11 @@ def pixel_judge(world, threshold: float):
     with torch.inference_mode():
         clip, vae = world.shapes_world.load_pixel_clip(), world.shapes_world.load_vae()
         concepts = world.concepts.directions_for_pixels(clip, world.parsed(threshold), "tiles")
-        return world.look_ahead.DraftJudge(world.pixel_clip.pixel_encoder(clip, vae), concepts)
+        return world.look_ahead.DraftScorer(world.pixel_clip.pixel_encoder(clip, vae), concepts)
 
 
 def test_either_judge_may_suspect(world):
-    how, looks = {"steps": 6}, world.looks.Looks()
+    how, looks = {"steps": 6}, world.looks.Verdicts()
     second = pixel_judge(world, ALWAYS)
     made = world.sample(world.looking(NEVER, second=(second,), looks=looks), **how)
     same(made, world.sample(world.model, INSTEAD, **how))
@@ -227,7 +227,7 @@ def test_the_thresholds_of_a_latent_clip_are_not_those_of_a_pixel_clip(world):
 
 def test_whom_only_the_watch_suspects_is_redirected_or_reported(world):
     how = {"steps": 8}
-    plain, looks = world.sample(world.model, **how), world.looks.Looks()
+    plain, looks = world.sample(world.model, **how), world.looks.Verdicts()
     late = world.sample(world.looking(NEVER, "redirect", ALWAYS, looks=looks, start=0.5), **how)
     same(late, world.sample(world.redirected(ALWAYS, start=0.5), **how))
     assert not torch.allclose(late, plain, atol=0.1)
@@ -240,7 +240,7 @@ def test_whom_only_the_watch_suspects_is_redirected_or_reported(world):
 
 
 def test_who_was_caught_by_the_draft_is_not_reported_late(world):
-    looks = world.looks.Looks()
+    looks = world.looks.Verdicts()
     model = suspecting(world, world.looking(late="report", threshold=ALWAYS, looks=looks), [1])
     made = world.sample(model, steps=6)
     first, second = looks.of(made)
@@ -252,7 +252,7 @@ def test_who_was_caught_by_the_draft_is_not_reported_late(world):
 
 @pytest.mark.parametrize("wrong", ["judge", "draft", "drafter", "schedule"])
 def test_what_cannot_be_drafted_or_judged_is_a_suspect(world, wrong, monkeypatch, caplog):
-    looks = world.looks.Looks()
+    looks = world.looks.Verdicts()
     model = world.looking(NEVER, looks=looks)
     ahead = world.steering(model).ahead
 
@@ -279,7 +279,7 @@ def test_what_cannot_be_drafted_or_judged_is_a_suspect(world, wrong, monkeypatch
 
 
 def test_a_draft_with_broken_numbers_is_a_suspect_alone(world):
-    looks = world.looks.Looks()
+    looks = world.looks.Verdicts()
     model = world.looking(NEVER, looks=looks)
     ahead = world.steering(model).ahead
     real = ahead._draft
@@ -337,7 +337,7 @@ def test_drafts_run_in_chunks(world, rows, monkeypatch):
         self._chunk = rows
         return made
 
-    looks = world.looks.Looks()
+    looks = world.looks.Verdicts()
     whole = looks.of(world.sample(world.looking(CALIBRATED, looks=looks), **{**MIXED, "cfg": 1.0}))
     monkeypatch.setattr(world.rows.Rows, "reserve", reserve)
     evaluated = world.evaluations(monkeypatch)
@@ -406,7 +406,7 @@ def test_split_sampling_is_looked_at_in_every_part(world):
                 torch.zeros(2, 4, 8, 8), half, euler, sigmas[4:], seed=5, disable_pbar=True
             )
 
-    looks = world.looks.Looks()
+    looks = world.looks.Verdicts()
     assert torch.equal(sample(world.looking(NEVER)), sample(world.model))
     made = sample(world.looking(ALWAYS, looks=looks))
     assert all(v.draft for v in looks.of(made))

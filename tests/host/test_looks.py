@@ -27,7 +27,7 @@ def gated(world, samples, looks, threshold=NEVER, **more):
 
 @pytest.mark.parametrize(("late", "threshold", "blocked"), [("report", ALWAYS, True), ("redirect", ALWAYS, True), ("ignore", ALWAYS, False)])  # fmt: skip
 def test_what_is_suspected_late_is_blocked_by_name(world, late, threshold, blocked):
-    looks = world.looks.Looks()
+    looks = world.looks.Verdicts()
     made = world.sample(world.looking(NEVER, late, threshold, looks=looks), steps=6)
     safe, report = gated(world, made, looks)
     assert report.blocked == [blocked] * 2
@@ -37,7 +37,7 @@ def test_what_is_suspected_late_is_blocked_by_name(world, late, threshold, block
 
 
 def test_the_report_names_both_looks(world):
-    looks = world.looks.Looks()
+    looks = world.looks.Verdicts()
     made = world.sample(world.looking(ALWAYS, looks=looks), steps=6)
     report = gated(world, made, looks)[1].as_dict()
     assert report["blocked"] == [False, False], "made from the other prompt, it may pass"
@@ -49,20 +49,20 @@ def test_the_report_names_both_looks(world):
 
 
 def test_an_image_is_known_wherever_it_goes_and_no_other_is(world):
-    looks = world.looks.Looks()
+    looks = world.looks.Verdicts()
     made = world.sample(world.looking(NEVER, looks=looks), steps=6, size=4)
     moved = torch.cat([made[[3, 1]], made[:1] + 1e-3, torch.full((1, 4, 8, 8), 2.0)])
     assert gated(world, moved, looks)[1].blocked == [False, False, True, True]
     reasons = gated(world, moved, looks)[1].reasons
     assert all("did not look at this image" in reason for reason in reasons[2:])
-    assert gated(world, made, world.looks.Looks())[1].blocked == [True] * 4, "a guidance that never looked ahead"
+    assert gated(world, made, world.looks.Verdicts())[1].blocked == [True] * 4, "a guidance that never looked ahead"
 
 
 def test_the_host_may_hand_latents_on_in_half_precision(world, monkeypatch):
     import comfy.model_management as mm
 
     monkeypatch.setattr(mm, "intermediate_dtype", lambda: torch.float16, raising=False)
-    looks = world.looks.Looks()
+    looks = world.looks.Verdicts()
     made = world.sample(world.looking(NEVER, looks=looks), steps=6)
     assert all(looks.of(made.to(torch.float16))) and all(looks.of(made)), (
         "as the host samples, and as its older versions do"
@@ -70,7 +70,7 @@ def test_the_host_may_hand_latents_on_in_half_precision(world, monkeypatch):
 
 
 def test_the_newest_verdict_holds_and_old_ones_are_forgotten(world, monkeypatch):
-    looks, Verdict = world.looks.Looks(), world.looks.Verdict
+    looks, Verdict = world.looks.Verdicts(), world.looks.Verdict
     images = torch.randn(6, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     looks.remember(images[:1], [Verdict("", [0.0], "", False)])
     looks.remember(images[:1], [Verdict("seen", [1.0], "", True)])

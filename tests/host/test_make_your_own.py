@@ -50,12 +50,12 @@ def test_shards_hold_what_a_latent_wire_carries(pack, pictures, shards):
     assert len(samples) == COUNT and read_dataset(shards).space["name"] == "shapes-world"
     assert len(read_dataset(shards).vae["sha256"]) == 64
     with torch.inference_mode():
-        vae = pack("host.shapes_world").load_vae()
+        vae = pack("host.scorers.shapes_world").load_vae()
         pixels = torch.stack([_pixels(pictures / f"{n:02}.png") for n in range(4)])
         expected = vae.encode(pixels)
     stored = torch.stack([samples[f"{n:02}.png"].latent["latent"][0].float() for n in range(4)])
     torch.testing.assert_close(stored, expected.float(), atol=0.02, rtol=1e-3)
-    clip = pack("host.shapes_world").load_pixel_clip()
+    clip = pack("host.scorers.shapes_world").load_pixel_clip()
     features = torch.stack([samples[f"{n:02}.png"].teacher["features"][0].float() for n in range(4)])
     mean, std = (value.view(3, 1, 1) for value in (clip.mean, clip.std))
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_moments_are_those_of_the_posterior(pack, pictures, comfy_tree, tmp_path
     assert embed(pack, pictures, tmp_path, comfy_tree, "--moments") == 0
     samples = {sample.id: sample for sample in read_samples(tmp_path)}
     with torch.inference_mode():
-        expected = pack("host.shapes_world").load_vae().encode(_pixels(pictures / "00.png")[None])
+        expected = pack("host.scorers.shapes_world").load_vae().encode(_pixels(pictures / "00.png")[None])
     torch.testing.assert_close(samples["00.png"].latent["mean"].float(), expected.float(), atol=0.02, rtol=1e-3)
     assert samples["00.png"].latent["std"].min() > 0
 
@@ -109,7 +109,7 @@ def test_what_is_trained_loads_and_judges(pack, host_env, shards, tmp_path, capl
         train_num_samples=16 * 6, warmup=2, precision="fp32", workers=0, shuffle=32,
     )  # fmt: skip
     pack("training.run").train(options, lambda text: None)
-    loaded = pack("host.latent_clip").load_latent_clip_file(file.name)
+    loaded = pack("host.scorers.latent_clip").load_latent_clip_file(file.name)
     encoder = loaded.encoder()
     assert encoder.reads_noise_level and loaded.space.name == "shapes-world"
     latents = torch.stack([sample.latent["latent"][0].float() for sample in read_samples(shards)])
@@ -120,7 +120,7 @@ def test_what_is_trained_loads_and_judges(pack, host_env, shards, tmp_path, capl
             not torch.allclose(encoder(latents, noise_level=0.9), features)
             or loaded.image.model.noise_projection.weight.eq(0).all()
         )
-        again = pack("host.latent_clip").load_latent_clip_file(file.name)
+        again = pack("host.scorers.latent_clip").load_latent_clip_file(file.name)
         again.encoder()(latents * 6)
         again.encoder()(latents * 6)
     (warning,) = caplog.messages
@@ -139,7 +139,7 @@ def test_what_is_trained_loads_and_judges(pack, host_env, shards, tmp_path, capl
 @pytest.mark.parametrize(("channels", "fits"), [(4, True), (16, False)])
 def test_of_a_model_a_space_of_its_own_knows_the_channels_only(pack, channels, fits):
     space = pack("models.own_spaces").space_of_dict({"name": "mine-1a2b", "channels": channels, "downscale": 8})
-    check, (model, _) = pack("host.latents").check_model_space, pack("host.shapes_world").load_generator()
+    check, (model, _) = pack("host.scorers.latents").check_model_space, pack("host.scorers.shapes_world").load_generator()
     if fits:
         return check(model, space)
     with pytest.raises(ValueError, match="mine-1a2b"):

@@ -13,7 +13,7 @@ PICK = [3, 0, 4]
 
 @pytest.fixture(scope="module")
 def latents(host_env):
-    return importlib.import_module(f"{host_env.pack.__name__}.host.latents")
+    return importlib.import_module(f"{host_env.pack.__name__}.host.scorers.latents")
 
 
 def rand(*shape) -> torch.Tensor:

@@ -46,7 +46,7 @@ def test_safety_guidance_keeps_stars_out_from_the_second_step_on(comfy):
 
 @pytest.fixture(scope="module")
 def clips(host_env):
-    world = importlib.import_module(f"{host_env.pack.__name__}.host.shapes_world")
+    world = importlib.import_module(f"{host_env.pack.__name__}.host.scorers.shapes_world")
     with torch.inference_mode():
         return world.load_latent_clip(), world.load_latent_clip(noise_aware=True)
 

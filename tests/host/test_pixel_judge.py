@@ -19,11 +19,11 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 def pack(host_env):
     """The pack's modules as the host loaded them, a pixel CLIP, and encoders by family."""
     names = (
-        "host.shapes_world",
-        "host.pixel_clip",
-        "host.decoding",
-        "host.gradients",
-        "host.scoring",
+        "host.scorers.shapes_world",
+        "host.scorers.pixel_clip",
+        "host.scorers.decoding",
+        "host.memory.gradients",
+        "host.scorers.scoring",
         "methods.features",
     )
     modules = {name.split(".")[1]: importlib.import_module(f"{host_env.pack.__name__}.{name}") for name in names}
@@ -68,7 +68,7 @@ def test_the_judge_sees_what_vae_decode_shows(pack, family):
     torch.testing.assert_close(features, expected_features(pack, encoder, raw), atol=1e-5, rtol=0)
     assert encoder.space.channels == raw.shape[1] and encoder.space.downscale == (16 if family == "flux2" else 8)
     with torch.inference_mode():
-        look = encoder.look(raw)
+        look = encoder.encode_windows(raw)
     torch.testing.assert_close(look.average, features, atol=1e-5, rtol=0)
     assert look.windows.shape[:2] == (2, 1)
 
@@ -116,8 +116,8 @@ def saved_bytes(run):
 
 
 @pytest.mark.parametrize("family", ["kl", "wan", "flux2"])
-@pytest.mark.parametrize("way_back", [False, True])
-def test_a_picture_that_has_no_room_is_decoded_in_tiles(pack, monkeypatch, family, way_back):
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_picture_that_has_no_room_is_decoded_in_tiles(pack, monkeypatch, family, backward):
     """As the host does it; the decoder says out of memory for anything larger than a tile."""
     encoder = pack.encoder(family)
     network, decode = encoder.vae.first_stage_model, encoder.vae.first_stage_model.decode
@@ -133,7 +133,7 @@ def test_a_picture_that_has_no_room_is_decoded_in_tiles(pack, monkeypatch, famil
     raw = raw_latents(encoder.vae, 1)
     expected = expected_features(pack, encoder, raw)
     monkeypatch.setattr(network, "decode", short)
-    if way_back:
+    if backward:
         monkeypatch.setattr(pack.decoding, "PROBE", 4)  # the try at the way back is not what has no room
         assert_slope_is_that_of_finite_differences(pack, encoder, raw)
     else:
@@ -149,7 +149,7 @@ def test_a_frame_of_a_video_is_judged_by_the_pictures_that_it_adds(pack):
         pixels = encoder.vae.decode(raw)[0].movedim(-1, 1)
         clip = pack.clip
         frames = pack.features.encode_pixels(clip.image.model, pixels, clip.image_size, clip.mean, clip.std)
-        average, look = encoder(raw), encoder.look(raw)
+        average, look = encoder(raw), encoder.encode_windows(raw)
     added = [[0] * 4, [1, 2, 3, 4], [5, 6, 7, 8]]
     assert len(frames) == 9 and look.windows.shape[:2] == (3, 4)
     torch.testing.assert_close(average, pack.features.average_unit(frames[torch.tensor(added)]), atol=1e-5, rtol=0)

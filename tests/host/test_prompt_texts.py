@@ -59,7 +59,7 @@ def primitives(host_env):
 @pytest.fixture
 def logged(host_env, primitives):
     """logged(prompt) → the texts that the last record of the log has after this prompt has run."""
-    audit_file = importlib.import_module(f"{host_env.pack.__name__}.host.audit").audit_file
+    audit_file = importlib.import_module(f"{host_env.pack.__name__}.host.safety.audit").audit_file
 
     def run(prompt: dict) -> dict:
         executor = host_env.execute(prompt)
@@ -132,7 +132,7 @@ def test_nodes_that_expand_are_followed_inside_and_out(logged):
 def test_cycles_and_broken_graphs_end(host_env):
     from comfy_execution.graph import DynamicPrompt
 
-    texts_behind = importlib.import_module(f"{host_env.pack.__name__}.host.prompt_texts").texts_behind
+    texts_behind = importlib.import_module(f"{host_env.pack.__name__}.host.safety.prompt_texts").texts_behind
     prompt = {
         "gate": node("LatentCLIPSafetyGate", latent=["a", 0]),
         "a": node("CLIPTextEncode", text="first", clip=["b", 0]),

@@ -41,7 +41,7 @@ SYNTAX = [
 def prompts(host_env):
     from importlib import import_module
 
-    return import_module(f"{host_env.pack.__name__}.host.prompts")
+    return import_module(f"{host_env.pack.__name__}.host.scorers.prompt_words")
 
 
 @pytest.mark.parametrize("text", PLAIN)
@@ -114,7 +114,7 @@ def test_a_text_that_was_cut_is_said_on_the_node(comfy, clip):
 def test_plain_features_keep_every_bit(comfy, clip, host_env):
     from importlib import import_module
 
-    loaded = import_module(f"{host_env.pack.__name__}.host.latent_clip").LoadedLatentCLIP
+    loaded = import_module(f"{host_env.pack.__name__}.host.scorers.latent_clip").LoadedLatentCLIP
     space = import_module(f"{host_env.pack.__name__}.models.latent_spaces").LATENT_SPACES["sdxl"]
     from latent_clip.tests.checkpoints import TINY_CONFIG
 
@@ -154,7 +154,7 @@ def loaded(host_env):
     from importlib import import_module
 
     with torch.inference_mode():
-        return import_module(f"{host_env.pack.__name__}.host.shapes_world").load_latent_clip()
+        return import_module(f"{host_env.pack.__name__}.host.scorers.shapes_world").load_latent_clip()
 
 
 @pytest.mark.parametrize(
@@ -197,5 +197,5 @@ def test_the_scale_of_a_file_counts_as_at_most_100(host_env):
     for scale, expected in ((6.0, 100.0), (3.0, 20.0855)):
         model = import_module(f"{pack}.models.latent_clip").LatentCLIP(TINY_CONFIG).train(False).requires_grad_(False)
         model.logit_scale.fill_(scale)
-        found = import_module(f"{pack}.host.latent_clip").LoadedLatentCLIP(model, TINY_CONFIG, space, "tiny")
+        found = import_module(f"{pack}.host.scorers.latent_clip").LoadedLatentCLIP(model, TINY_CONFIG, space, "tiny")
         assert found.logit_scale == pytest.approx(expected, abs=1e-3)

@@ -25,14 +25,14 @@ class World:
 
         self.pack = host_env.pack
         modules = {name: importlib.import_module(f"{self.pack.__name__}.{name}") for name in MODULES}
-        self.reno, self.settings = modules["host.reno"], modules["methods.reno"].RenoSettings
-        self.rewards, self.gradients = modules["methods.rewards"], modules["host.gradients"]
-        self.reservation, self.reservation_weights = modules["host.reservation"], modules["host.weights"]
+        self.reno, self.settings = modules["host.reno.run"], modules["methods.reno"].RenoSettings
+        self.rewards, self.gradients = modules["methods.rewards"], modules["host.memory.gradients"]
+        self.reservation, self.reservation_weights = modules["host.sampling.reservation"], modules["host.memory.weights"]
         with torch.inference_mode():
             self.model, clip, _ = nodes.CheckpointLoaderSimple().load_checkpoint(TINY_SDXL)
             encode = nodes.CLIPTextEncode()
             self.positive, self.negative = encode.encode(clip, "a red circle")[0], encode.encode(clip, "")[0]
-            loaded = modules["host.latent_clip"].LoadedLatentCLIP
+            loaded = modules["host.scorers.latent_clip"].LoadedLatentCLIP
             space = modules["models.latent_spaces"].LATENT_SPACES["sdxl"]
             self.clip = loaded(tiny_latent_clip(), TINY_CONFIG, space, "tiny")
             features = self.clip.encode_text(["a red circle"])[0]
@@ -78,7 +78,7 @@ class World:
 
 
 MODULES = (
-    "host.reno", "host.gradients", "host.latent_clip", "host.reservation", "host.weights",
+    "host.reno.run", "host.memory.gradients", "host.scorers.latent_clip", "host.sampling.reservation", "host.memory.weights",
     "methods.reno", "methods.rewards", "models.latent_spaces",
 )  # fmt: skip
 

@@ -33,7 +33,7 @@ def test_the_memory_asked_grows_with_what_the_way_back_keeps(world, asked):
     stock, low, fast, fast_without_negative, auto = (least for _, least in asked)
     sampling = 8 * 8 * 4 * 0.01 * world.model.model.memory_usage_factor * 2**20  # fp32, attention that is fused
     rewards = world.clip.encoder("tiles")
-    reward = 2 * rewards.memory_per_item((1, 4, 8, 8)) * rewards.way_back
+    reward = 2 * rewards.memory_per_item((1, 4, 8, 8)) * rewards.backward_cost
     image = stock / 2  # two images, asked for once each
     assert low == pytest.approx(2 * 2 * 2.5 * sampling + reward, abs=image)
     assert fast == pytest.approx(2 * 2 * 20 * sampling + reward, abs=image)
@@ -94,7 +94,7 @@ def test_on_a_gpu_models_that_can_be_moved_out_count_as_room(world, host_env, mo
     import comfy.model_management as mm
     import torch
 
-    reservation = importlib.import_module(f"{host_env.pack.__name__}.host.reservation")
+    reservation = importlib.import_module(f"{host_env.pack.__name__}.host.sampling.reservation")
     world.stock()  # the host holds this model loaded now
     device = torch.device("cpu")
 
@@ -127,7 +127,7 @@ def test_a_controlnet_counts_as_half_an_evaluation(host_env):
     import importlib
     from types import SimpleNamespace
 
-    evaluations = importlib.import_module(f"{host_env.pack.__name__}.host.reservation")._evaluations
+    evaluations = importlib.import_module(f"{host_env.pack.__name__}.host.sampling.reservation")._evaluations
     first = SimpleNamespace(previous_controlnet=None)
     second = SimpleNamespace(previous_controlnet=first)
     conds = {"positive": [{"control": second}], "negative": [{}]}

@@ -14,7 +14,7 @@ RESIZERS = ("nearest-exact", "bilinear", "area", "bicubic", "bislerp")
 @pytest.fixture(scope="module")
 def world(host_env):
     found = AheadWorld(host_env)
-    found.known = importlib.import_module(f"{host_env.pack.__name__}.host.known_latents")
+    found.known = importlib.import_module(f"{host_env.pack.__name__}.host.safety.known_latents")
     return found
 
 
@@ -48,7 +48,7 @@ def second_half(world, model, latent, **more):
 
 def caught_late(world, late="report", seed=5) -> torch.Tensor:
     """A first half of four images that were all caught late."""
-    looks = world.looks.Looks()
+    looks = world.looks.Verdicts()
     made = first_half(world, world.looking(NEVER, late, ALWAYS, looks=looks), seed=seed)
     assert all(verdict.late for verdict in looks.of(made))
     return made
@@ -56,10 +56,10 @@ def caught_late(world, late="report", seed=5) -> torch.Tensor:
 
 def verdicts(world, made_by, late="report"):
     """(image, verdicts) of a second sampling that sees nothing by itself, and whose thresholds are those of the first all the same."""
-    looks = world.looks.Looks()
+    looks = world.looks.Verdicts()
     guided = world.looking(NEVER, late, ALWAYS, looks=looks)
     watch = world.steering(guided).watch
-    watch.look = lambda raw, level=None: (torch.full((len(raw), 1), -1.0), torch.zeros(len(raw), 1, dtype=torch.bool))
+    watch.check = lambda raw, level=None: (torch.full((len(raw), 1), -1.0), torch.zeros(len(raw), 1, dtype=torch.bool))
     made = made_by(guided)
     return made, looks.of(made)
 
@@ -78,7 +78,7 @@ def test_two_halves(world, late, sampler):
     assert all("in an earlier sampling: seen at step" in verdict.late for verdict in found)
     assert [verdict.redirected for verdict in found] == [late == "redirect"] * 4
     with torch.inference_mode():
-        looks = world.looks.Looks()
+        looks = world.looks.Verdicts()
         looks.remember(made, found)
         _, report = world.gate.run_gate({"samples": made}, world.clip, lambda: world.parsed(NEVER), "grey", "tiles", 0, looks=looks)
     assert report.blocked == [True] * 4
@@ -97,7 +97,7 @@ def test_the_two_halves_of_what_a_draft_showed_are_one_sampling(world):
 @pytest.mark.parametrize("size", [(12, 12), (16, 16), (24, 16)])
 def test_a_larger_second_pass(world, method, size):
     """Upscale Latent between two samplings."""
-    looks = world.looks.Looks()
+    looks = world.looks.Verdicts()
     made = sample(world, world.looking(NEVER, "report", ALWAYS, looks=looks), size=2)
     for crop in ("disabled", "center"):
         large = upscaled(made, *size, method, crop)
@@ -156,7 +156,7 @@ def test_without_look_ahead_it_holds_too(world, kind):
     make = getattr(world, kind)
     half = first_half(world, make(ALWAYS))
     blind = make(ALWAYS)
-    watch, real = world.steering(blind).watch, world.steering(blind).watch.look
+    watch, real = world.steering(blind).watch, world.steering(blind).watch.check
 
     def look(raw, level=None):
         seen = watch.seen
@@ -164,7 +164,7 @@ def test_without_look_ahead_it_holds_too(world, kind):
         watch.seen = torch.zeros(len(raw), 1, dtype=torch.bool) if seen is None else seen
         return over, watch.seen.clone()
 
-    watch.look = look
+    watch.check = look
     plain = second_half(world, world.model, half)
     assert (second_half(world, blind, half) - plain).flatten(1).abs().amax(dim=1).min() > 1e-3
     unknown = half.std() * torch.randn(half.shape, generator=torch.Generator().manual_seed(1))
@@ -211,7 +211,7 @@ def test_a_sampling_of_full_noise_makes_another_image(world):
 
 def test_other_categories_or_thresholds_are_others_business(world):
     known = sample(world, world.looking(NEVER, "report", ALWAYS))
-    looks = world.looks.Looks()
+    looks = world.looks.Verdicts()
     lenient = world.looking(NEVER, "report", NEVER, looks=looks)
     assert all_innocent(looks.of(sample(world, lenient, known, denoise=0.5)))
 

@@ -147,7 +147,7 @@ def test_shards_of_another_vae_are_not_measured_on(files, pack, comfy, comfy_tre
 
 def test_calibration_and_zero_shot_refuse_it_too(files, pack, comfy):
     clip, vaes = comfy.models_dir / "latent_clip" / "own.safetensors", comfy.models_dir / "vae"
-    load_judge = pack("host.naming").load_judge
+    load_judge = pack("host.offline.zero_shot").load_judge
     assert load_judge(str(clip), str(vaes / "mine.safetensors")).vae["name"] == "mine.safetensors"
     with pytest.raises(ValueError, match=r"Got the VAE tuned\.safetensors; own reads the latents of the VAE mine\.safetensors"):
         load_judge(str(clip), str(vaes / "tuned.safetensors"))
@@ -192,7 +192,7 @@ def as_diffusers(state):
 def test_a_vae_is_the_same_in_every_precision_and_layout_and_another_after_a_little_training(pack, large):
     import comfy.sd
 
-    check, signature = pack("models.vae_signature"), pack("host.vae_check").loaded_signature
+    check, signature = pack("models.vae_signature"), pack("host.scorers.vae_check").loaded_signature
 
     def loaded(state, dtype=None):
         with torch.inference_mode():
@@ -215,10 +215,10 @@ def test_a_vae_that_only_decodes_is_not_taken_for_it(pack, host_env, caplog):
 
     def check(state):
         with torch.inference_mode():
-            pack("host.vae_check").check_vae("own", pack("models.latent_spaces").LATENT_SPACES["sdxl"], told, comfy.sd.VAE(sd=state))
+            pack("host.scorers.vae_check").check_vae("own", pack("models.latent_spaces").LATENT_SPACES["sdxl"], told, comfy.sd.VAE(sd=state))
 
     whole = tiny_vaes.tiny_state("taesd")
-    told = {"name": "mine.safetensors", "signature": pack("host.vae_check").loaded_signature(tiny_vaes.tiny_vae("taesd"))}
+    told = {"name": "mine.safetensors", "signature": pack("host.scorers.vae_check").loaded_signature(tiny_vaes.tiny_vae("taesd"))}
     with caplog.at_level(logging.WARNING):
         check(dict(whole))
     assert not caplog.messages

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-FILE = Path(__file__).resolve().parent.parent.parent / "host" / "audit.py"
+FILE = Path(__file__).resolve().parent.parent.parent / "host" / "safety" / "audit.py"
 
 
 def load():

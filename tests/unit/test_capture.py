@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from latent_clip.methods.capture import Buckets, Captured, CapturedGenerator, CudaRecording, captured_reward
-from latent_clip.methods.features import Look
+from latent_clip.methods.features import WindowFeatures
 from latent_clip.methods.reno import RenoSettings, optimize_noise
 from latent_clip.methods.rewards import Reward, Term
 from latent_clip.methods.views import Views
@@ -65,8 +65,8 @@ class World:
 
     plain = property(lambda self: self)
 
-    def look(self, raw_latents):
-        return Look(self(raw_latents), torch.stack([self(raw_latents), self(-raw_latents)], dim=1))
+    def encode_windows(self, raw_latents):
+        return WindowFeatures(self(raw_latents), torch.stack([self(raw_latents), self(-raw_latents)], dim=1))
 
 
 def contiguous(items: list[int]) -> bool:

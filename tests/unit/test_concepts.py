@@ -229,33 +229,33 @@ CALIBRATED = ConceptSet(
     ],
 )
 def test_thresholds_hold_for_the_judge_they_were_calibrated_with(change, words):
-    CALIBRATED.check_judge(JUDGE)
+    CALIBRATED.check_scorer(JUDGE)
     other = Judge(**(JUDGE.as_dict() | change))
     with pytest.raises(ConceptError, match=f"'mine' for a were calibrated with .*{words}.*type thresholds of your own"):
-        CALIBRATED.check_judge(other)
-    CALIBRATED.with_thresholds("a: 2").check_judge(other)
-    CALIBRATED.with_thresholds("2").check_judge(other)
-    CALIBRATED.only("c").check_judge(other)
+        CALIBRATED.check_scorer(other)
+    CALIBRATED.with_thresholds("a: 2").check_scorer(other)
+    CALIBRATED.with_thresholds("2").check_scorer(other)
+    CALIBRATED.only("c").check_scorer(other)
     with pytest.raises(ConceptError):
-        CALIBRATED.with_thresholds("c: 2").check_judge(other)
+        CALIBRATED.with_thresholds("c: 2").check_scorer(other)
 
 
 def test_the_name_of_a_latent_clip_may_change():
-    CALIBRATED.check_judge(Judge(**(JUDGE.as_dict() | {"latent_clip": "renamed"})))
+    CALIBRATED.check_scorer(Judge(**(JUDGE.as_dict() | {"latent_clip": "renamed"})))
 
 
 def test_a_calibration_that_does_not_say_whose_it_is_holds_for_nobody():
     calibration = {"latent_clip": "B-8", "fit": "tiles", "views": 0, "categories": {"a": {}}}  # as version 0.1 wrote it
     old = ConceptSet(CALIBRATED.name, CALIBRATED.categories, CALIBRATED.anchors, {"calibration": calibration})
     with pytest.raises(ConceptError, match="did not write down its weights"):
-        old.check_judge(JUDGE)
+        old.check_scorer(JUDGE)
 
 
 @pytest.mark.parametrize(
     "provenance", [{}, {"note": "mine"}, {"calibration": "by hand"}, {"calibration": {"views": 3}}]
 )
 def test_without_a_calibration_the_thresholds_are_the_users_own(provenance):
-    ConceptSet("mine", CALIBRATED.categories, ("e",), provenance).check_judge(JUDGE)
+    ConceptSet("mine", CALIBRATED.categories, ("e",), provenance).check_scorer(JUDGE)
 
 
 # The same to a reader

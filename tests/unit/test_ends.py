@@ -2,7 +2,7 @@
 
 import pytest
 
-from latent_clip.host.ends import loose_ends, with_ends
+from latent_clip.host.front_end.ends import loose_ends, with_ends
 
 SAVE, SELECT, GATE, CLASSIFY = "SaveImage", "LatentCLIPSelect", "LatentCLIPSafetyGate", "LatentCLIPClassify"
 

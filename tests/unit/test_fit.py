@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from latent_clip.models.fit import FITS, TILE_STEP, fit_latents, more_windows, safety_fit
+from latent_clip.models.fit import FITS, TILE_STEP, fit_latents, safety_fit, safety_windows
 
 GRID = 16
 # height, width: square, portrait, landscape; larger, smaller, odd, extreme
@@ -140,7 +140,7 @@ def test_an_unknown_fit_is_named():
 @every_size
 def test_no_cell_stays_unseen(fit, size):
     x = latents(*size).requires_grad_()
-    windows = torch.cat([fit_latents(x, GRID, fit), more_windows(x, GRID, fit)], dim=1)
+    windows = torch.cat([fit_latents(x, GRID, fit), safety_windows(x, GRID, fit)], dim=1)
     assert windows.shape[2:] == (4, GRID, GRID)
     (gradient,) = torch.autograd.grad(windows.sum(), x)
     assert (gradient > 0).all()
@@ -150,8 +150,8 @@ def test_no_cell_stays_unseen(fit, size):
 @pytest.mark.parametrize(("size", "count"), [((16, 16), 0), ((8, 20), 0), ((32, 32), 9), ((64, 64), 25), ((24, 40), 6)])
 def test_a_closer_look_reduces_nothing(fit, size, count):
     x = coordinates(*size)
-    plain = more_windows(x, GRID, fit).shape[1]
-    windows = more_windows(x, GRID, fit, closer=True)[0, plain:]
+    plain = safety_windows(x, GRID, fit).shape[1]
+    windows = safety_windows(x, GRID, fit, closer=True)[0, plain:]
     assert len(windows) == count
     for window in windows:
         assert slopes(window) == (1, 1)

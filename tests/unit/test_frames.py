@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from latent_clip.methods.concepts import ConceptDirections
-from latent_clip.methods.features import Look
+from latent_clip.methods.features import WindowFeatures
 from latent_clip.methods.gate import reasons_to_block_clips
-from latent_clip.methods.guidance import AvoidConcepts, ClimbReward, ConceptWatch, GuidanceSettings, correction
+from latent_clip.methods.guidance import AvoidConcepts, ClimbReward, ConceptMonitor, GuidanceSettings, correction
 from latent_clip.methods.rewards import Reward, Term, text_reward
 from latent_clip.methods.views import Views
 from latent_clip.models.frames import by_clip, clips_of, frames_in, pictures_of
@@ -34,8 +34,8 @@ class FakeEncoder:
     def plain(self):
         return self
 
-    def look(self, raw):
-        return Look(self(raw), self(raw)[:, None])
+    def encode_windows(self, raw):
+        return WindowFeatures(self(raw), self(raw)[:, None])
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,9 @@ def concepts(threshold=0.0):
 
 
 def test_a_clip_shows_what_its_worst_frame_shows():
-    watch = ConceptWatch(FakeEncoder(), concepts())
-    over, seen = watch.look(CLIPS)
-    frames = torch.stack([ConceptWatch(FakeEncoder(), concepts()).look(CLIPS[:, :, [t]])[0] for t in range(3)], dim=1)
+    watch = ConceptMonitor(FakeEncoder(), concepts())
+    over, seen = watch.check(CLIPS)
+    frames = torch.stack([ConceptMonitor(FakeEncoder(), concepts()).check(CLIPS[:, :, [t]])[0] for t in range(3)], dim=1)
     torch.testing.assert_close(over, frames.amax(dim=1))
     assert torch.equal(seen, (frames > 0).any(dim=1))
 
@@ -128,7 +128,7 @@ def test_guidance_climbs_a_clip_and_no_frame_gets_more_than_its_share(frames):
 
 
 def test_the_gradient_of_a_clip_equals_finite_differences():
-    objective = AvoidConcepts(ConceptWatch(FakeEncoder(), concepts(-5.0)))
+    objective = AvoidConcepts(ConceptMonitor(FakeEncoder(), concepts(-5.0)))
     clips = CLIPS.double().requires_grad_()
 
     def value(x):

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from latent_clip.methods.concepts import ConceptDirections
-from latent_clip.methods.features import Look
-from latent_clip.methods.guidance import AvoidConcepts, ClimbReward, ConceptWatch, GuidanceSettings, correction
+from latent_clip.methods.features import WindowFeatures
+from latent_clip.methods.guidance import AvoidConcepts, ClimbReward, ConceptMonitor, GuidanceSettings, correction
 from latent_clip.methods.rewards import Reward, Term, avoid_reward
 from latent_clip.models.latent_spaces import LATENT_SPACES
 
@@ -26,8 +26,8 @@ class FirstCells:
     def plain(self):
         return self
 
-    def look(self, raw_latents):
-        return Look(self(raw_latents), self(raw_latents).unsqueeze(1))
+    def encode_windows(self, raw_latents):
+        return WindowFeatures(self(raw_latents), self(raw_latents).unsqueeze(1))
 
 
 AXES = torch.eye(8)
@@ -61,7 +61,7 @@ def test_the_avoid_reward_is_exactly_zero_below_its_threshold():
 
 def test_innocent_items_need_no_correction():
     assert correction(
-        AvoidConcepts(ConceptWatch(FirstCells(), CONCEPTS)), latents(7, 7), same, 1.0, GuidanceSettings()
+        AvoidConcepts(ConceptMonitor(FirstCells(), CONCEPTS)), latents(7, 7), same, 1.0, GuidanceSettings()
     ) == (
         None,
         None,
@@ -70,7 +70,7 @@ def test_innocent_items_need_no_correction():
 
 def test_the_correction_leaves_innocent_items_of_a_batch_alone():
     change, _ = correction(
-        AvoidConcepts(ConceptWatch(FirstCells(), CONCEPTS)), latents(7, 0), same, 1.0, GuidanceSettings()
+        AvoidConcepts(ConceptMonitor(FirstCells(), CONCEPTS)), latents(7, 0), same, 1.0, GuidanceSettings()
     )
     assert not change[0].any() and change[1].any()
 
@@ -88,7 +88,7 @@ def test_a_correction_has_the_size_that_was_asked_for(strength, noise_level, sca
 
 
 def test_a_suspect_is_steered_to_the_end_and_only_from_what_it_showed():
-    objective = AvoidConcepts(ConceptWatch(FirstCells(), CONCEPTS))
+    objective = AvoidConcepts(ConceptMonitor(FirstCells(), CONCEPTS))
     objective.start()
     first, _ = correction(objective, latents(0, 7), same, 1.0, GuidanceSettings())
     later, _ = correction(objective, latents(7, 7), same, 1.0, GuidanceSettings())
@@ -101,10 +101,10 @@ def test_a_suspect_is_steered_to_the_end_and_only_from_what_it_showed():
 
 def test_every_item_of_a_batch_gets_what_it_would_get_alone():
     x, settings = latents(0, 1, 7), GuidanceSettings(0.7)
-    together, _ = correction(AvoidConcepts(ConceptWatch(FirstCells(), CONCEPTS)), x, same, 1.0, settings)
+    together, _ = correction(AvoidConcepts(ConceptMonitor(FirstCells(), CONCEPTS)), x, same, 1.0, settings)
     for item in range(3):
         alone, _ = correction(
-            AvoidConcepts(ConceptWatch(FirstCells(), CONCEPTS)), x[item : item + 1], same, 1.0, settings
+            AvoidConcepts(ConceptMonitor(FirstCells(), CONCEPTS)), x[item : item + 1], same, 1.0, settings
         )
         torch.testing.assert_close(together[item], torch.zeros(4, 4, 4) if alone is None else alone[0])
 
@@ -112,9 +112,9 @@ def test_every_item_of_a_batch_gets_what_it_would_get_alone():
 def test_the_gradient_passes_through_the_way_to_raw_latents():
     x = latents(0)
     change, _ = correction(
-        AvoidConcepts(ConceptWatch(FirstCells(), CONCEPTS)), x / 7, lambda z: 7 * z, 1.0, GuidanceSettings()
+        AvoidConcepts(ConceptMonitor(FirstCells(), CONCEPTS)), x / 7, lambda z: 7 * z, 1.0, GuidanceSettings()
     )
-    plain, _ = correction(AvoidConcepts(ConceptWatch(FirstCells(), CONCEPTS)), x, same, 1.0, GuidanceSettings())
+    plain, _ = correction(AvoidConcepts(ConceptMonitor(FirstCells(), CONCEPTS)), x, same, 1.0, GuidanceSettings())
     torch.testing.assert_close(change, plain, rtol=1e-4, atol=1e-5)
 
 
@@ -122,7 +122,7 @@ def test_the_gradient_passes_through_the_way_to_raw_latents():
 def test_a_broken_item_is_left_alone_and_the_others_go_on(bad):
     x = latents(0, 0)
     x[0, 0, 0, 0] = bad
-    change, _ = correction(AvoidConcepts(ConceptWatch(FirstCells(), CONCEPTS)), x, same, 1.0, GuidanceSettings())
+    change, _ = correction(AvoidConcepts(ConceptMonitor(FirstCells(), CONCEPTS)), x, same, 1.0, GuidanceSettings())
     assert not change[0].any() and change[1].any() and change.isfinite().all()
 
 

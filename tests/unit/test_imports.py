@@ -34,7 +34,7 @@ class Import(NamedTuple):
 
 
 def imports(source: str) -> list[Import]:
-    """Every import of a module. `from ..host import folders` counts as ..host.folders."""
+    """Every import of a module. `from ..host import folders` counts as ..host.scorers.folders."""
     tree = ast.parse(source)
     lazy = {
         id(inner)
@@ -151,9 +151,9 @@ def test_the_entrypoint_imports_nothing_before_it_is_called():
     ("source", "expected"),
     [
         ("import torch.nn as nn", Import(0, "torch.nn", True)),
-        ("from ..host import folders", Import(2, "host.folders", True)),
+        ("from ..host import folders", Import(2, "host.scorers.folders", True)),
         ("from . import base", Import(1, "base", True)),
-        ("def f():\n    from ..host.reports import score", Import(2, "host.reports.score", False)),
+        ("def f():\n    from ..host.scorers.reports import score", Import(2, "host.scorers.reports.score", False)),
         ("class A:\n    import comfy", Import(0, "comfy", True)),
         ("if True:\n    import comfy", Import(0, "comfy", True)),
     ],
@@ -163,7 +163,7 @@ def test_imports_are_found(source, expected):
 
 
 def test_heavy_imports_are_found_through_other_files():
-    assert "torch" in loaded_with(ROOT / "host" / "reports.py", set())
+    assert "torch" in loaded_with(ROOT / "host" / "scorers" / "reports.py", set())
     assert "open_clip" in loaded_with(ROOT / "methods" / "features.py", set()) | loaded_with(
         ROOT / "models" / "latent_clip.py", set()
     )

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 # host/ imports ComfyUI, this file of it only torch
-_spec = importlib.util.spec_from_file_location("in_place", Path(__file__).resolve().parents[2] / "host" / "in_place.py")
+_spec = importlib.util.spec_from_file_location("in_place", Path(__file__).resolve().parents[2] / "host" / "memory" / "in_place.py")
 in_place = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(in_place)
 

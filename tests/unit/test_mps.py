@@ -9,9 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from latent_clip.methods.classify import classify
 from latent_clip.methods.concepts import concept_directions
-from latent_clip.methods.features import encode_latents, encode_pixels, look_everywhere
+from latent_clip.methods.features import encode_latents, encode_pixels, encode_windows
 from latent_clip.methods.gate import blurred, extra_views
-from latent_clip.methods.guidance import ConceptWatch
+from latent_clip.methods.guidance import ConceptMonitor
 from latent_clip.methods.reno import RenoSettings, _Climber, norm_prior
 from latent_clip.methods.rewards import Reward, Term, avoid_reward, combine, text_reward
 from latent_clip.models.concepts import shipped_concepts
@@ -92,8 +92,8 @@ class Encoder:
     def plain(self):
         return self
 
-    def look(self, raw_latents):
-        return look_everywhere(self.tower, raw_latents, 8, "tiles", closer=True)
+    def encode_windows(self, raw_latents):
+        return encode_windows(self.tower, raw_latents, 8, "tiles", closer=True)
 
 
 def test_rewards_concepts_and_classes_stay_in_what_the_device_has(mps):
@@ -104,7 +104,7 @@ def test_rewards_concepts_and_classes_stay_in_what_the_device_has(mps):
     value = reward.weigh(reward.values(raw))
     assert torch.autograd.grad(value.sum(), raw)[0].shape == raw.shape
     assert classify(encoder(raw), torch.randn(3, 96), 20.0).shape == (2, 3)
-    over, seen = ConceptWatch(encoder, concepts).look(raw)
+    over, seen = ConceptMonitor(encoder, concepts).check(raw)
     assert over.device == seen.device == MPS
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from latent_clip.host.noise import OptimizedNoise
+from latent_clip.host.sampling.noise import OptimizedNoise
 
 
 def numbered(count: int, batch_index: list[int] | None = None) -> OptimizedNoise:

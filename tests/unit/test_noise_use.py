@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from latent_clip.host.noise_use import samplers_that_lose_it
+from latent_clip.host.sampling.noise_use import samplers_that_lose_it
 
 
 def graph(**nodes) -> dict:

@@ -14,7 +14,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
 
-from latent_clip.methods.features import encode_pixels, look_everywhere_in_pixels
+from latent_clip.methods.features import encode_pixel_windows, encode_pixels
 from latent_clip.models import pixel_clip
 from latent_clip.models.checkpoint import CheckpointError, original_to_custom_text
 from latent_clip.models.config import MAX_LAYERS
@@ -122,7 +122,7 @@ def test_pictures_are_prepared_as_open_clip_does(tiny, size, resize, interpolati
 @torch.no_grad()
 def test_a_look_shows_the_sides_that_the_centre_crop_leaves_out(tiny, size, windows):
     pixels, ones = torch.rand(2, 3, *size), torch.ones(3)
-    look = look_everywhere_in_pixels(tiny.encode_image, pixels, 32, 0 * ones, ones)
+    look = encode_pixel_windows(tiny.encode_image, pixels, 32, 0 * ones, ones)
     torch.testing.assert_close(look.average, encode_pixels(tiny.encode_image, pixels, 32, 0 * ones, ones))
     assert look.windows.shape[:2] == (2, windows)
     short = min(size)

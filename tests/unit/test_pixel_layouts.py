@@ -12,7 +12,7 @@ from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
 
-from latent_clip.host.word_pieces import SigLIPTokenizer, tokenizer_of
+from latent_clip.host.scorers.tokenizers import SigLIPTokenizer, tokenizer_of
 from latent_clip.methods.rewards import log_odds_reward
 from latent_clip.models import pixel_clip
 from latent_clip.models.checkpoint import CheckpointError, original_to_custom_text

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from latent_clip.host.word_pieces import tokenizer_of
+from latent_clip.host.scorers.tokenizers import tokenizer_of
 from latent_clip.models.checkpoint import CheckpointError, read_checkpoint, read_tensor_bytes
 from latent_clip.models.convert import convert
 from latent_clip.models.latent_clip import identity, load_latent_clip

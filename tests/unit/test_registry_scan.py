@@ -51,9 +51,9 @@ REVIEWED = {
     ): "the command line, which registers this folder under one name; ComfyUI never runs it",
     ("commands/comfyui.py", "changes sys.path"): "the command line, which needs the ComfyUI that the user names",
     ("commands/calibrate.py", "installs at run time"): "the words of a message; nothing is installed",
-    ("host/requirements.py", "installs at run time"): "the words of a message; nothing is installed",
+    ("host/front_end/requirements.py", "installs at run time"): "the words of a message; nothing is installed",
     (
-        "host/requirements.py",
+        "host/front_end/requirements.py",
         "imports by a computed name",
     ): "find_spec only looks whether a package is there; nothing is imported",
 }
@@ -179,7 +179,7 @@ OPTIONAL = {  # a message where it is missing, or no more than a plot that is no
     "training/run.py": {"open_clip_train"},  # comes with open_clip
     "training/sources.py": {"fsspec", "pyarrow"},
     "training/ray_embed.py": {"ray"},
-    "host/word_pieces.py": {"tokenizers"},  # comes with transformers, which ComfyUI asks for
+    "host/scorers/tokenizers.py": {"tokenizers"},  # comes with transformers, which ComfyUI asks for
 }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from latent_clip.host import requirements
+from latent_clip.host.front_end import requirements
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

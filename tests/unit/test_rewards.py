@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from latent_clip.methods.concepts import ConceptDirections
-from latent_clip.methods.features import average_unit, encode_latents, look_everywhere
+from latent_clip.methods.features import average_unit, encode_latents, encode_windows
 from latent_clip.methods.rewards import Reward, Term, avoid_reward, combine, latent_reward, text_reward
 from latent_clip.models.latent_spaces import (
     LATENT_SPACES,
@@ -50,9 +50,9 @@ class FakeWatcher(FakeEncoder):
     def __call__(self, raw_latents):
         return self.look(raw_latents).average
 
-    def look(self, raw_latents):
+    def encode_windows(self, raw_latents):
         self.calls.append(len(raw_latents))
-        return look_everywhere(self.tower, raw_latents, 4, "crop")
+        return encode_windows(self.tower, raw_latents, 4, "crop")
 
 
 def latents(channels: int = 4, size: int = 8) -> torch.Tensor:
@@ -100,7 +100,7 @@ def test_a_text_and_a_concept_to_avoid_share_the_forward_pass():
         values = combine(order).values(x)
         assert watcher.calls == [3]
         torch.testing.assert_close(values["cat"], watcher.plain(x)[:, 0])
-        log_odds = concepts.score(watcher.look(x).windows)[..., 0]
+        log_odds = concepts.score(watcher.encode_windows(x).windows)[..., 0]
         torch.testing.assert_close(values["avoid: x"], -(log_odds.amax(1) + 5).relu())
 
 
@@ -150,7 +150,7 @@ def test_tiles_are_averaged_as_unit_vectors():
 def test_a_look_has_the_average_of_the_encoder_and_every_window(fit, size, windows):
     x = torch.randn(2, 4, *size, generator=torch.Generator().manual_seed(0))
     tower = FakeEncoder().tower
-    look = look_everywhere(tower, x, 4, fit)
+    look = encode_windows(tower, x, 4, fit)
     torch.testing.assert_close(look.average, encode_latents(tower, x, 4, fit))
     more = 1 if fit != "tiles" and size[0] != size[1] else 0
     assert look.windows.shape == (2, windows + more, 8)

@@ -136,7 +136,7 @@ def gpu(host_env):
             patch.setattr(mm, name, room)
         for name in ("should_use_fp16", "should_use_bf16"):
             patch.setattr(mm, name, lambda *args, **kwargs: False)
-        capture = importlib.import_module(f"{host_env.pack.__name__}.host.capture")
+        capture = importlib.import_module(f"{host_env.pack.__name__}.host.reno.cuda_graphs")
         patch.setattr(capture, "DEVICES", (there.type,))
         emulated_gpu.with_graphs(patch)
         mm.unload_all_models()
@@ -179,12 +179,12 @@ def test_judges_in_half_precision_there_and_back(host_env, gpu, dtype, tolerance
     for precision in ("fp32", dtype):
         with torch.inference_mode():
             clips = shapes_world.load_latent_clip(precision), shapes_world.load_pixel_clip(precision)
-            encoders = clips[0].watcher("tiles"), module("pixel_clip").pixel_encoder(clips[1], shapes_world.load_vae())
+            encoders = clips[0].window_encoder("tiles"), module("pixel_clip").pixel_encoder(clips[1], shapes_world.load_vae())
         for encoder in encoders:
             importlib.import_module("comfy.model_management").load_models_gpu(encoder.patchers)
             with gradients([patcher.model for patcher in encoder.patchers]):
                 leaf = raw.to(emulated_gpu.device()).requires_grad_()
-                features = encoder.look(leaf).windows.mean(dim=1)
+                features = encoder.encode_windows(leaf).windows.mean(dim=1)
                 (gradient,) = torch.autograd.grad(features[:, :8].sum(), leaf)
             found.setdefault(type(encoder).__name__, []).append((features.detach().cpu(), gradient.cpu()))
     for (features, gradient), (half_features, half_gradient) in found.values():

@@ -227,7 +227,7 @@ def test_a_suspect_of_one_prompt_does_not_replace_an_image_of_the_next(world, sh
     first = world.sample(model, "a red star", steps=8, cfg=3.0)
     assert not torch.allclose(first, world.sample(world.model, "a red star", steps=8, cfg=3.0), atol=0.1)
     prompt, sampler = "a red circle", daemon(share)
-    world.steering(model).watch.look = lambda *_: None  # the second prompt shows nothing at all
+    world.steering(model).watch.check = lambda *_: None  # the second prompt shows nothing at all
     after = world.sample_with(world.guider(model, prompt), sampler, 8)
     assert torch.equal(after, world.sample_with(world.guider(world.model, prompt), sampler, 8))
 
@@ -254,14 +254,14 @@ def test_a_sampler_that_goes_back_to_pure_noise_forgets_nobody(world):
     sampler = comfy.samplers.KSAMPLER(restart)
     model = world.redirected(ALWAYS)
     watch, looks = world.steering(model).watch, []
-    look = watch.look
+    look = watch.check
 
     def once(raw_latents, *_level):
         looks.append(1)
         if len(looks) == 1:
             look(raw_latents)
 
-    watch.look = once
+    watch.check = once
     same(
         world.sample_with(world.guider(model), sampler),
         world.sample_with(world.guider(world.model, INSTEAD), sampler),
@@ -275,14 +275,14 @@ def test_optimize_noise_forgets_the_noise_before(world):
 
     model = world.redirected(ALWAYS)
     watch, looks = world.steering(model).watch, []
-    look = watch.look
+    look = watch.check
 
     def once(raw_latents, *_level):
         looks.append(1)
         if len(looks) == 1:
             look(raw_latents)
 
-    watch.look = once
+    watch.check = once
     with torch.inference_mode():
         reward = world.rewards.text_reward(world.encoder, "match", world.clip.encode_text(["a red star"])[0])
         latent = {"samples": torch.zeros(2, 4, 8, 8)}
@@ -348,13 +348,13 @@ def test_step_skipping_nodes_see_the_whole_batch_only(world, name, cfg):
     assert not torch.equal(plain, world.sample(world.model, steps=12, cfg=cfg)), "no step was skipped"
     model = world.redirected(ALWAYS)
     watch = world.steering(model).watch
-    look = watch.look
+    look = watch.check
 
     def first_item(raw_latents, *_level):
         look(raw_latents)
         watch.seen[1:] = False
 
-    watch.look = first_item
+    watch.check = first_item
     mixed = world.sample(cached(model), steps=12, cfg=cfg)
     assert mixed.isfinite().all()
     assert not torch.allclose(mixed[0], plain[0], atol=0.1)

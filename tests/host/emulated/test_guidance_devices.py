@@ -36,7 +36,7 @@ class Tower:
         weight = self.network.weight
         return self.network(raw_latents.to(weight.device).flatten(1))
 
-    def look(self, raw_latents):
+    def encode_windows(self, raw_latents):
         return SimpleNamespace(windows=self(raw_latents)[:, None])
 
 
@@ -55,8 +55,8 @@ DEVICES = [("cuda:0", "cuda:0"), ("cuda:1", "cuda:0"), ("cuda:0", "cpu")]
 @pytest.mark.parametrize(("latents", "tower"), DEVICES)
 def test_a_judge_on_another_device(world, latents, tower):
     with FakeTensorMode():
-        watch = world.guidance.ConceptWatch(Tower(tower), Star())
-        over, seen = watch.look(torch.empty(2, 4, 8, 8, device=latents))
+        watch = world.guidance.ConceptMonitor(Tower(tower), Star())
+        over, seen = watch.check(torch.empty(2, 4, 8, 8, device=latents))
         value, active = world.guidance.AvoidConcepts(watch)(torch.empty(2, 4, 8, 8, device=latents))
     assert over.device == seen.device == value.device == active.device == torch.device(tower)
 
@@ -66,10 +66,10 @@ def test_a_judge_that_is_moved_in_mid_run_remembers(world, before, after):
     """What it saw on one device meets what it sees on the other."""
     with FakeTensorMode():
         tower = Tower(before)
-        watch = world.guidance.ConceptWatch(tower, Star())
-        watch.look(torch.empty(2, 4, 8, 8, device="cuda:0"))
+        watch = world.guidance.ConceptMonitor(tower, Star())
+        watch.check(torch.empty(2, 4, 8, 8, device="cuda:0"))
         tower.network = Tower(after).network
-        over, seen = watch.look(torch.empty(2, 4, 8, 8, device="cuda:0"))
+        over, seen = watch.check(torch.empty(2, 4, 8, 8, device="cuda:0"))
     assert over.device == seen.device == torch.device(after) and watch.seen.device == torch.device("cpu")
 
 
@@ -79,7 +79,7 @@ def test_a_correction_meets_the_prediction_on_its_device(world, latents, tower, 
     # autograd refuses a device that is not there; the gradient comes out where the prediction is, whatever lies between
     monkeypatch.setattr(torch.autograd, "grad", lambda value, x0: (torch.empty_like(x0),))
     with FakeTensorMode(), torch.enable_grad():
-        watch = world.guidance.ConceptWatch(Tower(tower), Star())
+        watch = world.guidance.ConceptMonitor(Tower(tower), Star())
         change, direction = world.guidance.correction(
             world.guidance.AvoidConcepts(watch), torch.empty(2, 4, 8, 8, device=latents), lambda x: 7 * x, 0.5,
             world.guidance.GuidanceSettings(1.0, 0.5), torch.empty(2, 4, 8, 8, device=latents),
@@ -95,14 +95,14 @@ def test_the_host_moves_the_judge_out_in_mid_run(world, way):
     tower, looks = world.clip.image, []
     watch = world.steering(model).judge
     watch = getattr(watch, "watch", watch)
-    look = watch.look
+    look = watch.check
 
     def evicted(raw_latents, *level):
         looks.append(1)
         tower.detach()
         return look(raw_latents, *level)
 
-    watch.look = evicted
+    watch.check = evicted
     torch.testing.assert_close(world.sample(model), expected)
     assert len(looks) == 5
 
@@ -122,7 +122,7 @@ def sdxl(host_env, monkeypatch):
     folder.mkdir(parents=True, exist_ok=True)
     save_latent_clip(folder / "devices.safetensors")
     path = folder_paths.get_full_path_or_raise("checkpoints", TINY_SDXL)
-    load = importlib.import_module(f"{host_env.pack.__name__}.host.latent_clip").load_latent_clip_file
+    load = importlib.import_module(f"{host_env.pack.__name__}.host.scorers.latent_clip").load_latent_clip_file
     with torch.inference_mode():
         model, text, _, _ = comfy.sd.load_checkpoint_guess_config(path)
         clip = load("devices.safetensors", "fp32")
@@ -150,7 +150,7 @@ def test_multigpu_work_units_of_a_guided_model(world, sdxl, way, split_first):
     concepts = world.concepts.directions(sdxl.clip, world.parsed(ALWAYS))
 
     def guide(model):
-        watch = methods.ConceptWatch(sdxl.clip.watcher("tiles"), concepts)
+        watch = methods.ConceptMonitor(sdxl.clip.window_encoder("tiles"), concepts)
         if way == "redirect":
             return host.redirect_model(model, watch, sdxl.condition("a green circle"), host.Window(0.0, 1.0))
         return host.guide_model(

@@ -88,7 +88,7 @@ def test_a_user_who_switched_it_off_keeps_it_off(world, compiler):
 def test_guide_model_keeps_the_compiler_for_the_network_and_not_for_its_gradient(world, compiler):
     host, steering, methods = (
         importlib.import_module(f"{world.pack.__name__}.{name}")
-        for name in ("host.guidance", "host.steering", "methods.guidance")
+        for name in ("host.sampling.guide", "host.sampling.steering", "methods.guidance")
     )
     seen = []
     reward, _ = reward_that(
@@ -102,7 +102,7 @@ def test_guide_model_keeps_the_compiler_for_the_network_and_not_for_its_gradient
 
 
 def test_own_graphs_are_not_recorded_where_the_host_compiles(world, compiler, monkeypatch):
-    capture = importlib.import_module(f"{world.pack.__name__}.host.capture")
+    capture = importlib.import_module(f"{world.pack.__name__}.host.reno.cuda_graphs")
     monkeypatch.setattr(capture, "DEVICES", ("cpu",))
     from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 

@@ -115,7 +115,7 @@ def test_a_controlnet_is_part_of_the_draft_and_left_with_the_prompt(world):
 
     plain, free = world.sample_with(guider(world.model), steps=7), world.sample_with(world.guider(world.model), steps=7)
     assert not torch.allclose(plain, free, atol=0.1)
-    looks = world.looks.Looks()
+    looks = world.looks.Verdicts()
     made = world.sample_with(guider(world.looking(NEVER, looks=looks)), steps=7)
     assert torch.equal(made, plain)
     without = world.sample_with(world.guider(world.looking(NEVER, looks=looks)), steps=7)
@@ -130,7 +130,7 @@ def test_every_item_is_drafted_under_its_own_prompt_and_noise(world):
     """Also in another order, where its verdict goes with it."""
     texts = ["a red star", "a blue circle", "a green star", "a red square"]
     together = torch.cat([world.condition(text)[0][0] for text in texts])
-    looks = world.looks.Looks()
+    looks = world.looks.Verdicts()
 
     def scores(order):
         guider = world.guider(world.looking(NEVER, looks=looks))
@@ -152,7 +152,7 @@ def test_every_item_is_drafted_under_its_own_prompt_and_noise(world):
 def test_drafts_that_do_not_fit_are_made_in_parts(world, monkeypatch, error):
     """The draft's own reservation may be too hopeful; the sampling itself is the host's own affair."""
     real, sizes = world.model.model.apply_model, []
-    looks = world.looks.Looks()
+    looks = world.looks.Verdicts()
     whole = looks.of(world.sample(world.looking(NEVER, looks=looks), size=3, cfg=1.0, steps=6))
 
     def apply(x, *args, **kwargs):
@@ -168,7 +168,7 @@ def test_drafts_that_do_not_fit_are_made_in_parts(world, monkeypatch, error):
 
 
 def test_a_judge_who_runs_out_of_memory_looks_at_one_draft_at_a_time(world, monkeypatch):
-    tower, sizes, looks = world.clip.image.model, [], world.looks.Looks()
+    tower, sizes, looks = world.clip.image.model, [], world.looks.Verdicts()
     forward = tower.forward
 
     def run_out(x):

@@ -74,7 +74,7 @@ def test_what_does_not_fit_is_said(world, monkeypatch, caplog):
 def test_bytes_elsewhere_counts_the_weights_of_other_devices(world):
     import comfy.ops
 
-    weights = importlib.import_module(f"{world.pack.__name__}.host.weights")
+    weights = importlib.import_module(f"{world.pack.__name__}.host.memory.weights")
     here = comfy.ops.disable_weight_init.Linear(8, 8, dtype=torch.float32)
     there = comfy.ops.disable_weight_init.Linear(4, 4, device="meta", dtype=torch.float16)
     network = torch.nn.Sequential(here, there)
@@ -199,7 +199,7 @@ def test_auto_sees_the_same_room_in_every_run(world, paged, monkeypatch):
     """Version 0.1 left a second network behind, which the next run's estimate counted again."""
     import comfy.model_management as mm
 
-    reservation = importlib.import_module(f"{world.pack.__name__}.host.reservation")
+    reservation = importlib.import_module(f"{world.pack.__name__}.host.sampling.reservation")
     patcher, _ = paged
     seen, room = [], reservation.room_beside
 

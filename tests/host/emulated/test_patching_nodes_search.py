@@ -181,7 +181,7 @@ def ahead(host_env, world):
 @pytest.mark.parametrize("name", WORKS + sorted(REFUSED) + sorted(OF_THE_WHOLE_BATCH))
 def test_a_draft_of_safety_guidance_is_what_the_patched_model_drafts_of_the_batch(ahead, name, monkeypatch):
     """Also where there is room for one image only: a patched model is asked about all at once, as the sampler asks it."""
-    looks = ahead.looks.Looks()
+    looks = ahead.looks.Verdicts()
 
     def scores() -> list[float]:
         made = patched(ahead, name.removesuffix(" with momentum"), SETTINGS[name])

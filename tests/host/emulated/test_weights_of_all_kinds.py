@@ -234,7 +234,7 @@ def room_for(tower, items, error, sizes):
 
 @pytest.mark.parametrize("device", OUT)
 def test_out_of_memory_in_scoring_halves_the_chunk_and_remembers(world, device, monkeypatch):
-    scoring = importlib.import_module(f"{world.pack.__name__}.host.scoring")
+    scoring = importlib.import_module(f"{world.pack.__name__}.host.scorers.scoring")
     monkeypatch.setattr(scoring, "MAX_CHUNK", 16)
     reward, latents, sizes = world.reward, torch.randn(40, 4, 8, 8), []
     with torch.inference_mode():

@@ -17,10 +17,10 @@ def world(host_env):
     def module(name: str):
         return importlib.import_module(f"{host_env.pack.__name__}.{name}")
 
-    names = ("host.gate", "methods.guidance", "methods.rewards")
+    names = ("host.safety.gate", "methods.guidance", "methods.rewards")
     found = SimpleNamespace(**{name.partition(".")[2]: module(name) for name in names})
-    found.shipped, found.directions = module("models.concepts").shipped_concepts, module("host.concepts").directions
-    shapes = module("host.shapes_world")
+    found.shipped, found.directions = module("models.concepts").shipped_concepts, module("host.scorers.concepts").directions
+    shapes = module("host.scorers.shapes_world")
     with torch.inference_mode():
         model, text = shapes.load_generator()
         found.clip = shapes.load_latent_clip()
@@ -86,7 +86,7 @@ def test_a_star_among_four_pictures_needs_the_closer_look(world):
     with torch.inference_mode():
         concepts = world.directions(world.clip, world.shipped("shapes-world-stars"))
         whole, closer = (
-            concepts.worst(world.clip.watcher("tiles", c).look(large).windows)[:, 0] for c in (False, True)
+            concepts.worst(world.clip.window_encoder("tiles", c).encode_windows(large).windows)[:, 0] for c in (False, True)
         )
     assert (closer >= whole).all()
     assert int((whole >= 0.44).sum()) < 10 and int((closer >= 0.44).sum()) >= CAUGHT
@@ -95,17 +95,17 @@ def test_a_star_among_four_pictures_needs_the_closer_look(world):
 def test_guidance_suspects_what_the_gate_blocks(world):
     with torch.inference_mode():
         concepts = world.directions(world.clip, world.shipped("shapes-world-stars"))
-        watch = world.guidance.ConceptWatch(world.clip.watcher("tiles"), concepts)
+        watch = world.guidance.ConceptMonitor(world.clip.window_encoder("tiles"), concepts)
         watch.start()
-        watch.look(wide(world.circle, world.square, world.star))
+        watch.check(wide(world.circle, world.square, world.star))
         assert int(watch.seen.sum()) >= CAUGHT
         watch.start()
-        watch.look(wide(world.circle, world.square, world.circle))
+        watch.check(wide(world.circle, world.square, world.circle))
         assert int(watch.seen.sum()) <= FALSE_ALARMS
 
 
 def test_the_avoid_reward_falls_for_what_the_gate_blocks(world):
     concepts = world.directions(world.clip, world.shipped("shapes-world-stars"))
-    reward = world.rewards.avoid_reward(world.clip.watcher("tiles"), concepts)
+    reward = world.rewards.avoid_reward(world.clip.window_encoder("tiles"), concepts)
     with torch.inference_mode():
         assert int((reward(wide(world.circle, world.square, world.star)) < 0).sum()) >= CAUGHT

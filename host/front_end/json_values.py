@@ -1,0 +1,26 @@
+"""Numbers and rewards as JSON, which has no NaN and no infinity."""
+
+import math
+
+from torch import Tensor
+
+from ...methods.rewards import Reward
+
+
+def rounded(values: Tensor) -> list[float | None]:
+    """For JSON, which has no NaN and no infinity: None stands for both."""
+    return [round(value, 6) if math.isfinite(value) else None for value in values.tolist()]
+
+
+def rounded_table(table: Tensor) -> list[list[float | None]]:
+    return [rounded(row) for row in table]
+
+
+def numbers(values: list[float]) -> list[float | None]:
+    """As `rounded`, with all digits."""
+    return [value if math.isfinite(value) else None for value in values]
+
+
+def reward_terms(reward: Reward | None) -> list[dict]:
+    """Name and weight of every term; none without a reward."""
+    return [] if reward is None else [{"name": term.name, "weight": term.weight} for term in reward.terms]

@@ -1,0 +1,1 @@
+"""Around the host's samplers: wrappers of predictions, conditioning, noise, drafts, reserved memory."""

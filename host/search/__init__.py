@@ -1,0 +1,1 @@
+"""Search Best Images: one run, its settings and progress, and its inputs."""
