@@ -89,9 +89,9 @@ class LatentCLIPOptimizeNoise(io.ComfyNode):
         cuda_graphs=False, **climbing,
     ):  # fmt: skip
         from ..host.reno.run.run import run_reno, sampled_latent
+        from ..host.reno.trace import reno_pictures, reno_trace
         from ..host.sampling.noise import OptimizedNoise
         from ..host.sampling.noise_use import samplers_that_lose_it
-        from ..host.scorers.reports import reno_pictures, reno_trace
         from ..methods.reno import RenoSettings
         from ..methods.views import Views
 

@@ -154,7 +154,8 @@ class LatentCLIPGuideModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, reward, strength, start, end, every_n, momentum, frames="mean"):
-        from ..host.sampling.guide import Window, guide_model
+        from ..host.sampling.guide import guide_model
+        from ..host.sampling.steering import Window
         from ..methods.guidance import ClimbReward, GuidanceSettings
 
         settings, window = GuidanceSettings(strength, momentum), Window(start, end, every_n)
@@ -212,7 +213,8 @@ class LatentCLIPSafetyGuidance(io.ComfyNode):
         pixel_thresholds="",
     ):  # fmt: skip
         from ..host.safety.looks import Verdicts
-        from ..host.sampling.guide import Window, guide_model, redirect_model
+        from ..host.safety.redirect import push_model, redirect_model
+        from ..host.sampling.steering import Window
         from ..host.scorers.concepts import directions_for, load_concepts
         from ..methods.guidance import AvoidConcepts, ConceptMonitor, GuidanceSettings
 
@@ -234,7 +236,7 @@ class LatentCLIPSafetyGuidance(io.ComfyNode):
             return io.NodeOutput(redirect_ahead(model, watch, instead, window, ahead, LATE[look_ahead], looks), looks)
         if instead is not None:
             return io.NodeOutput(redirect_model(model, watch, instead, window), looks)
-        return io.NodeOutput(guide_model(model, AvoidConcepts(watch), settings, window), looks)
+        return io.NodeOutput(push_model(model, AvoidConcepts(watch), settings, window), looks)
 
     @classmethod
     def _second_judge(cls, latent_clip, vae, pixel_clip: str, concept_set, fit):

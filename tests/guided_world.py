@@ -16,8 +16,9 @@ class World:
             return importlib.import_module(f"{host_env.pack.__name__}.{name}")
 
         self.shapes_world, self.host, self.concepts = map(
-            module, ("host.scorers.shapes_world", "host.sampling.guide", "host.scorers.concepts")
+            module, ("host.scorers.shapes_world", "host.safety.redirect", "host.scorers.concepts")
         )
+        self.guide_model, self.window = module("host.sampling.guide").guide_model, module("host.sampling.steering").Window
         self.guidance, self.rewards, self.reno = map(module, ("methods.guidance", "methods.rewards", "host.reno.run"))
         self.parse_concepts = module("models.concepts").parse_concepts
         self.settings = module("methods.reno").RenoSettings
@@ -42,11 +43,11 @@ class World:
 
     def guided(self, threshold=0.0, strength=1.0, momentum=0.0, model=None, start=0.0, end=1.0, every_n=1):
         settings = self.guidance.GuidanceSettings(strength, momentum)
-        objective, window = self.guidance.AvoidConcepts(self.watch(threshold)), self.host.Window(start, end, every_n)
-        return self.host.guide_model(model or self.model, objective, settings, window)
+        objective, window = self.guidance.AvoidConcepts(self.watch(threshold)), self.window(start, end, every_n)
+        return self.host.push_model(model or self.model, objective, settings, window)
 
     def redirected(self, threshold=0.0, instead="a green circle", model=None, start=0.0, end=1.0, every_n=1):
-        window = self.host.Window(start, end, every_n)
+        window = self.window(start, end, every_n)
         return self.host.redirect_model(model or self.model, self.watch(threshold), self.condition(instead), window)
 
     def sample(self, model, prompt="a red star", sampler="euler", steps=5, cfg=2.0, size=2, **more) -> torch.Tensor:

@@ -13,11 +13,12 @@ def rounded(values: Tensor) -> list[float | None]:
 
 
 def rounded_table(table: Tensor) -> list[list[float | None]]:
+    """`rounded` for every line of a table (B, N)."""
     return [rounded(row) for row in table]
 
 
 def numbers(values: list[float]) -> list[float | None]:
-    """As `rounded`, with all digits."""
+    """Numbers for JSON with all digits; None for NaN and infinity."""
     return [value if math.isfinite(value) else None for value in values]
 
 

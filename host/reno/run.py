@@ -16,12 +16,12 @@ from torch import Tensor
 from ...methods.reno import RenoSettings, RenoState, optimize_noise
 from ...methods.rewards import Reward
 from ...methods.sampling import euler
-from ..front_end.live import LiveRun
 from ..memory.compiler import compiles
 from ..memory.gradients import checkpointed_blocks, differentiable_attention, gradients, ordinary, overwriting_allowed
 from ..memory.oom import is_oom
 from ..memory.weights import bytes_elsewhere, cast_once
 from ..sampling.conditioning import cond_items, map_conds
+from ..sampling.patches import patches_of
 from ..sampling.reservation import Memory, MemoryUse, Reservation, skips_negative
 from ..sampling.steering import begin_sampling
 from ..scorers.encoders import networks_of
@@ -34,12 +34,12 @@ from .checks import (
     check_repeats,
     check_sigmas,
     named_failures,
-    patches_of,
     refuse_cut,
     restart_hooks,
     watched,
 )
 from .cuda_graphs import Capture
+from .live import LiveRun
 
 LOGGER = logging.getLogger(__name__)
 

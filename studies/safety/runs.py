@@ -18,7 +18,8 @@ from ...demo.corpus import sample_corpus
 from ...demo.judge import agrees, glimpse, read
 from ...demo.scenes import render
 from ...host.memory.gradients import gradients
-from ...host.sampling.guide import Window, guide_model, redirect_model
+from ...host.safety.redirect import push_model, redirect_model
+from ...host.sampling.steering import Window
 from ...host.scorers.concepts import directions
 from ...host.scorers.pixel_clip import pixel_encoder
 from ...methods.concepts import ConceptDirections, concept_directions
@@ -182,7 +183,7 @@ class SafetyWorld:
     def pushed(self, judge: str, threshold: float, strength: float, start: float):
         """A MODEL that climbs away from what is banned, as Safety Guidance without `instead` makes it."""
         objective = AvoidConcepts(self._watch(judge, threshold))
-        return guide_model(self.world.model, objective, GuidanceSettings(strength), Window(start, 1.0))
+        return push_model(self.world.model, objective, GuidanceSettings(strength), Window(start, 1.0))
 
     def redirected(self, judge: str, threshold: float, start: float, instead: str, model=None):
         """A MODEL that follows `instead` once the prediction shows what is banned, as Safety Guidance makes it."""

@@ -280,7 +280,7 @@ def test_a_sampler_of_video_with_sound_is_not_steered_in_silence(lab, with_sound
     class Packed(steering.Steering):
         name = "Guide Model by Reward"
 
-    judge = Packed(None, lab.module("host.sampling.guide").Window(0.0, 1.0))
+    judge = Packed(None, lab.module("host.sampling.steering").Window(0.0, 1.0))
     judge.run = steering.Run(torch.tensor([1.0, 0.0]), [0])
     with pytest.raises(ValueError, match=r"as of video with sound.*put Safety Gate or Select"):
         judge.prediction(lambda *_: packed, packed, torch.tensor([1.0]), {})

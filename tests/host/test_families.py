@@ -122,20 +122,20 @@ class Lab:
             )
 
     def guided(self, reward, strength: float):
-        guidance, host = self.module("methods.guidance"), self.module("host.sampling.guide")
+        guidance, window = self.module("methods.guidance"), self.module("host.sampling.steering").Window(0.0, 1.0)
         settings = guidance.GuidanceSettings(strength, 0.0)
-        return host.guide_model(self.model, guidance.ClimbReward(reward), settings, host.Window(0.0, 1.0))
+        return self.module("host.sampling.guide").guide_model(self.model, guidance.ClimbReward(reward), settings, window)
 
     def concepts(self, threshold: float):
         return self.module("models.concepts").parse_concepts(CONCEPTS).with_thresholds(str(threshold))
 
     def safe(self, judge: str, threshold: float, instead=None):
-        guidance, host, clip = self.module("methods.guidance"), self.module("host.sampling.guide"), self.judges[judge]
+        guidance, host, clip = self.module("methods.guidance"), self.module("host.safety.redirect"), self.judges[judge]
         directions = self.module("host.scorers.concepts").directions(clip, self.concepts(threshold))
-        watch, window = guidance.ConceptMonitor(clip.window_encoder(), directions), host.Window(0.0, 1.0)
+        watch, window = guidance.ConceptMonitor(clip.window_encoder(), directions), self.module("host.sampling.steering").Window(0.0, 1.0)
         if instead is not None:
             return host.redirect_model(self.model, watch, instead, window)
-        return host.guide_model(self.model, guidance.AvoidConcepts(watch), guidance.GuidanceSettings(1.0, 0.0), window)
+        return host.push_model(self.model, guidance.AvoidConcepts(watch), guidance.GuidanceSettings(1.0, 0.0), window)
 
     def looking(self, judge: str, draft: float, instead: list, late="ignore", threshold=1000.0, looks=None, suspects=None):
         """A MODEL that looks ahead in two steps: suspects drafts from `draft` log-odds on, or these items, and others late from
@@ -153,7 +153,7 @@ class Lab:
             return draft
 
         chosen.drafter = None
-        window = self.module("host.sampling.guide").Window(0.0, 1.0)
+        window = self.module("host.sampling.steering").Window(0.0, 1.0)
         return self.module("host.safety.redirect_ahead").redirect_ahead(
             self.model, watch, instead, window, look if suspects is None else chosen, late, looks
         )

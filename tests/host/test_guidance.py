@@ -277,7 +277,7 @@ def test_what_cannot_be_judged_is_a_suspect(world):
 
     watch.concepts = Broken(**vars(watch.concepts))
     model = world.host.redirect_model(
-        world.model, watch, world.condition("a green circle"), world.host.Window(0.0, 1.0)
+        world.model, watch, world.condition("a green circle"), world.window(0.0, 1.0)
     )
     torch.testing.assert_close(world.sample(model), world.sample(world.model, "a green circle"), atol=2e-3, rtol=1e-3)
 
@@ -292,16 +292,16 @@ def test_a_model_that_needs_an_image_is_refused(world, monkeypatch):
 def test_instead_must_be_a_plain_prompt(world, key):
     cond = [[world.condition("a red circle")[0][0], {key: object()}]]
     with pytest.raises(ValueError, match=key):
-        world.host.redirect_model(world.model, world.watch(), cond, world.host.Window(0.0, 1.0))
+        world.host.redirect_model(world.model, world.watch(), cond, world.window(0.0, 1.0))
     with pytest.raises(ValueError, match="no prompt"):
-        world.host.redirect_model(world.model, world.watch(), [], world.host.Window(0.0, 1.0))
+        world.host.redirect_model(world.model, world.watch(), [], world.window(0.0, 1.0))
     two = [[torch.cat([world.condition("a red circle")[0][0]] * 2), {}]]
     with pytest.raises(ValueError, match="a batch"):
-        world.host.redirect_model(world.model, world.watch(), two, world.host.Window(0.0, 1.0))
+        world.host.redirect_model(world.model, world.watch(), two, world.window(0.0, 1.0))
 
 
 def test_instead_of_another_text_encoder_is_named_before_anything_is_drawn(world):
-    model = world.host.redirect_model(world.model, world.watch(1000), [[torch.zeros(1, 77, 768), {}]], world.host.Window(0.0, 1.0))  # fmt: skip
+    model = world.host.redirect_model(world.model, world.watch(1000), [[torch.zeros(1, 77, 768), {}]], world.window(0.0, 1.0))  # fmt: skip
     with pytest.raises(ValueError, match=r"768.*128"):
         world.sample(model)
 

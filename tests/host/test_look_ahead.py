@@ -417,8 +417,8 @@ def test_two_of_them_and_a_reward_on_one_model(world):
     """The drafts of either show what would be made without both, and with the reward."""
     settings = world.guidance.GuidanceSettings(0.3)
     reward = world.rewards.text_reward(world.clip.encoder(), "text", world.clip.encode_text(["a red star"])[0])
-    late_only = world.host.Window(0.45, 0.5)  # none of a draft's steps lies in it
-    model = world.host.guide_model(world.model, world.guidance.ClimbReward(reward), settings, late_only)
+    late_only = world.window(0.45, 0.5)  # none of a draft's steps lies in it
+    model = world.guide_model(world.model, world.guidance.ClimbReward(reward), settings, late_only)
     plain = world.sample(model, steps=20)
     assert not torch.equal(plain, world.sample(world.model, steps=20))
     both = world.looking(NEVER, model=world.looking(NEVER, model=model))

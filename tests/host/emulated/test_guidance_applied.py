@@ -308,10 +308,10 @@ def test_a_reward_after_safety_does_not_pull_back(world):
     with torch.inference_mode():
         reward = world.rewards.text_reward(world.encoder, "match", world.clip.encode_text(["a red star"])[0])
     climb = world.guidance.ClimbReward(reward)
-    settings, window = world.guidance.GuidanceSettings(1.0), world.host.Window(0.0, 1.0)
+    settings, window = world.guidance.GuidanceSettings(1.0), world.window(0.0, 1.0)
     for model in (
-        world.host.guide_model(world.redirected(ALWAYS), climb, settings, window),
-        world.redirected(ALWAYS, model=world.host.guide_model(world.model, climb, settings, window)),
+        world.guide_model(world.redirected(ALWAYS), climb, settings, window),
+        world.redirected(ALWAYS, model=world.guide_model(world.model, climb, settings, window)),
     ):
         same(world.sample(model), world.sample(world.model, INSTEAD))
 

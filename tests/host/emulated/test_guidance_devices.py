@@ -152,9 +152,9 @@ def test_multigpu_work_units_of_a_guided_model(world, sdxl, way, split_first):
     def guide(model):
         watch = methods.ConceptMonitor(sdxl.clip.window_encoder("tiles"), concepts)
         if way == "redirect":
-            return host.redirect_model(model, watch, sdxl.condition("a green circle"), host.Window(0.0, 1.0))
-        return host.guide_model(
-            model, methods.AvoidConcepts(watch), methods.GuidanceSettings(0.2), host.Window(0.0, 1.0)
+            return host.redirect_model(model, watch, sdxl.condition("a green circle"), world.window(0.0, 1.0))
+        return host.push_model(
+            model, methods.AvoidConcepts(watch), methods.GuidanceSettings(0.2), world.window(0.0, 1.0)
         )
 
     guided = guide(sdxl.model)

@@ -73,8 +73,8 @@ def by_reward(world, model):
     with torch.inference_mode():
         features = tower.encode_text(["a blue circle"])[0]
     reward = world.rewards.text_reward(tower.encoder(), "text", features)
-    settings, window = world.guidance.GuidanceSettings(1.0, 0.0), world.host.Window(0.0, 1.0)
-    return world.host.guide_model(model, world.guidance.ClimbReward(reward), settings, window)
+    settings, window = world.guidance.GuidanceSettings(1.0, 0.0), world.window(0.0, 1.0)
+    return world.guide_model(model, world.guidance.ClimbReward(reward), settings, window)
 
 
 @pytest.mark.parametrize("kind", ["reward", "push"])
