@@ -55,7 +55,7 @@ def _peaks(side: int = 32, steps: int = 8) -> dict:
     import comfy.samplers
     from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 
-    from ..host.search.run.run import run_search
+    from ..host.search.run import run_search
     from ..host.search.run.state import SearchSettings
 
     guider, reward = _world()
@@ -83,7 +83,7 @@ def _measure(side: int, look: str, rounds: int) -> dict:
     from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 
     from ..host.sampling.drafts import draft_sigmas
-    from ..host.search.run.run import run_search
+    from ..host.search.run import run_search
     from ..host.search.run.state import SearchSettings
 
     guider, reward = _world()

@@ -88,7 +88,7 @@ class LatentCLIPOptimizeNoise(io.ComfyNode):
         use_target=False, target=0.3, watch=None, watch_keeps=False, views=False,
         cuda_graphs=False, **climbing,
     ):  # fmt: skip
-        from ..host.reno.run.run import run_reno, sampled_latent
+        from ..host.reno.run import run_reno, sampled_latent
         from ..host.reno.trace import reno_pictures, reno_trace
         from ..host.sampling.noise import OptimizedNoise
         from ..host.sampling.noise_use import samplers_that_lose_it

@@ -94,7 +94,7 @@ class LatentCLIPSearch(io.ComfyNode):
 
     @classmethod
     def execute(cls, noise, guider, sampler, sigmas, latent_image, reward, drafter=None, **widgets):
-        from ..host.search.run.run import SearchSettings, run_search
+        from ..host.search.run import SearchSettings, run_search
 
         found = run_search(noise, guider, sampler, sigmas, latent_image, reward, SearchSettings(**widgets), drafter)
         trace = {key: value for key, value in found.report.items() if key != "thumbnails"}

@@ -256,7 +256,7 @@ def clock(scale: float) -> dict:
     from comfy.samplers import CFGGuider, calculate_sigmas, sampler_object
     from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 
-    from ...host.search.run.run import run_search
+    from ...host.search.run import run_search
     from ...host.search.run.state import SearchSettings
     from ...methods.rewards import text_reward
     from ..measures import World
