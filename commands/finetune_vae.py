@@ -9,7 +9,6 @@ and checkpoints and logs in a folder that one training has for itself (--logs); 
 """
 
 import argparse
-import json
 from collections import Counter
 from dataclasses import fields
 from pathlib import Path
@@ -140,9 +139,10 @@ def _start(parts, arguments: argparse.Namespace, views: tuple[str, ...], vae: di
     from ..models import shapes_world
     from ..models.checkpoint import read_checkpoint, sha256_of
     from ..models.config import latent_grid
+    from ..models.file_metadata import object_of, vae_of
     from ..models.latent_clip import LatentCLIP
     from ..models.latent_spaces import LATENT_SPACES
-    from ..models.own_spaces import space_as_dict, vae_of
+    from ..models.own_spaces import space_as_dict
     from ..models.vae_signature import difference, is_another
     from ..training.shards import Dataset
 
@@ -163,7 +163,7 @@ def _start(parts, arguments: argparse.Namespace, views: tuple[str, ...], vae: di
         )
     model = LatentCLIP(config)
     model.load_state_dict(weights)
-    teacher = json.loads(told.get("teacher", "null"))
+    teacher = object_of(told, "teacher") or None
     if arguments.teacher:
         path = shapes_world.FOLDER / "pixel_clip.safetensors" if arguments.teacher == SHAPES_WORLD else Path(arguments.teacher)
         teacher = {"name": path.name, "sha256": sha256_of(path), "licence": arguments.teacher_licence}

@@ -7,7 +7,6 @@ uses are trained, so features of finished images stay equal to the bit.
 
 from __future__ import annotations
 
-import json
 import random
 import zlib
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from ..models.checkpoint import read_checkpoint
 from ..models.config import NOISE_READER
+from ..models.file_metadata import encode
 from ..models.latent_clip import LatentCLIP
 from ..models.latent_spaces import LATENT_SPACES
 from ..models.noise_level import NoiseReader, bands
@@ -136,7 +136,7 @@ def train_branches(shards: Path) -> Path:
     weights, config = load_weights("latent_clip")
     FOLDER.mkdir(parents=True, exist_ok=True)
     start = FOLDER / "start.safetensors"
-    save_file(weights, start, {"config": json.dumps(config), "latent_space": "shapes-world"})
+    save_file(weights, start, encode({"config": config}) | {"latent_space": "shapes-world"})
     return train(Options(
         shards, FOLDER / "branches.safetensors", FOLDER / "branches", start=str(start), patch_size=1, distil=1.0, affinity=0.05,
         noise_bands=BANDS, noise_hidden=HIDDEN, noise_only=True, noised=1.0, batch_size=96, train_num_samples=96 * STEPS, lr=3e-3, wd=0.05,
@@ -172,7 +172,7 @@ def train_reader(shards: Path, branches: Path) -> Path:
     fit(reader, recipe, loss_of, FOLDER / "reader.safetensors")
     tensors = {key: tensor.detach().contiguous() for key, tensor in model.state_dict().items()}
     made = FOLDER / "with_reader.safetensors"
-    save_file(tensors, made, dict(checkpoint.metadata) | {"config": json.dumps(config)})
+    save_file(tensors, made, checkpoint.metadata | encode({"config": config}))
     return made
 
 

@@ -17,13 +17,12 @@ from torch import Tensor
 
 from . import known_files
 from .config import check_config, infer_config, name_of_config
+from .file_metadata import decode, latent_clip_metadata, space_of_metadata, statistics_of, vae_of
 from .latent_spaces import LatentSpace
-from .own_spaces import OWN_SPACE, space_as_dict, space_of_metadata, statistics_of, vae_of
-from .strict_json import parse_json, read_json
+from .strict_json import read_json
 from .tensor_files import CheckpointError, first_names, naming, read_tensors, renamed
 from .tensor_files import read_tensor_bytes as read_tensor_bytes
 
-FORMAT_VERSION = "1"
 LOGGER = logging.getLogger(__name__)
 
 LARGEST_LOGIT_SCALE = 10
@@ -116,7 +115,7 @@ def _find_config(path: Path, metadata: dict[str, str], state_dict: dict[str, Ten
     beside = path.with_suffix(".json")
     try:
         if "config" in metadata:
-            config = parse_json(metadata["config"])
+            config = decode(metadata, "config")
         elif beside.is_file():
             config = read_json(beside)
             config = config.get("model_cfg", config)
@@ -213,18 +212,9 @@ def check_logit_scale(path: Path, tensor: Tensor) -> None:
 
 
 def safetensors_metadata(checkpoint: Checkpoint, source: Path) -> dict[str, str]:
-    """Metadata of our format: version, architecture, latent space, and the sha256 of the file it was made from."""
-    return {
-        **checkpoint.metadata,
-        "format": "latent-clip",
-        "format_version": FORMAT_VERSION,
-        "name": checkpoint.name,
-        "config": json.dumps(checkpoint.config),
-        "latent_space": checkpoint.space.name,
-        OWN_SPACE: json.dumps(space_as_dict(checkpoint.space)),
-        "source_file": source.name,
-        "source_sha256": sha256_of(source),
-    }
+    """Return the metadata of a converted file: that of the source, with the sha256 of the file it was made from."""
+    own = latent_clip_metadata(checkpoint.name, checkpoint.config, checkpoint.space)
+    return {**checkpoint.metadata, **own, "source_file": source.name, "source_sha256": sha256_of(source)}
 
 
 def sha256_of(path: Path) -> str:

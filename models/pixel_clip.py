@@ -22,9 +22,10 @@ from torch import Tensor
 from . import known_files
 from .checkpoint import check_keys, check_logit_scale, check_weights, original_to_custom_text
 from .config import MAX_LAYERS, MAX_POSITIONS, MAX_WIDTH, check_input
+from .file_metadata import decode
 from .own_spaces import is_number
 from .pixel_layouts import config_of_transformers, transformers_to_open_clip
-from .strict_json import parse_json, read_json
+from .strict_json import read_json
 from .tensor_files import CheckpointError, naming, read_tensors
 from .torchscript import is_torchscript, read_torchscript
 
@@ -170,7 +171,7 @@ def _find_config(
     beside = path.with_suffix(".json")
     try:
         if "config" in metadata or beside.is_file():
-            config = parse_json(metadata["config"]) if "config" in metadata else read_json(beside)
+            config = decode(metadata, "config") if "config" in metadata else read_json(beside)
             if "model_type" not in config:
                 return path.stem, dict(config.get("model_cfg", config)), _preparation(config.get("preprocess_cfg", {}))
             if config["model_type"] == "clip":

@@ -6,7 +6,6 @@ their token ids; loading expands them, and the rows of all other words are zero.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import latent_clip
+from .file_metadata import encode, object_of
 from .latent_clip import LatentCLIP
 from .pixel_clip import PixelCLIP
 
@@ -52,7 +52,7 @@ def save_weights(name: str, state_dict: dict[str, Tensor], used_ids: Tensor, con
     halves = {key: tensor.detach().half().contiguous() for key, tensor in state_dict.items()}
     path = FOLDER / f"{name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(compact_vocabulary(halves, used_ids), path, {"config": json.dumps(config)} if config else None)
+    save_file(compact_vocabulary(halves, used_ids), path, encode({"config": config}) if config else None)
     return path
 
 
@@ -70,7 +70,7 @@ def load_weights(name: str) -> tuple[dict[str, Tensor], dict]:
         )
     with safe_open(path, "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        config = json.loads((file.metadata() or {}).get("config", "{}"))
+        config = object_of(file.metadata() or {}, "config")
     tensors = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
     return expand_vocabulary(tensors), config
 

@@ -6,7 +6,6 @@ together: the VAE, and a Latent-CLIP for it. On one device.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models.checkpoint import sha256_of
+from ..models.file_metadata import encode
 from ..models.files import replacing
 from ..models.latent_clip import LatentCLIP
 from ..models.tokenizer import CLIPTokenizer
@@ -181,8 +181,8 @@ def _finetune(
     about = {
         "objectives": {key: value for key, value in asdict(objectives).items() if value}, "start": start.name,
         "vae trained": "encoder and decoder" if options.decoder else "encoder", "start vae": without_signature(start.dataset.vae),
-        "leash": asdict(options.leash), "samples": options.steps * options.batch_size, "batch": options.batch_size, "lr": options.lr,
-        "vae lr": options.vae_lr, "seed": options.seed, "seconds of the last sitting": round(time.monotonic() - began),
+        "regularisers": asdict(options.leash), "samples": options.steps * options.batch_size, "batch": options.batch_size, "lr": options.lr,
+        "vae lr": options.vae_lr, "seed": options.seed, "training seconds (last session)": round(time.monotonic() - began),
         "figures of": "held-out pictures" if held_out else "pictures that it was trained on", "figures": figures,
     }  # fmt: skip
     _write(options, vae, start, channel_statistics(_raw_latents(vae, pictures, STATISTICS)), about, folder)
@@ -307,6 +307,6 @@ def _write(options: Options, vae: nn.Module, start: Start, statistics: tuple[Ten
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in vae.weights().items()}
     old = without_signature(start.dataset.vae)
     with replacing(path, lambda part: folder.keep(path, part)) as part:
-        save_synced(tensors, part, {"finetuned_from": json.dumps(old), "training": json.dumps(about)})
+        save_synced(tensors, part, encode({"finetuned_from": old, "training": about}))
     dataset = replace(start.dataset, vae={"name": path.name, "sha256": sha256_of(path), "signature": signature_of(tensors)})
     write_latent_clip(options.output, start.model, start.config, dataset, statistics, about, folder.keep)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
 
-from ..models.checkpoint import FORMAT_VERSION, Checkpoint, CheckpointError, read_checkpoint
+from ..models.checkpoint import Checkpoint, CheckpointError, read_checkpoint
+from ..models.file_metadata import latent_clip_metadata, object_of, training_of, vae_of
 from ..models.files import replacing
 from ..models.latent_clip import LatentCLIP
-from ..models.own_spaces import OWN_SPACE, space_as_dict, space_of_dict
+from ..models.own_spaces import space_of_dict
+from ..models.tensor_files import naming
 from .shards import Dataset
 from .states import save_synced
 
@@ -31,20 +32,14 @@ def write_latent_clip(
         CheckpointError: the weights are no longer finite. OSError: it cannot be written.
     """
     mean, std = statistics
-    space = space_of_dict(dataset.space)
-    metadata = {
-        "format": "latent-clip",
-        "format_version": FORMAT_VERSION,
-        "name": path.stem,
-        "config": json.dumps(config),
-        "latent_space": space.name,
-        OWN_SPACE: json.dumps(space_as_dict(space)),
-        "vae": json.dumps(dataset.vae),
-        "channels": json.dumps({"mean": mean.tolist(), "std": std.tolist()}),
-        "teacher": json.dumps(dataset.teacher),
-        "data": json.dumps({"source": dataset.source, "licence": dataset.licence, "views": dataset.views}),
-        "training": json.dumps(about),
+    records = {
+        "vae": dataset.vae,
+        "channels": {"mean": mean.tolist(), "std": std.tolist()},
+        "teacher": dataset.teacher,
+        "data": {"source": dataset.source, "licence": dataset.licence, "views": dataset.views},
+        "training": about,
     }
+    metadata = latent_clip_metadata(path.stem, config, space_of_dict(dataset.space), records)
     tensors = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -61,14 +56,14 @@ def model_card(path: Path) -> str:
     """A model card in Markdown of a file that `train` made.
 
     Raises:
-        CheckpointError: it is no Latent-CLIP, or says nothing of how it was made.
+        CheckpointError: it is no Latent-CLIP, or has no metadata about its training.
     """
     checkpoint = read_checkpoint(path)
-    told = checkpoint.metadata
-    if "training" not in told:
-        raise CheckpointError(f"{path.name}: says nothing of how it was made, expected a file of: latent-clip train")
-    training, data, vae = (json.loads(told[key]) for key in ("training", "data", "vae"))
-    teacher = json.loads(told["teacher"])
+    metadata = checkpoint.metadata
+    with naming(path):
+        training, data, teacher, vae = training_of(metadata), object_of(metadata, "data"), object_of(metadata, "teacher"), vae_of(metadata)
+    if "training" not in metadata:
+        raise CheckpointError(f"{path.name}: has no metadata about its training, expected a file of: latent-clip train")
     vision, size = checkpoint.config["vision_cfg"], sum(t.numel() for t in checkpoint.state_dict.values())
     figures = training.get("figures") or {}
     parts = [
@@ -81,16 +76,16 @@ def model_card(path: Path) -> str:
             "latent space": f"{checkpoint.space.name}, {checkpoint.space.channels} channels, {checkpoint.space.downscale} pixels a cell",
             "VAE": f"{vae.get('name', '?')}, sha256 {vae.get('sha256', '?')}",
             "size": f"{vision['image_size']} × {vision['image_size']} pixels, patches of {vision['patch_size']} × {vision['patch_size']} cells",
-            "noise level": "may be told" if "latent_noise_bands" in vision else "not read; for finished images",
+            "noise level": "may be given" if "latent_noise_bands" in vision else "not read; for finished images",
             "parameters": f"{size / 1e6:.1f} M",
         }),
         "Latents of another VAE give wrong scores, also where their shape is the same.",
         "## How it was made",
         _list({
-            "pictures": data.get("source") or "not told",
-            "licence of the pictures": data.get("licence") or "not told",
+            "pictures": data.get("source") or "not given",
+            "licence of the pictures": data.get("licence") or "not given",
             "teacher": f"{teacher['name']}, sha256 {teacher.get('sha256', '?')}" if teacher else "none",
-            "licence of the teacher": (teacher or {}).get("licence") or ("not told" if teacher else "–"),
+            "licence of the teacher": teacher.get("licence") or ("not given" if teacher else "–"),
             **{key: value for key, value in training.items() if key != "figures"},
         }),
         "## Measured",

@@ -161,7 +161,7 @@ def _train(options: Options, here: Here, folder: RunFolder | None, say: Callable
     about = {
         "objectives": {k: v for k, v in asdict(objectives_of(options)).items() if v}, "start": Path(options.start).name or "nothing",
         "samples": options.train_num_samples, "batch": options.batch_size * here.world_size, "lr": options.lr,
-        "seed": options.seed, "seconds of the last sitting": round(time.monotonic() - began), "figures": figures,
+        "seed": options.seed, "training seconds (last session)": round(time.monotonic() - began), "figures": figures,
     }  # fmt: skip
     write_latent_clip(options.output, model.cpu(), config, dataset, statistics, about, folder.keep)
     plot(options.logs, [name for name, _, _ in stages])

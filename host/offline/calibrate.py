@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ...methods.calibration import CalibrationError
 from ...models.concepts import ConceptSet, Judge
+from ...models.file_metadata import vae_of
 from ...models.fit import Fit
 from ...models.latent_spaces import LatentSpaceError, check_raw_latents
-from ...models.own_spaces import vae_of
 from ...models.pictures import LARGEST_FILE, SUFFIXES, Skipped, read_upright
 from ..scorers.vae_check import check_vae
 

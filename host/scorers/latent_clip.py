@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from ...methods import encoder
 from ...methods.encoder import LARGEST_SCALE, Features
 from ...models.config import latent_grid
+from ...models.file_metadata import statistics_of, unlike, vae_of
 from ...models.fit import Fit, fit_latents, safety_windows
 from ...models.frames import frames_in
 from ...models.latent_spaces import LatentSpace
-from ...models.own_spaces import statistics_of, unlike, vae_of
 from ...models.texts import cut_text
 from ..memory.oom import BatchLimit
 from .folders import LATENT_CLIP, find_file

@@ -231,7 +231,7 @@ def test_the_two_files_tell_of_each_other_and_of_what_was_done(tmp_path):
     assert told.pop("signature") == signature_of(load_file(asked.output_vae))
     assert told == {"name": "vae.safetensors", "sha256": sha256_of(asked.output_vae)}
     assert checkpoint.space.name == "odd" and training["figures"] == figures
-    assert training["leash"] == {"l1": 2.0, "lpips": 0.0, "kl": 1e-6, "distance": 0.5} and training["start vae"]["sha256"] == "ab12"
+    assert training["regularisers"] == {"l1": 2.0, "lpips": 0.0, "kl": 1e-6, "distance": 0.5} and training["start vae"]["sha256"] == "ab12"
     assert training["figures of"] == "held-out pictures" and any("PSNR" in line for line in said)
     with safe_open(asked.output_vae, "pt") as file:
         assert json.loads(file.metadata()["finetuned_from"])["sha256"] == "ab12"

@@ -140,12 +140,13 @@ def test_a_space_of_tomorrow_is_refused_by_name(tmp_path):
 
 
 def test_a_video_space_that_a_file_brings_along_is_read_back(tmp_path):
-    from latent_clip.models.own_spaces import OWN_SPACE, space_as_dict, space_of_dict
+    from latent_clip.models.file_metadata import SPACE_RECORD
+    from latent_clip.models.own_spaces import space_as_dict, space_of_dict
 
     own = LatentSpace("mine", 4, 8, (1.0, 2.0, 3.0, 4.0), (0.5,) * 4, "my own VAE", video=True)
     record = json.loads(json.dumps(space_as_dict(own)))
     assert space_of_dict(record) == own
-    save_file(tiny_latent_clip().state_dict(), tmp_path / "mine.safetensors", {"latent_space": "mine", OWN_SPACE: json.dumps(record)})
+    save_file(tiny_latent_clip().state_dict(), tmp_path / "mine.safetensors", {"latent_space": "mine", SPACE_RECORD: json.dumps(record)})
     assert read_checkpoint(tmp_path / "mine.safetensors").space == own
     with pytest.raises(ValueError, match="Got 3 numbers as the scale of a latent space of 4 channels"):
         space_of_dict({**record, "scale": [1.0, 2.0, 3.0]})

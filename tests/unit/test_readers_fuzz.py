@@ -13,8 +13,8 @@ import torch
 from latent_clip.host.scorers.tokenizers import tokenizer_of
 from latent_clip.models.checkpoint import CheckpointError, read_checkpoint, read_tensor_bytes
 from latent_clip.models.convert import convert
+from latent_clip.models.file_metadata import statistics_of, unlike, vae_of
 from latent_clip.models.latent_clip import identity, load_latent_clip
-from latent_clip.models.own_spaces import statistics_of, unlike, vae_of
 from latent_clip.models.pixel_clip import read_pixel_clip
 from latent_clip.models.strict_json import read_json
 from latent_clip.models.vae_signature import difference

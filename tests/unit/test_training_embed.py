@@ -15,8 +15,9 @@ from PIL import Image
 
 webdataset = pytest.importorskip("webdataset")
 
+from latent_clip.models.file_metadata import statistics_of, unlike  # noqa: E402
 from latent_clip.models.latent_spaces import LATENT_SPACES, LatentSpace  # noqa: E402
-from latent_clip.models.own_spaces import space_as_dict, space_of_dict, statistics_of, unlike  # noqa: E402
+from latent_clip.models.own_spaces import space_as_dict, space_of_dict  # noqa: E402
 from latent_clip.training.embed import Settings, Tools, begin, embed  # noqa: E402
 from latent_clip.training.pictures import Skipped, cut, read_upright, views_of  # noqa: E402
 from latent_clip.training.shards import (  # noqa: E402

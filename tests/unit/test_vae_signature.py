@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from latent_clip.models.own_spaces import vae_of
+from latent_clip.models.file_metadata import vae_of
 from latent_clip.models.vae_signature import TOLERANCE, difference, is_another, signature_of
 
 
