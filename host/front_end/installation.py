@@ -16,7 +16,7 @@ def is_first_copy() -> bool:
             "Latent-CLIP is installed twice, in custom_nodes/%s and in custom_nodes/%s. The first one is used. "
             "Delete one of the two folders and restart ComfyUI.",
             other,
-            Path(__file__).parent.parent.name,
+            Path(__file__).parent.parent.parent.name,
         )
     return not other
 

@@ -57,11 +57,6 @@ def test_every_help_page_shows_its_node(path):
     assert 3_000 < (path.parent / "images" / f"{path.stem}.jpg").stat().st_size < 60_000
 
 
-def test_paper_to_code_names_enough_to_be_worth_a_test():
-    found = references(ROOT / "docs" / "paper-to-code.md")
-    assert len(found) > 30 and sum(bool(name) for _, name in found) > 25
-
-
 def test_every_node_is_in_the_readme():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     names = [

@@ -7,6 +7,7 @@ import urllib.request
 import pytest
 
 from latent_clip.tools.comfy_server import PACK_FOLDER, PACK_ROOT, ComfyServer, make_base
+from latent_clip.tools.package import node_ids
 
 SECOND = "latent-clip-copy"
 # Python's own finder for files, without one package: what it says of a package that is not installed
@@ -46,7 +47,7 @@ class TestOpenClipIsMissing:
 
     @pytest.mark.parametrize("kind", ["LatentCLIPShapesWorld"])
     def test_the_nodes_are_there_and_say_the_same(self, server, kind):
-        assert len([name for name in server.object_info() if name.startswith("LatentCLIP")]) >= 14
+        assert {name for name in server.object_info() if name.startswith("LatentCLIP")} == node_ids(PACK_ROOT)
         prompt = {
             "1": node(kind),
             "2": node("EmptyLatentImage", width=64, height=64, batch_size=1),
@@ -110,7 +111,7 @@ def test_the_same_copy_loaded_again_is_no_second_one_and_adds_no_route(host_env,
     paths = [route.path for route in host_env.server.routes]
     handlers = len(host_env.server.on_prompt_handlers)
     extension = asyncio.run(host_env.pack.comfy_entrypoint())
-    assert len(asyncio.run(extension.get_node_list())) >= 14
+    assert {node.define_schema().node_id for node in asyncio.run(extension.get_node_list())} == node_ids(PACK_ROOT)
     assert [route.path for route in host_env.server.routes] == paths
     assert paths.count("/latent_clip/runs") == paths.count("/latent_clip/stop") == 1
     assert len(host_env.server.on_prompt_handlers) == handlers
