@@ -1,21 +1,23 @@
-"""What a Latent-CLIP is trained for: open_clip's losses on captions, and a teacher's features, alone or together."""
+"""Objectives of a Latent-CLIP: open_clip's losses on captions, and agreement with a teacher, alone or together."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..models.latent_clip import LatentCLIP
 
 
 @dataclass
 class Batch:
-    """What a step reads: latents (B, C, grid, grid), and whatever the objectives ask for.
+    """Inputs of a step: latents (B, C, grid, grid), and whatever the objectives ask for.
 
     Attributes:
         tokens: (B, context). teacher: unit features (B, D). noise_level: (B,).
@@ -56,21 +58,40 @@ class Objectives:
         if min(weights) < 0 or sum(weights) <= 0:
             raise ValueError("Got no objective, expected a weight above 0 for the captions, the teacher or both.")
 
+    def check(self, batch: Batch) -> None:
+        """Refuse a batch that lacks what an objective reads.
+
+        Raises:
+            ValueError: says what is lacking.
+        """
+        if self.contrastive and batch.tokens is None:
+            raise ValueError("Got samples without captions, expected some: the contrastive loss compares with them.")
+        if self.distil and batch.teacher is None:
+            raise ValueError(
+                "Got samples without a teacher's features, expected some. Embed again with --teacher, or leave --distil out."
+            )
+        if self.affinity and (batch.teacher is None or batch.tokens is None):
+            raise ValueError(
+                "Got samples without a teacher's features or without captions, expected both: --affinity compares how each picture "
+                "goes with each caption. Embed again with both, or leave --affinity out."
+            )
+
 
 class Task(nn.Module):
-    """A model with its losses: what DistributedDataParallel wraps.
+    """A model with its losses: the module that DistributedDataParallel wraps.
 
     Args:
         rank, world_size: of this process, for the negatives that the others hold.
         local_loss, gather_with_grad: as open_clip's options.
+        accum_freq: chunks of a batch; the activations of one chunk at a time are held, and features are computed twice.
     """
 
     def __init__(
         self, model: LatentCLIP, objectives: Objectives, rank: int = 0, world_size: int = 1,
-        local_loss: bool = True, gather_with_grad: bool = True,
+        local_loss: bool = True, gather_with_grad: bool = True, accum_freq: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.model, self.objectives = model, objectives
+        self.model, self.objectives, self.accum_freq = model, objectives, accum_freq
         self.pairs: nn.Module | None = None
         if objectives.contrastive and objectives.siglip:
             self.pairs = SigLipLoss(rank=rank, world_size=world_size)
@@ -79,48 +100,54 @@ class Task(nn.Module):
             self.pairs = ClipLoss(local_loss, gather_with_grad, rank=rank, world_size=world_size)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Weighted losses by name, each a scalar.
+        """Return weighted losses by name, each a scalar.
 
         Raises:
             ValueError: the batch lacks what an objective reads.
         """
-        told = {} if batch.noise_level is None else {"noise_level": batch.noise_level}
-        image = F.normalize(self.model.visual(batch.latents, **told), dim=-1)
-        losses = {}
+        self.objectives.check(batch)
+        image, losses = self._image(batch), {}
         if self.pairs is not None:
-            if batch.tokens is None:
-                raise ValueError(
-                    "Got samples without captions, expected some: the contrastive loss compares with them."
-                )
-            text = F.normalize(self.model.text(batch.tokens), dim=-1)
-            scale = self.model.logit_scale.exp()
+            text = self._text(batch)
             more = (self.logit_bias,) if self.objectives.siglip else ()
-            losses["contrastive"] = self.objectives.contrastive * self.pairs(image, text, scale, *more)
+            losses["contrastive"] = self.objectives.contrastive * self.pairs(image, text, self.model.logit_scale.exp(), *more)
         if self.objectives.distil:
-            if batch.teacher is None:
-                raise ValueError(
-                    "Got samples without a teacher's features, expected some. Embed again with --teacher, or leave --distil out."
-                )
             cosine = (image.float() * batch.teacher.float()).sum(-1)
             losses["distil"] = self.objectives.distil * (1 - cosine).mean()
         if self.objectives.affinity:
-            losses["affinity"] = self.objectives.affinity * self._affinity(image, batch)
+            with torch.no_grad():  # the teacher's own text tower, which is not trained (`run.objectives_of`)
+                text, scale = self._text(batch).float(), self.model.logit_scale.exp().float()
+            losses["affinity"] = self.objectives.affinity * affinity(image.float(), batch.teacher.float(), text, scale)
         return losses
 
-    def _affinity(self, image: Tensor, batch: Batch) -> Tensor:
-        if batch.teacher is None or batch.tokens is None:
-            raise ValueError(
-                "Got samples without a teacher's features or without captions, expected both: --affinity compares how each picture "
-                "goes with each caption. Embed again with both, or leave --affinity out."
-            )
-        with torch.no_grad():  # the teacher's own text tower, which is not trained (`run.objectives_of`)
-            text = F.normalize(self.model.text(batch.tokens), dim=-1)
-            scale = self.model.logit_scale.exp().float()
-        return affinity(image.float(), batch.teacher.float(), text.float(), scale)
+    def _image(self, batch: Batch) -> Tensor:
+        """Return unit features (B, D) of the latents."""
+        if batch.noise_level is None:
+            return self._in_chunks(self.model.visual, batch.latents)
+        return self._in_chunks(lambda latents, level: self.model.visual(latents, noise_level=level), batch.latents, batch.noise_level)
+
+    def _text(self, batch: Batch) -> Tensor:
+        """Return unit features (B, D) of the tokens."""
+        return self._in_chunks(self.model.text, batch.tokens)
+
+    def _in_chunks(self, tower: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """Return unit features of a batch, the same whatever `accum_freq` is.
+
+        A chunk keeps no activations; the backward pass computes them again, chunk by chunk (GradCache, arXiv 2101.06983, as open_clip's
+        --accum-freq, whose temperature however gets the gradient of every chunk).
+        """
+
+        def features(*chunk: Tensor) -> Tensor:
+            return F.normalize(tower(*chunk), dim=-1)
+
+        if self.accum_freq == 1:
+            return features(*inputs)
+        chunks = zip(*(tensor.chunk(self.accum_freq) for tensor in inputs))
+        return torch.cat([checkpoint(features, *chunk, use_reentrant=False) for chunk in chunks])
 
 
 def affinity(student: Tensor, teacher: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
-    """How far a student's choice among captions, and among pictures, is from its teacher's (affinity mimicking of TinyCLIP, arXiv 2309.12314).
+    """Divergence of a student's choice among captions, and among pictures, from its teacher's (affinity mimicking, TinyCLIP, arXiv 2309.12314).
 
     A cosine to the teacher's features is mostly about what differs between prompts; among pictures of one caption this is about what
     differs between them.
@@ -147,6 +174,6 @@ def limit_temperature(model: LatentCLIP) -> None:
 
 
 def start_temperature(model: LatentCLIP, siglip: bool) -> None:
-    """The scale that each loss starts from in its paper: 10 for SigLIP, 1 / 0.07 for CLIP."""
+    """Set the logit scale that each loss starts from in its paper: 10 for SigLIP, 1 / 0.07 for CLIP."""
     with torch.no_grad():
         model.logit_scale.fill_(math.log(10.0 if siglip else 1 / 0.07))

@@ -42,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="before that: samples for the patch convolution and positions alone",
     )
-    add("--batch-size", type=int, default=default.batch_size, help="of each process")
+    add("--batch-size", type=int, default=default.batch_size, help="samples of each process and chunk; a step sees this × --accum-freq × processes")
+    add("--accum-freq", type=int, default=default.accum_freq, help="chunks of a step: a batch this many times larger in nearly the same memory, for about a third more time")
     add("--lr", type=float, default=default.lr)
     add("--wd", type=float, default=default.wd)
     add("--beta1", type=float, default=default.beta1)

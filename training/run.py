@@ -52,6 +52,7 @@ class Options:
         layer_decay: of the learning rate from the top of the image tower down.
         noise_bands, noise_hidden, noised: see `models.noise_level` and `reader.Reading`.
         noise_only: train what only a told noise level uses, and leave all else as the start has it.
+        accum_freq: chunks of `batch_size` samples that make one step, see `objectives.Task`.
         force: write over an output that this training has not made.
     """
 
@@ -69,6 +70,7 @@ class Options:
     train_num_samples: int = 1_000_000
     patch_samples: int = 0
     batch_size: int = 64
+    accum_freq: int = 1
     lr: float = 5e-4
     wd: float = 0.2
     beta1: float = 0.9
@@ -93,6 +95,15 @@ class Options:
     probe_every: int = 0
     device: str = "cpu"
     force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.accum_freq < 1:
+            raise ValueError(f"Got --batch-size {self.batch_size} and --accum-freq {self.accum_freq}, expected 1 or more of each.")
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of one step in this process."""
+        return self.batch_size * self.accum_freq
 
 
 class CosineRecipe(Recipe):
@@ -160,7 +171,7 @@ def _train(options: Options, here: Here, folder: RunFolder | None, say: Callable
     figures = probe(model, held_out, config["text_cfg"]["context_length"]) if held_out else {}
     about = {
         "objectives": {k: v for k, v in asdict(objectives_of(options)).items() if v}, "start": Path(options.start).name or "nothing",
-        "samples": options.train_num_samples, "batch": options.batch_size * here.world_size, "lr": options.lr,
+        "samples": options.train_num_samples, "batch": options.samples_per_step * here.world_size, "lr": options.lr,
         "seed": options.seed, "training seconds (last session)": round(time.monotonic() - began), "figures": figures,
     }  # fmt: skip
     write_latent_clip(options.output, model.cpu(), config, dataset, statistics, about, folder.keep)
@@ -310,7 +321,7 @@ def load_start(name: str) -> tuple[nn.Module, dict]:
 
 def stages_of(options: Options, model: LatentCLIP, world_size: int) -> list[tuple[str, int, set[str]]]:
     """(name, steps, names of the parameters) of each stage."""
-    batch = options.batch_size * world_size
+    batch = options.samples_per_step * world_size
     steps, first = options.train_num_samples // batch, options.patch_samples // batch
     if steps < 1:
         raise ValueError(
@@ -340,11 +351,11 @@ def _train_stage(
     for parameter_name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter_name in trained)
     model.visual.set_grad_checkpointing(options.grad_checkpointing)
-    task = Task(model, objectives_of(options), here.rank, here.world_size, options.local_loss, options.gather_with_grad)
+    task = Task(model, objectives_of(options), here.rank, here.world_size, options.local_loss, options.gather_with_grad, options.accum_freq)
     task.to(device)
     context = config["text_cfg"]["context_length"]
     reading = Reading(
-        options.batch_size, latent_grid(config), options.seed + (name == "patches"), options.save_every,
+        options.samples_per_step, latent_grid(config), options.seed + (name == "patches"), options.save_every,
         context if options.contrastive or options.affinity else 0, bool(options.distil or options.affinity), options.noised if options.noise_bands else 0.0,
         options.workers, options.shuffle, config["vision_cfg"]["latent_n_channels"], config["embed_dim"],
     )  # fmt: skip

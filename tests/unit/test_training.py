@@ -465,7 +465,7 @@ def test_precision_checkpointing_and_siglip_run(shards, tmp_path):
         assert all(tensor.isfinite().all() for tensor in checkpoint.state_dict.values())
 
 
-def run_until(shards, folder, dies, precision):
+def run_until(shards, folder, dies, precision, changes=None):
     """Train, and be killed in the middle of the step `dies` of this process; 0: not at all."""
     step, made = loop._step, itertools.count(1)
 
@@ -475,7 +475,7 @@ def run_until(shards, folder, dies, precision):
         step(*arguments)
 
     loop._step = counted
-    train(options(shards, folder, train_num_samples=16 * 14, save_every=4, precision=precision), lambda text: None)
+    train(options(shards, folder, train_num_samples=16 * 14, save_every=4, precision=precision, **(changes or {})), lambda text: None)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "amp"])
