@@ -8,14 +8,14 @@ the device or copies to it cannot be recorded. Then the function is called as it
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from ..models.latent_spaces import LatentSpace
 from .features import WindowFeatures
-from .rewards import Encoder, Reward
+from .rewards import Encoder, Reward, WindowEncoder
 
 Function = Callable[[Tensor], tuple[Tensor, ...]]
 Generate = Callable[[Tensor, list[int]], Tensor]
@@ -173,38 +173,57 @@ class CapturedGenerator:
 
 
 class CapturedEncoder:
-    """An encoder, and the windows of a `WindowEncoder`, played back; equal only to itself."""
+    """Encoder whose evaluations are played back, but for those at a noise level; equal only to itself."""
 
     def __init__(self, encoder: Encoder, record: Record):
         self.encoder = encoder
         self._features = Captured(lambda raw: (encoder(raw),), record)
-        look = getattr(encoder, "encode_windows", None)
-        self._look = None if look is None else Captured(lambda raw: tuple(look(raw)), record)
 
     @property
     def space(self) -> LatentSpace:
         return self.encoder.space
 
     @property
-    def plain(self) -> "CapturedEncoder":
-        return self
+    def reads_clips(self) -> bool:
+        return self.encoder.reads_clips
 
     @property
     def reason(self) -> str:
         """See `Captured`."""
-        return self._features.reason or ("" if self._look is None else self._look.reason)
+        return self._features.reason
 
-    def __call__(self, raw_latents: Tensor) -> Tensor:
-        return self._features(raw_latents)[0]
+    def __call__(self, raw_latents: Tensor, noise_level: float | None = None) -> Tensor:
+        return self._features(raw_latents)[0] if noise_level is None else self.encoder(raw_latents, noise_level)
 
-    def encode_windows(self, raw_latents: Tensor) -> WindowFeatures:
-        assert self._look is not None  # a term that wants windows has a WindowEncoder
-        return WindowFeatures(*self._look(raw_latents))
+
+class CapturedWindowEncoder(CapturedEncoder):
+    """Window encoder whose evaluations are played back."""
+
+    def __init__(self, encoder: WindowEncoder, record: Record):
+        super().__init__(encoder, record)
+        self.window_encoder = encoder
+        self._windows = Captured(lambda raw: tuple(encoder.encode_windows(raw)), record)
+
+    @property
+    def plain(self) -> CapturedEncoder:
+        return self
+
+    @property
+    def reason(self) -> str:
+        return super().reason or self._windows.reason
+
+    def encode_windows(self, raw_latents: Tensor, noise_level: float | None = None) -> WindowFeatures:
+        if noise_level is not None:
+            return self.window_encoder.encode_windows(raw_latents, noise_level)
+        return WindowFeatures(*self._windows(raw_latents))
 
 
 def captured_reward(reward: Reward, record: Record) -> tuple[Reward, list[CapturedEncoder]]:
-    """The same reward, whose encoders are recorded the first time, and those encoders."""
-    captured = {encoder: CapturedEncoder(encoder, record) for encoder in reward.encoders}
-    return Reward(tuple(replace(term, encoder=captured[term.encoder]) for term in reward.terms)), list(
-        captured.values()
-    )
+    """Copy a reward so that its encoders are recorded the first time; returns (reward, those encoders)."""
+    with_windows = {term.encoder: cast(WindowEncoder, term.encoder) for term in reward.terms if term.every_window}
+    captured = {
+        e: CapturedWindowEncoder(with_windows[e], record) if e in with_windows else CapturedEncoder(e, record)
+        for e in reward.encoders
+    }
+    terms = tuple(replace(term, encoder=captured[term.encoder]) for term in reward.terms)
+    return replace(reward, terms=terms), list(captured.values())

@@ -49,6 +49,7 @@ class LatentEncoder:
         clip: whose image tower it is. fit: see `models.fit.fit_latents`.
     """
 
+    reads_clips = False
     clip: Towers
     fit: Fit = "tiles"
 
@@ -58,6 +59,7 @@ class LatentEncoder:
 
     @property
     def reads_noise_level(self) -> bool:
+        """True if the tower is conditioned on the noise level; only towers of `models.noise_level` say so."""
         return getattr(self.clip.image_tower, "reads_noise_level", False)
 
     def __call__(self, raw_latents: Tensor, noise_level: float | None = None) -> Tensor:

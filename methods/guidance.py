@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..models.frames import by_clip, frames_in
 from .concepts import ConceptDirections
-from .rewards import Encoder, Reward, WindowEncoder, seen_by, told
+from .rewards import Encoder, Reward, WindowEncoder, seen_by
 
 MARGIN = 20.0  # log-odds below its threshold to which a suspected item is pushed: in effect until sampling ends
 
@@ -39,7 +39,7 @@ class GuidanceSettings:
 class Objective(Protocol):
     """What to climb in one sampling: raw latents (B, C, H, W) → value (B,), and which items need steering at all (B,).
 
-    It is told the noise level as a `rewards.Encoder` is.
+    It is given the noise level as a `rewards.Encoder` is.
     """
 
     @property
@@ -48,7 +48,7 @@ class Objective(Protocol):
     def start(self) -> None:
         """A new sampling begins."""
 
-    def __call__(self, raw_latents: Tensor) -> tuple[Tensor, Tensor]: ...
+    def __call__(self, raw_latents: Tensor, noise_level: float | None = None) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,11 @@ class ClimbReward:
     def encoders(self) -> list[Encoder]:
         return self.reward.encoders
 
-    @property
-    def reads_noise_level(self) -> bool:
-        return self.reward.reads_noise_level
-
     def start(self) -> None:
         pass
 
     def __call__(self, raw_latents: Tensor, noise_level: float | None = None) -> tuple[Tensor, Tensor]:
-        value = self.reward.weigh(self.reward.values(raw_latents, noise_level))
+        value = self.reward.weigh(self.reward.evaluate(raw_latents, noise_level, check=False))
         return value, torch.ones_like(value, dtype=torch.bool)
 
 
@@ -91,10 +87,6 @@ class ConceptMonitor:
     def encoders(self) -> list[Encoder]:
         return [self.encoder]
 
-    @property
-    def reads_noise_level(self) -> bool:
-        return getattr(self.encoder, "reads_noise_level", False)
-
     def start(self, seen: Tensor | None = None) -> None:
         """A new sampling begins, of items in which earlier ones have seen this much."""
         self.seen = seen
@@ -105,7 +97,7 @@ class ConceptMonitor:
         Args:
             noise_level: see `rewards.Encoder`.
         """
-        windows = told(self.encoder, self.encoder.encode_windows, noise_level)(seen_by(self.encoder, raw_latents)).windows
+        windows = self.encoder.encode_windows(seen_by(self.encoder, raw_latents), noise_level).windows
         scores = self.concepts.worst(by_clip(windows, frames_in(raw_latents.shape)).flatten(1, 2))
         over = scores - torch.tensor(self.concepts.thresholds, device=scores.device)
         seen = ~(over.detach() <= 0).cpu()  # what cannot be judged is a suspect
@@ -129,15 +121,11 @@ class AvoidConcepts:
     def encoders(self) -> list[Encoder]:
         return self.watch.encoders
 
-    @property
-    def reads_noise_level(self) -> bool:
-        return self.watch.reads_noise_level
-
     def start(self) -> None:
         self.watch.start()
 
     def __call__(self, raw_latents: Tensor, noise_level: float | None = None) -> tuple[Tensor, Tensor]:
-        over, seen = told(self.watch, self.watch.check, noise_level)(raw_latents)
+        over, seen = self.watch.check(raw_latents, noise_level)
         value = -((over + MARGIN).relu() * seen).sum(dim=1)
         return value, value.detach() < 0
 
@@ -167,7 +155,7 @@ def correction(
         (correction shaped as `denoised` in float32, or None where no item needs one; direction for the next step).
     """
     x0 = denoised.detach().float().clone().requires_grad_()
-    value, active = told(objective, objective, noise_level)(to_raw(x0))
+    value, active = objective(to_raw(x0), noise_level)
     if not bool(active.any()):
         return None, None
     (gradient,) = torch.autograd.grad(value.sum(), x0)

@@ -217,17 +217,17 @@ class _Climber:
         """Terms and reward of the latents, and what is climbed: the reward itself, or that of a view of them."""
         views = self.settings.views
         if views is None or not leaf.requires_grad:
-            terms = reward.values(leaf)
+            terms = reward.evaluate(leaf, check=False)
             rewards = reward.weigh(terms)
             return terms, rewards, rewards
-        climbed = reward.weigh(reward.values(views.look(leaf, index)))
+        climbed = reward.weigh(reward.evaluate(views.look(leaf, index), check=False))
         with torch.no_grad():
-            terms = reward.values(leaf.detach())
+            terms = reward.evaluate(leaf.detach(), check=False)
         return terms, reward.weigh(terms), climbed
 
     @torch.no_grad()
     def _watched(self, latents: Tensor) -> Tensor | None:
-        return None if self.watch is None else self.watch.weigh(self.watch.values(latents.detach().float())).float()
+        return None if self.watch is None else self.watch.weigh(self.watch.evaluate(latents.detach().float(), check=False)).float()
 
     def _keep_best(
         self, state: RenoState, latents: Tensor, rewards: Tensor, watched: Tensor | None, active: list[int]

@@ -46,7 +46,7 @@ class Category:
 
 
 @dataclass(frozen=True)
-class Judge:
+class ScorerId:
     """How images are judged, as far as thresholds depend on it.
 
     Attributes:
@@ -171,7 +171,7 @@ class ConceptSet:
             typed=self.typed | typed,
         )
 
-    def check_scorer(self, judge: Judge) -> None:
+    def check_scorer(self, judge: ScorerId) -> None:
         """Refuse thresholds that were calibrated with another judge; those typed or never calibrated are the user's own.
 
         Raises:

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...methods.calibration import CalibrationError
-from ...models.concepts import ConceptSet, Judge
+from ...models.concepts import ConceptSet, ScorerId
 from ...models.file_metadata import vae_of
 from ...models.fit import Fit
 from ...models.latent_spaces import LatentSpaceError, check_raw_latents
@@ -40,7 +40,7 @@ class Scorer:
             check_vae(self.clip.name, self.clip.space, self.told, self.vae, Path(vae).name)
         self.left_out: list[str] = []
 
-    def judge(self) -> Judge:
+    def judge(self) -> ScorerId:
         """What the gate must have in common with this calibration."""
         from ...host.scorers.concepts import scorer_id
 

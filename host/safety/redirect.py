@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ...methods.guidance import AvoidConcepts, ConceptMonitor, GuidanceSettings
-from ...methods.rewards import told
 from ..sampling.conditioning import cond_items
 from ..sampling.guide import Climb, noise_level
 from ..sampling.rows import active_items
@@ -109,7 +108,7 @@ class Redirect(CarriesVerdicts):
         if look:
             level = noise_level(model, prediction.sigma.flatten()[0].item())
             with torch.no_grad():
-                told(self.watch, self.watch.check, level)(model.process_latent_out(denoised.detach()))
+                self.watch.check(model.process_latent_out(denoised.detach()), level)
         seen = self.watch.seen
         if seen is None or len(seen) != len(denoised) or not bool(seen.any()):
             return denoised

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ...methods.gate import reasons_to_block
 from ...methods.guidance import ConceptMonitor
-from ...methods.rewards import told
 from ...models.latent_spaces import LatentSpaceError
 from ..sampling.conditioning import with_items_of_another
 from ..sampling.drafts import check_drafter
@@ -187,7 +186,7 @@ class RedirectAhead(Redirect):
         level = noise_level(asked.model, asked.sigma.flatten()[0].item())
         raw = asked.model.process_latent_out(denoised.detach())
         with torch.no_grad():
-            over, _ = told(self.watch, self.watch.check, level)(raw)
+            over, _ = self.watch.check(raw, level)
         names, thresholds = self.watch.concepts.names, self.watch.concepts.thresholds
         scores = over.float().cpu() + torch.tensor(thresholds)
         step = run.step(asked.sigma.flatten()[0].item()) + 1

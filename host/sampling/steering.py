@@ -16,7 +16,7 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
 from ...models.latent_spaces import LatentSpaceError, common_space
-from ..scorers.encoders import Judge, forget_limits, host_encoders
+from ..scorers.encoders import HasEncoders, forget_limits, host_encoders
 from ..scorers.latents import check_model_space
 from ..scorers.towers import TowerPatcher
 from .drafts import is_draft
@@ -114,7 +114,7 @@ class Steering:
     rank = 0
     gradient = False  # through the judge
 
-    def __init__(self, judge: Judge, window: Window):
+    def __init__(self, judge: HasEncoders, window: Window):
         self.judge, self.window = judge, window
         self.run: Run | None = None
 

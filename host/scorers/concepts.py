@@ -9,7 +9,7 @@ from ...methods.concepts import ConceptDirections, concept_directions
 from ...models.concepts import (
     ConceptError,
     ConceptSet,
-    Judge,
+    ScorerId,
     parse_concepts,
     read_concepts,
     shipped_concepts,
@@ -59,9 +59,9 @@ def concepts_fingerprint(choice: str | None) -> str:
     return text_fingerprint(files.values() if choice is None else [files.get(choice, Path(choice))])
 
 
-def scorer_id(clip: LoadedLatentCLIP, fit: Fit, views: int = 0, closer: bool = False) -> Judge:
+def scorer_id(clip: LoadedLatentCLIP, fit: Fit, views: int = 0, closer: bool = False) -> ScorerId:
     """Who judges when a safety node has these settings; guidance and rewards have no altered views and no closer look."""
-    return Judge(clip.name, clip.identity, safety_fit(fit), views, closer)
+    return ScorerId(clip.name, clip.identity, safety_fit(fit), views, closer)
 
 
 def directions_for(
@@ -87,7 +87,7 @@ def directions_for_pixels(clip: LoadedPixelCLIP, concepts: ConceptSet, fit: Fit)
     Raises:
         ConceptError: its thresholds were calibrated, which no pixel CLIP was; type thresholds.
     """
-    concepts.check_scorer(Judge(clip.name, "", safety_fit(fit)))
+    concepts.check_scorer(ScorerId(clip.name, "", safety_fit(fit)))
     named = replace(concepts, categories=tuple(replace(c, name=f"{c.name}, in pixels") for c in concepts.categories))
     return concept_directions(clip.text.encode, named, clip.logit_scale)
 

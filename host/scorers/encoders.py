@@ -35,22 +35,22 @@ class HostWindowEncoder(HostEncoder, WindowEncoder, Protocol):
     """A `WindowEncoder` whose networks the host loads."""
 
 
-class Judge(Protocol):
-    """What looks at latents through encoders: a reward, an objective, a watch."""
+class HasEncoders(Protocol):
+    """Anything that reads latents through encoders: a reward, an objective, a monitor."""
 
     @property
     def encoders(self) -> list[Encoder]: ...
 
 
-def networks_of(*judges: Judge | None) -> list[comfy.model_patcher.ModelPatcher]:
-    """The distinct networks of some judges, of whom some may be missing."""
-    every = [p for judge in judges if judge is not None for e in host_encoders(judge) for p in e.patchers]
+def networks_of(*owners: HasEncoders | None) -> list[comfy.model_patcher.ModelPatcher]:
+    """List the distinct networks of all encoders of the owners that are not None."""
+    every = [p for owner in owners if owner is not None for e in host_encoders(owner) for p in e.patchers]
     return list({id(patcher): patcher for patcher in every}.values())
 
 
-def host_encoders(judge: Judge) -> list[HostEncoder]:
-    """The distinct encoders of what was made by this pack's nodes, where every encoder is one of these."""
-    return cast(list[HostEncoder], judge.encoders)
+def host_encoders(owner: HasEncoders) -> list[HostEncoder]:
+    """List the distinct encoders of an object that this pack's nodes made, where every encoder is a `HostEncoder`."""
+    return cast(list[HostEncoder], owner.encoders)
 
 
 def forget_limits(encoders: list[HostEncoder]) -> None:

@@ -188,7 +188,7 @@ class LatentEncoder(encoder.LatentEncoder):
         return fit_latents(torch.empty(1, 1, *shape[-2:], device="meta"), self.clip.grid, self.fit).shape[1]
 
     def _run(self, encode: Callable[[Tensor], Features], raw_latents: Tensor, noise_level: float | None) -> Features:
-        if noise_level is None:
+        if noise_level is None or not self.reads_noise_level:
             self.clip.doubt(raw_latents)
         device, _ = device_and_dtype(self.clip.image_tower)
         return self.limit.run(encode, raw_latents.to(device, torch.float32))

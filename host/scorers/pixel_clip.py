@@ -84,7 +84,7 @@ class PixelEncoder:
     def memory_per_item(self, shape: torch.Size) -> int:
         return self.decoder.memory_per_item(shape)
 
-    def __call__(self, raw_latents: Tensor) -> Tensor:
+    def __call__(self, raw_latents: Tensor, noise_level: float | None = None) -> Tensor:
         return self._when_out(self._encode, raw_latents)
 
     def _encode(self, raw_latents: Tensor) -> Tensor:
@@ -96,13 +96,13 @@ class PixelEncoder:
     def plain(self) -> "PixelEncoder":
         return self
 
-    def encode_windows(self, raw_latents: Tensor) -> WindowFeatures:
-        return self._when_out(self._look, raw_latents)
+    def encode_windows(self, raw_latents: Tensor, noise_level: float | None = None) -> WindowFeatures:
+        return self._when_out(self._encode_windows, raw_latents)
 
-    def _look(self, raw_latents: Tensor) -> WindowFeatures:
+    def _encode_windows(self, raw_latents: Tensor) -> WindowFeatures:
         tower, pixels, added = self._decode(raw_latents)
-        look = tower(encode_pixel_windows, pixels.flatten(0, 1))
-        average, windows = (found.unflatten(0, pixels.shape[:2])[:, added].flatten(0, 1) for found in look)
+        found = tower(encode_pixel_windows, pixels.flatten(0, 1))
+        average, windows = (part.unflatten(0, pixels.shape[:2])[:, added].flatten(0, 1) for part in found)
         return WindowFeatures(average_unit(average), windows.flatten(1, 2))
 
     def _when_out(self, encode, raw_latents: Tensor):

@@ -13,7 +13,7 @@ from ...models.latent_spaces import LatentSpace
 from ..front_end.json_values import rounded, rounded_table
 from .latent_clip import LoadedLatentCLIP
 from .latents import MAX_THUMBNAILS, finite_items, image_part, thumbnails
-from .scoring import encode, evaluate_frames, features_of_clips, score_frames_with_features
+from .scoring import encode, features_of_clips, score_frames, score_frames_with_features
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ def score_report(latent: dict, reward: Reward, with_features: bool = False) -> S
         values, found = score_frames_with_features(reward, raw_latents)
         features = _in_places(features_of_clips(found, frames), places, size)
     else:
-        values = evaluate_frames(reward, raw_latents)
+        values = score_frames(reward, raw_latents)
     if frames > 1:
         of_frames = _in_places(by_clip(reward.weigh(values), frames), places, size)
-    terms = {name: _in_places(v, places, size) for name, v in reward.over_frames(values, frames).items()}
+    terms = {name: _in_places(v, places, size) for name, v in reward.reduce_frames(values, frames).items()}
     scores = reward.weigh(terms)
     _refuse_all_nan(scores, "score")
     pictures = _pictures(raw_latents, places, size, reward.space)

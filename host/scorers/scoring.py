@@ -18,51 +18,46 @@ FEATURES = "\0features"  # beside the names of terms
 MAX_CHUNK = 64  # more gains nothing and only raises the memory peak
 
 
-def evaluate(reward: Reward, raw_latents: Tensor) -> dict[str, Tensor]:
-    """Value of every term for every latent, unweighted: name → (B,) float32 on the CPU."""
-    return reward.over_frames(evaluate_frames(reward, raw_latents), frames_in(raw_latents.shape))
-
-
-def evaluate_frames(reward: Reward, raw_latents: Tensor) -> dict[str, Tensor]:
-    """Value of every term for every frame, unweighted, clip by clip: name → (B·T,) float32 on the CPU."""
+def score_frames(reward: Reward, raw_latents: Tensor) -> dict[str, Tensor]:
+    """Evaluate every term for every frame, unweighted, clip by clip: name → (B·T,) float32 on the CPU."""
     check_raw_latents(raw_latents, reward.space)
     encoders = host_encoders(reward)
-    return _over_chunks(encoders, as_read(encoders, raw_latents), lambda chunk: reward.of_frames(chunk)[0])
+    return _over_chunks(encoders, as_read(encoders, raw_latents), lambda chunk: reward.evaluate_frames(chunk)[0])
 
 
 def score_frames_with_features(
     reward: Reward, raw_latents: Tensor, noise_level: float | None = None, loaded: bool = False, progress: bool = True
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """As `evaluate_frames`, and features that tell the frames apart, (B·T, D) float32 of unit length.
+    """Evaluate as `score_frames` does, and return features that distinguish the frames too: (B·T, D) float32 of unit length.
 
     Args:
         noise_level: see `methods.rewards.Encoder`.
         loaded: the networks are loaded, as in the middle of a sampling, where nothing else may be moved.
     """
 
-    def look(chunk: Tensor) -> dict[str, Tensor]:
+    def values_and_features(chunk: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
-            values, features = reward.of_frames(chunk, noise_level)
+            values, features = reward.evaluate_frames(chunk, noise_level)
         parts = [part.to(chunk.device) for part in features.values()]
         return {**values, FEATURES: torch.cat(parts, dim=1) / math.sqrt(len(parts))}
 
     check_raw_latents(raw_latents, reward.space)
     encoders = host_encoders(reward)
-    values = _over_chunks(encoders, as_read(encoders, raw_latents), look, loaded, progress)
+    values = _over_chunks(encoders, as_read(encoders, raw_latents), values_and_features, loaded, progress)
     return values, values.pop(FEATURES)
 
 
-def judge(
+def score_with_features(
     reward: Reward, raw_latents: Tensor, noise_level: float | None = None, loaded: bool = False
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Value of every term as `evaluate` gives it, and features that tell the latents apart, (B, D) float32 of unit length.
+    """Evaluate every term, unweighted, name → (B,), and return features that distinguish the latents too: (B, D) of unit length.
 
     Args:
         noise_level, loaded: see `score_frames_with_features`.
     """
     frames = frames_in(raw_latents.shape)
     values, features = score_frames_with_features(reward, raw_latents, noise_level, loaded, progress=False)
-    return reward.over_frames(values, frames), features_of_clips(features, frames)
+    return reward.reduce_frames(values, frames), features_of_clips(features, frames)
 
 
 def features_of_clips(features: Tensor, frames: int) -> Tensor:
@@ -76,19 +71,18 @@ def encode(encoder: HostEncoder, raw_latents: Tensor) -> Tensor:
     return _over_chunks([encoder], seen, lambda chunk: {"features": encoder(chunk)})["features"]
 
 
-def window_features(watcher: HostWindowEncoder, raw_latents: Tensor, progress: bool = True) -> Tensor:
+def window_features(encoder: HostWindowEncoder, raw_latents: Tensor, progress: bool = True) -> Tensor:
     """Features of every window of every frame, clip by clip: (B·T, W, D) float32 on the CPU."""
 
-    def look(chunk: Tensor) -> dict[str, Tensor]:
-        return {"windows": watcher.encode_windows(chunk).windows}
+    def windows(chunk: Tensor) -> dict[str, Tensor]:
+        return {"windows": encoder.encode_windows(chunk).windows}
 
-    return _over_chunks([watcher], as_read([watcher], raw_latents), look, progress=progress)["windows"]
+    return _over_chunks([encoder], as_read([encoder], raw_latents), windows, progress=progress)["windows"]
 
 
 def as_read(encoders: list[HostEncoder], raw_latents: Tensor) -> Tensor:
-    """What chunks are made of: pictures, or whole clips where one of the encoders reads those."""
-    clips = any(getattr(encoder, "reads_clips", False) for encoder in encoders)
-    return raw_latents if clips else pictures_of(raw_latents)
+    """Flatten clips to frames unless an encoder needs whole clips."""
+    return raw_latents if any(encoder.reads_clips for encoder in encoders) else pictures_of(raw_latents)
 
 
 def _over_chunks(

@@ -24,7 +24,7 @@ from ..sampling.row_check import check_rows
 from ..sampling.rows import Rows
 from ..scorers.encoders import host_encoders
 from ..scorers.latents import THUMBNAIL_SIDE, check_model_space, items_or_blocker, select_items, thumbnails
-from ..scorers.scoring import judge
+from ..scorers.scoring import score_with_features
 from .inputs import candidates_of, noise_of
 from .live import LiveSearch
 from .state import Round, SearchSettings, SearchState
@@ -199,7 +199,7 @@ class _Search:
         places = latents.flatten(1).isfinite().all(dim=1).nonzero().flatten().tolist()
         scores, features = torch.full((len(alive),), math.nan), torch.zeros(len(alive), 1)
         if places:
-            terms, found = judge(reward, latents[places].float(), level, loaded)
+            terms, found = score_with_features(reward, latents[places].float(), level, loaded)
             scores[places] = reward.weigh(terms)
             features = found.new_zeros(len(alive), found.shape[1])
             features[places] = found

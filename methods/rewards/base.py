@@ -1,4 +1,4 @@
-"""What a reward is: weighted terms, each a head on the features of an encoder.
+"""Rewards: weighted terms, each a head on the features of an encoder.
 
 Terms that share an encoder share its forward pass, so five prompts on one Latent-CLIP cost as much as one.
 """
@@ -6,58 +6,56 @@ Terms that share an encoder share its forward pass, so five prompts on one Laten
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Protocol, TypeVar, cast
+from typing import Protocol, cast
 
-import torch
 from torch import Tensor
 
 from ...models.frames import FRAMES, Frames, by_clip, frames_in, pictures_of
 from ...models.latent_spaces import LatentSpace, check_raw_latents, common_space
-from ..features import WindowFeatures, average_unit
-
-Seen = TypeVar("Seen")
+from ..features import WindowFeatures
 
 
 class Encoder(Protocol):
-    """Turns raw latents (B, C, H, W) of one space into features (B, D). Equal encoders give equal features; hashable.
+    """Map raw latents (B, C, H, W) of one space to features (B, D). Equal encoders give equal features; hashable.
 
-    One whose attribute `reads_noise_level` is true is also told, as the keyword `noise_level`, what share of noise there was in
-    what the latents were predicted from, 0 (clean) to 1. It is left out for latents that are no predictions.
-
-    One whose attribute `reads_clips` is true gets several frames as they are, (B, C, T, H, W), and gives T features for each clip,
-    (B·T, D), clip by clip; all others get every frame as a picture.
+    Attributes:
+        space: the latent space that it reads.
+        reads_clips: it encodes several frames together: (B, C, T, H, W) → T features for each clip, (B·T, D), clip by clip. An
+            encoder that does not gets every frame as an image.
     """
 
     @property
     def space(self) -> LatentSpace: ...
 
-    def __call__(self, raw_latents: Tensor) -> Tensor: ...
+    @property
+    def reads_clips(self) -> bool: ...
+
+    def __call__(self, raw_latents: Tensor, noise_level: float | None = None) -> Tensor:
+        """Encode latents.
+
+        Args:
+            noise_level: share of noise, 0 (clean) to 1, in the noisy latents from which these were predicted; None for latents
+                that are no predictions. An encoder that is not conditioned on it ignores it.
+        """
+        ...
 
 
 class WindowEncoder(Encoder, Protocol):
-    """An encoder that overlooks nothing: `look` also gives the features of every window.
+    """Encoder that also gives the features of every window, so that nothing is overlooked.
 
     Attributes:
-        plain: the encoder without that, whose features `look(...).average` are.
+        plain: the encoder without windows, whose features `encode_windows(...).average` are.
     """
 
     @property
     def plain(self) -> Encoder: ...
 
-    def encode_windows(self, raw_latents: Tensor) -> WindowFeatures: ...
+    def encode_windows(self, raw_latents: Tensor, noise_level: float | None = None) -> WindowFeatures: ...
 
 
-def told(judge: object, function: Callable[..., Seen], noise_level: float | None) -> Callable[[Tensor], Seen]:
-    """A judge's function of raw latents, told the noise level: itself where that is not known, or the judge does not read it."""
-    if noise_level is None or not getattr(judge, "reads_noise_level", False):
-        return function
-    return partial(function, noise_level=noise_level)
-
-
-def seen_by(encoder: object, raw_latents: Tensor) -> Tensor:
-    """Raw latents (B, C, H, W) or (B, C, T, H, W) as an encoder reads them: pictures, for all but those that read clips."""
-    return raw_latents if getattr(encoder, "reads_clips", False) else pictures_of(raw_latents)
+def seen_by(encoder: Encoder, raw_latents: Tensor) -> Tensor:
+    """Flatten clips (B, C, T, H, W) to images (B·T, C, H, W), unless the encoder reads clips."""
+    return raw_latents if encoder.reads_clips else pictures_of(raw_latents)
 
 
 @dataclass(frozen=True)
@@ -118,63 +116,48 @@ class Reward:
         return list(dict.fromkeys(term.encoder for term in self.terms))
 
     @property
-    def reads_noise_level(self) -> bool:
-        """Whether any encoder wants to be told; see `Encoder`."""
-        return any(getattr(encoder, "reads_noise_level", False) for encoder in self.encoders)
-
-    @property
     def space(self) -> LatentSpace:
         """The latent space that every term reads."""
         return common_space([encoder.space for encoder in self.encoders])
 
-    def evaluate(self, raw_latents: Tensor, noise_level: float | None = None) -> dict[str, Tensor]:
-        """Value of every term, unweighted: name → (B,) float32.
+    def evaluate(self, raw_latents: Tensor, noise_level: float | None = None, check: bool = True) -> dict[str, Tensor]:
+        """Evaluate every term, unweighted: name → (B,) float32.
 
         Args:
             noise_level: see `Encoder`.
+            check: refuse wrong latents; False in loops that must not wait for the device.
 
         Raises:
             LatentSpaceError: these latents cannot be of the space that the reward reads.
         """
-        check_raw_latents(raw_latents, self.space)
-        return self.values(raw_latents, noise_level)
+        if check:
+            check_raw_latents(raw_latents, self.space)
+        return self.reduce_frames(self.evaluate_frames(raw_latents, noise_level)[0], frames_in(raw_latents.shape))
 
-    def values(self, raw_latents: Tensor, noise_level: float | None = None) -> dict[str, Tensor]:
-        """`evaluate` without its check, for loops that must not wait for the device."""
-        return self.over_frames(self.of_frames(raw_latents, noise_level)[0], frames_in(raw_latents.shape))
-
-    def values_and_features(
-        self, raw_latents: Tensor, noise_level: float | None = None
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """`values`, and the features of all encoders as one: (B, D) of unit length, for what tells images apart."""
-        frames = frames_in(raw_latents.shape)
-        values, features = self.of_frames(raw_latents, noise_level)
-        parts = [part.to(raw_latents.device) for part in features.values()]
-        if frames > 1:
-            parts = [average_unit(by_clip(part, frames)) for part in parts]
-        return self.over_frames(values, frames), torch.cat(parts, dim=1) / math.sqrt(len(parts))
-
-    def of_frames(
+    def evaluate_frames(
         self, raw_latents: Tensor, noise_level: float | None = None
     ) -> tuple[dict[str, Tensor], dict[Encoder, Tensor]]:
-        """Value of every term, unweighted, and features of every encoder, for every frame: (B·T,) and (B·T, D), clip by clip."""
-        watchers = {term.encoder: cast(WindowEncoder, term.encoder) for term in self.terms if term.every_window}
-        looks = {e: told(e, watcher.encode_windows, noise_level)(seen_by(e, raw_latents)) for e, watcher in watchers.items()}
+        """Evaluate every term, unweighted, for every frame, without a check.
+
+        Returns:
+            (values (B·T,) by name of the term, features (B·T, D) by encoder), both clip by clip.
+        """
+        needs_windows = {t.encoder: cast(WindowEncoder, t.encoder) for t in self.terms if t.every_window}
+        windows = {e: w.encode_windows(seen_by(e, raw_latents), noise_level) for e, w in needs_windows.items()}
         features = {
-            e: looks[e].average if e in looks else told(e, e, noise_level)(seen_by(e, raw_latents))
-            for e in self.encoders
+            e: windows[e].average if e in windows else e(seen_by(e, raw_latents), noise_level) for e in self.encoders
         }
         values = {
-            term.name: term.head(looks[term.encoder].windows if term.every_window else features[term.encoder])
+            term.name: term.head(windows[term.encoder].windows if term.every_window else features[term.encoder])
             for term in self.terms
         }
-        # a judge may live on another device than the latents, or have been moved meanwhile
+        # an encoder may live on another device than the latents, or have been moved meanwhile
         return {name: value.to(raw_latents.device) for name, value in values.items()}, features
 
-    def over_frames(self, values: Mapping[str, Tensor], frames: int) -> dict[str, Tensor]:
-        """What `of_frames` found, as one value for each clip: (B·T,) → (B,).
+    def reduce_frames(self, values: Mapping[str, Tensor], frames: int) -> dict[str, Tensor]:
+        """Reduce the values of `evaluate_frames` to one value per clip: (B·T,) → (B,).
 
-        Of the worst frame, the one with the lowest weighted sum, every term keeps its own value, so that they still add up.
+        Of the worst frame, which has the lowest weighted sum, every term keeps its own value, so that they still add up.
         """
         if frames == 1:
             return dict(values)
@@ -184,7 +167,7 @@ class Reward:
         return {name: by_clip(value, frames).gather(1, worst).squeeze(1) for name, value in values.items()}
 
     def weigh(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Weighted sum of the values that `evaluate` returned: (B,)."""
+        """Weighted sum of the terms' values: (B,)."""
         total = self.terms[0].weight * values[self.terms[0].name]
         for term in self.terms[1:]:
             total = total + term.weight * values[term.name]
@@ -205,6 +188,6 @@ def combine(rewards: list[Reward]) -> Reward:
         raise ValueError("Got no rewards to combine, expected at least one. Connect a Reward node.")
     common_space([reward.space for reward in rewards])
     terms = [term for reward in rewards for term in reward.terms]
-    # a watcher gives the features of its plain encoder too, so that one forward pass serves both
-    watchers = {cast(WindowEncoder, t.encoder).plain: t.encoder for t in terms if t.every_window}
-    return Reward(tuple(replace(t, encoder=watchers.get(t.encoder, t.encoder)) for t in terms))
+    # a window encoder gives the features of its plain encoder too, so that one forward pass serves both
+    with_windows = {cast(WindowEncoder, t.encoder).plain: t.encoder for t in terms if t.every_window}
+    return Reward(tuple(replace(t, encoder=with_windows.get(t.encoder, t.encoder)) for t in terms))

@@ -168,8 +168,8 @@ class SafetyWorld:
                 super().start()
                 highest.append(torch.full((BATCH, 1), -torch.inf))
 
-            def check(self, raw_latents: Tensor) -> tuple[Tensor, Tensor]:
-                scores = self.concepts.worst(self.encoder.encode_windows(raw_latents).windows)
+            def check(self, raw_latents: Tensor, noise_level: float | None = None) -> tuple[Tensor, Tensor]:
+                scores = self.concepts.worst(self.encoder.encode_windows(raw_latents, noise_level).windows)
                 highest[-1] = torch.maximum(highest[-1][: len(scores)], scores)
                 return scores, torch.zeros_like(scores, dtype=torch.bool)
 

@@ -43,7 +43,7 @@ def rise_is_the_gradient(lab, judge: str) -> None:
     def value(at: torch.Tensor) -> float:
         latents = lab.plain(lab.empty(1), 1, noise=lab.module("host.sampling.noise").OptimizedNoise(at, seed=5))
         with torch.inference_mode():
-            return reward.weigh(lab.module("host.scorers.scoring").evaluate(reward, latents)).item()
+            return reward.weigh(lab.module("host.scorers.scoring").score_frames(reward, latents)).item()
 
     assert (value(noise + step) - value(noise - step)) / 2 == pytest.approx(rate * norm**2, rel=0.1)
 

@@ -242,7 +242,7 @@ def test_the_first_iteration_is_the_stock_sampling_and_none_is_worse(lab, judge,
     torch.testing.assert_close(state.first_latents, stock, atol=2e-4 * stock.std().item(), rtol=1e-3)
     first = state.iterations[0].rewards[0]
     with torch.inference_mode():
-        (alone,) = lab.module("host.scorers.scoring").evaluate(reward, stock).values()
+        (alone,) = lab.module("host.scorers.scoring").score_frames(reward, stock).values()
     assert abs(first - alone.item()) < 1e-3
     assert state.rewards.item() >= first and state.iterations[0].gradient_norms[0] > 0
 
@@ -265,7 +265,7 @@ def test_the_gradient_equals_finite_differences(lab, judge):
         held = lab.module("host.sampling.noise").OptimizedNoise(at, seed=5)
         latents = lab.plain(lab.empty(1), 1, noise=held)
         with torch.inference_mode():
-            return reward.weigh(lab.module("host.scorers.scoring").evaluate(reward, latents)).item()
+            return reward.weigh(lab.module("host.scorers.scoring").score_frames(reward, latents)).item()
 
     rise = (value(noise + step) - value(noise - step)) / 2
     assert rise == pytest.approx(rate * norm**2, rel=0.1)

@@ -108,9 +108,9 @@ def test_what_one_window_of_one_view_cannot_say_blocks(pack, monkeypatch):
 
     class OneBroken:
         backward, patchers, space, memory_per_item = 1, real.patchers, real.space, real.memory_per_item
-        looks = 0
+        looks, reads_clips = 0, False
 
-        def encode_windows(self, raw):
+        def encode_windows(self, raw, noise_level=None):
             found = real.encode_windows(raw)
             self.looks += 1
             if self.looks == 2:

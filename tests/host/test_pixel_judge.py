@@ -229,7 +229,7 @@ def test_a_siglip_gives_the_log_odds_of_its_sigmoid(pack, siglip):
         image = siglip.encode_image((squashed - 0.5) / 0.5, normalize=True)
         text = siglip.encode_text(torch.tensor([[3, 4, 5, 1, 1, 1, 1, 1]]), normalize=True)
         expected = siglip.logit_scale.exp() * (image @ text.T)[:, 0] + siglip.logit_bias
-        found = pack.scoring.evaluate(reward, raw)["odds"]
+        found = pack.scoring.score_frames(reward, raw)["odds"]
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)
     assert clip.text.remarks("a red cat") == [] and clip.text.remarks("a " * 8) == ["cut to 8 tokens"]
 

@@ -100,10 +100,10 @@ def reward_that(world, act):
     calls = []
 
     class Encoder(type(world.reward.encoders[0])):
-        def __call__(self, raw_latents):
+        def __call__(self, raw_latents, noise_level=None):
             calls.append(len(raw_latents))
             act(len(calls))
-            return super().__call__(raw_latents)
+            return super().__call__(raw_latents, noise_level)
 
     encoder = Encoder(world.clip, "tiles")
     head = world.reward.terms[0].head

@@ -37,7 +37,7 @@ def seeded(*shape: int, seed: int = 0) -> torch.Tensor:
 class World:
     """A generator and a reward with windows, each on its own device."""
 
-    space = LATENT_SPACES["sdxl"]
+    space, reads_clips = LATENT_SPACES["sdxl"], False
 
     def __init__(self, to=lambda tensor: tensor):
         self.weight, self.head = to(seeded(4, 4, 3, 3, seed=1) / 6), to(seeded(256, 8, seed=2) / 16)
@@ -60,12 +60,12 @@ class World:
     def _prompts(self, items):
         return torch.cat([self.prompts[item : item + 1] for item in items])
 
-    def __call__(self, raw_latents):
+    def __call__(self, raw_latents, noise_level=None):
         return torch.nn.functional.normalize(raw_latents.flatten(1) @ self.head, dim=1)
 
     plain = property(lambda self: self)
 
-    def encode_windows(self, raw_latents):
+    def encode_windows(self, raw_latents, noise_level=None):
         return WindowFeatures(self(raw_latents), torch.stack([self(raw_latents), self(-raw_latents)], dim=1))
 
 

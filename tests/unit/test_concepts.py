@@ -13,7 +13,7 @@ from latent_clip.models.concepts import (
     Category,
     ConceptError,
     ConceptSet,
-    Judge,
+    ScorerId,
     parse_concepts,
     read_concepts,
     shipped_concepts,
@@ -213,7 +213,7 @@ def test_a_nan_is_the_largest(dim):
 
 # Whose thresholds these are
 
-JUDGE = Judge("B-8", "0123456789abcdef", "tiles", 0)
+JUDGE = ScorerId("B-8", "0123456789abcdef", "tiles", 0)
 CALIBRATED = ConceptSet(
     "mine", (Category("a", ("b",), 1.0), Category("c", ("d",))), ("e",), {"calibration": {**JUDGE.as_dict(), "categories": {"a": {}}}}
 )  # fmt: skip
@@ -230,7 +230,7 @@ CALIBRATED = ConceptSet(
 )
 def test_thresholds_hold_for_the_judge_they_were_calibrated_with(change, words):
     CALIBRATED.check_scorer(JUDGE)
-    other = Judge(**(JUDGE.as_dict() | change))
+    other = ScorerId(**(JUDGE.as_dict() | change))
     with pytest.raises(ConceptError, match=f"'mine' for a were calibrated with .*{words}.*type thresholds of your own"):
         CALIBRATED.check_scorer(other)
     CALIBRATED.with_thresholds("a: 2").check_scorer(other)
@@ -241,7 +241,7 @@ def test_thresholds_hold_for_the_judge_they_were_calibrated_with(change, words):
 
 
 def test_the_name_of_a_latent_clip_may_change():
-    CALIBRATED.check_scorer(Judge(**(JUDGE.as_dict() | {"latent_clip": "renamed"})))
+    CALIBRATED.check_scorer(ScorerId(**(JUDGE.as_dict() | {"latent_clip": "renamed"})))
 
 
 def test_a_calibration_that_does_not_say_whose_it_is_holds_for_nobody():

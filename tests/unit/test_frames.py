@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from latent_clip.methods.capture import CudaRecording, captured_reward
 from latent_clip.methods.concepts import ConceptDirections
 from latent_clip.methods.features import WindowFeatures
 from latent_clip.methods.gate import reasons_to_block_clips
@@ -24,9 +25,9 @@ CLIPS = torch.randn(2, 16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 class FakeEncoder:
     """Features of a picture: means of two of its channels."""
 
-    space = LATENT_SPACES["wan21"]
+    space, reads_clips = LATENT_SPACES["wan21"], False
 
-    def __call__(self, raw):
+    def __call__(self, raw, noise_level=None):
         assert raw.ndim == 4
         return F.normalize(raw[:, :2].mean(dim=(2, 3)), dim=-1)
 
@@ -34,7 +35,7 @@ class FakeEncoder:
     def plain(self):
         return self
 
-    def encode_windows(self, raw):
+    def encode_windows(self, raw, noise_level=None):
         return WindowFeatures(self(raw), self(raw)[:, None])
 
 
@@ -44,7 +45,7 @@ class ClipEncoder(FakeEncoder):
 
     reads_clips = True
 
-    def __call__(self, raw):
+    def __call__(self, raw, noise_level=None):
         assert raw.ndim == 5
         return FakeEncoder()(pictures_of(raw))
 
@@ -66,8 +67,7 @@ def test_frames_become_pictures_and_clips_again():
 def test_one_frame_is_an_image():
     reward = text_reward(FakeEncoder(), "right", RIGHT)
     image = CLIPS[:, :, 0]
-    assert torch.equal(reward.values(CLIPS[:, :, :1])["right"], reward.values(image)["right"])
-    torch.testing.assert_close(reward.values_and_features(CLIPS[:, :, :1])[1], reward.values_and_features(image)[1])
+    assert torch.equal(reward.evaluate(CLIPS[:, :, :1])["right"], reward.evaluate(image)["right"])
 
 
 @pytest.mark.parametrize("encoder", [FakeEncoder(), ClipEncoder()], ids=["pictures", "clips"])
@@ -78,12 +78,20 @@ def test_the_value_of_a_clip_is_the_mean_or_the_worst_of_its_frames(encoder):
     torch.testing.assert_close(replace(reward, frames="worst")(CLIPS), frames.amin(dim=1))
 
 
+@pytest.mark.parametrize("encoder", [FakeEncoder(), ClipEncoder()], ids=["pictures", "clips"])
+def test_a_captured_reward_reads_clips_and_frames_as_the_reward_itself(encoder):
+    """Without a gradient nothing is recorded, so this needs no GPU."""
+    reward = replace(text_reward(encoder, "right", RIGHT), frames="worst")
+    captured, _ = captured_reward(reward, CudaRecording)
+    assert torch.equal(captured(CLIPS), reward(CLIPS))
+
+
 def test_the_worst_frame_is_that_of_the_sum_and_its_terms_add_up():
     encoder = FakeEncoder()
     both = Reward((Term("a", encoder, lambda f: f[:, 0], 1.0), Term("b", encoder, lambda f: f[:, 1], -2.0)), "worst")
-    values = both.values(CLIPS)
+    values = both.evaluate(CLIPS)
     torch.testing.assert_close(both.weigh(values), each_frame(both).amin(dim=1))
-    singles = {name: torch.stack([both.values(CLIPS[:, :, [t]])[name] for t in range(3)], dim=1) for name in ("a", "b")}
+    singles = {name: torch.stack([both.evaluate(CLIPS[:, :, [t]])[name] for t in range(3)], dim=1) for name in ("a", "b")}
     place = each_frame(both).argmin(dim=1)
     for name, value in values.items():
         torch.testing.assert_close(value, singles[name][torch.arange(2), place])
@@ -94,7 +102,7 @@ def test_a_frame_that_cannot_be_judged_is_the_worst():
     clips[0, :, 1] = math.nan
     reward = text_reward(FakeEncoder(), "right", RIGHT)
     for frames in ("mean", "worst"):
-        values = replace(reward, frames=frames).values(clips)["right"]
+        values = replace(reward, frames=frames).evaluate(clips, check=False)["right"]
         assert values[0].isnan() and values[1].isfinite()
 
 

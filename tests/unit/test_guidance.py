@@ -17,16 +17,16 @@ from latent_clip.models.latent_spaces import LATENT_SPACES
 class FirstCells:
     """The first eight numbers of a latent as unit features."""
 
-    space = LATENT_SPACES["sdxl"]
+    space, reads_clips = LATENT_SPACES["sdxl"], False
 
-    def __call__(self, raw_latents):
+    def __call__(self, raw_latents, noise_level=None):
         return F.normalize(raw_latents.flatten(1)[:, :8], dim=-1)
 
     @property
     def plain(self):
         return self
 
-    def encode_windows(self, raw_latents):
+    def encode_windows(self, raw_latents, noise_level=None):
         return WindowFeatures(self(raw_latents), self(raw_latents).unsqueeze(1))
 
 
@@ -49,7 +49,7 @@ def same(x):
 def test_the_avoid_reward_is_exactly_zero_below_its_threshold():
     x = latents(7, 0, 1).requires_grad_()
     reward = avoid_reward(FirstCells(), CONCEPTS)
-    values = reward.values(x)
+    values = reward.evaluate(x)
     total = reward.weigh(values)
     (gradient,) = torch.autograd.grad(total.sum(), x)
     assert list(values) == ["avoid: x", "avoid: y"]

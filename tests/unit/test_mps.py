@@ -78,21 +78,30 @@ def test_pictures_of_every_size_can_be_judged_and_climbed(mps, size):
     assert torch.autograd.grad(features.sum(), pixels)[0].shape == pixels.shape
 
 
+class Cells:
+    """All numbers of a latent as its features."""
+
+    space, reads_clips = LATENT_SPACES["shapes-world"], False
+
+    def __call__(self, raw_latents, noise_level=None):
+        return raw_latents.flatten(1)
+
+
 class Encoder:
-    space = LATENT_SPACES["shapes-world"]
+    space, reads_clips = LATENT_SPACES["shapes-world"], False
 
     def __init__(self):
         model, _ = load_latent_clip()
         self.tower = model.visual.to(MPS)
 
-    def __call__(self, raw_latents):
+    def __call__(self, raw_latents, noise_level=None):
         return encode_latents(self.tower, raw_latents, 8, "tiles")
 
     @property
     def plain(self):
         return self
 
-    def encode_windows(self, raw_latents):
+    def encode_windows(self, raw_latents, noise_level=None):
         return encode_windows(self.tower, raw_latents, 8, "tiles", closer=True)
 
 
@@ -101,7 +110,7 @@ def test_rewards_concepts_and_classes_stay_in_what_the_device_has(mps):
     concepts = concept_directions(lambda texts: torch.randn(len(texts), 96), shipped_concepts(), 20.0)
     reward = combine([text_reward(encoder, "text", text, -text), avoid_reward(encoder, concepts)])
     raw = latents((104, 64), 2)
-    value = reward.weigh(reward.values(raw))
+    value = reward.weigh(reward.evaluate(raw, check=False))
     assert torch.autograd.grad(value.sum(), raw)[0].shape == raw.shape
     assert classify(encoder(raw), torch.randn(3, 96), 20.0).shape == (2, 3)
     over, seen = ConceptMonitor(encoder, concepts).check(raw)
@@ -113,8 +122,8 @@ def test_a_reno_step_stays_in_what_the_device_has(mps):
     climber = _Climber(noise, RenoSettings(), None)
     generated = noise * 2
     leaf = generated.detach().requires_grad_()
-    reward = Reward((Term("mean", lambda x: x.flatten(1), lambda f: f.mean(dim=1)),))
-    norms = climber._step(generated, leaf, reward.weigh(reward.values(leaf)), [0, 1])
+    reward = Reward((Term("mean", Cells(), lambda f: f.mean(dim=1)),))
+    norms = climber._step(generated, leaf, reward.weigh(reward.evaluate(leaf, check=False)), [0, 1])
     assert norms.device == MPS
     assert norm_prior(noise.detach()).dtype == torch.float32
 

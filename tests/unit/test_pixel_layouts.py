@@ -141,9 +141,9 @@ def test_a_siglip_of_transformers_has_its_features():
     torch.testing.assert_close(words, outputs.text_embeds, atol=1e-5, rtol=1e-4)
 
     class Encoder:
-        space = LATENT_SPACES["sdxl"]
+        space, reads_clips = LATENT_SPACES["sdxl"], False
 
-        def __call__(self, raw_latents):
+        def __call__(self, raw_latents, noise_level=None):
             return image
 
     scale, bias = float(model.logit_scale.exp()), float(model.logit_bias)

@@ -16,9 +16,9 @@ SHAPE = (4, 8, 8)
 class Flat:
     """An encoder that reads the latent itself."""
 
-    space = LATENT_SPACES["sdxl"]
+    space, reads_clips = LATENT_SPACES["sdxl"], False
 
-    def __call__(self, raw_latents):
+    def __call__(self, raw_latents, noise_level=None):
         return raw_latents.flatten(1)
 
 
@@ -343,7 +343,7 @@ def test_a_generator_that_cannot_be_climbed_is_told_why(generate, message):
     ],
 )
 def test_a_reward_that_cannot_be_climbed_is_told_why(head, message):
-    reward = Reward((Term("r", lambda x: x, head),))
+    reward = Reward((Term("r", Flat(), head),))
     with pytest.raises(ValueError, match=message):
         optimize_noise(make_generator(), reward, noise(2), RenoSettings(iterations=2))
 

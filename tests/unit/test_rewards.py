@@ -26,11 +26,12 @@ RIGHT, UP = torch.eye(8)[0], torch.eye(8)[1]
 class FakeEncoder:
     """A linear tower, and a list of the batch sizes that it was called with. Equal only to itself and its equals."""
 
+    reads_clips = False
     space: LatentSpace = SDXL
     seed: int = 0
     calls: list[int] = field(default_factory=list, compare=False)
 
-    def __call__(self, raw_latents):
+    def __call__(self, raw_latents, noise_level=None):
         self.calls.append(len(raw_latents))
         return encode_latents(self.tower, raw_latents, 4, "crop")
 
@@ -47,10 +48,10 @@ class FakeWatcher(FakeEncoder):
     def plain(self):
         return FakeEncoder(self.space, self.seed, self.calls)
 
-    def __call__(self, raw_latents):
-        return self.look(raw_latents).average
+    def __call__(self, raw_latents, noise_level=None):
+        return self.encode_windows(raw_latents).average
 
-    def encode_windows(self, raw_latents):
+    def encode_windows(self, raw_latents, noise_level=None):
         self.calls.append(len(raw_latents))
         return encode_windows(self.tower, raw_latents, 4, "crop")
 
@@ -97,7 +98,7 @@ def test_a_text_and_a_concept_to_avoid_share_the_forward_pass():
     x = torch.randn(3, 4, 4, 12, generator=torch.Generator().manual_seed(1))
     for order in (rewards, rewards[::-1]):
         watcher.calls.clear()
-        values = combine(order).values(x)
+        values = combine(order).evaluate(x)
         assert watcher.calls == [3]
         torch.testing.assert_close(values["cat"], watcher.plain(x)[:, 0])
         log_odds = concepts.score(watcher.encode_windows(x).windows)[..., 0]
@@ -301,17 +302,17 @@ def test_a_judge_on_another_device_gives_its_values_where_the_latents_are():
     from latent_clip.models.latent_spaces import LATENT_SPACES
 
     class Elsewhere:
-        space = LATENT_SPACES["sdxl"]
+        space, reads_clips = LATENT_SPACES["sdxl"], False
 
         def __init__(self, device):
             self.weight = torch.empty(256, 16, device=device)
 
-        def __call__(self, raw_latents):
+        def __call__(self, raw_latents, noise_level=None):
             return raw_latents.to(self.weight.device).flatten(1) @ self.weight
 
     with FakeTensorMode():
         latents = torch.empty(2, 4, 8, 8, device="cuda:0")
         terms = tuple(Term(device, Elsewhere(device), lambda f: f[:, 0]) for device in ("cuda:1", "cpu", "cuda:0"))
         reward = Reward(terms)
-        value = reward.weigh(reward.values(latents))
+        value = reward.weigh(reward.evaluate(latents, check=False))
         assert value.device == latents.device

@@ -27,16 +27,16 @@ def world(host_env):
 class Tower:
     """An encoder whose network lies on one device, as the host's towers do: it takes latents from anywhere."""
 
-    space = None
+    space, reads_clips = None, False
 
     def __init__(self, device: str):
         self.network = nn.Linear(256, 16, device=device).requires_grad_(False)
 
-    def __call__(self, raw_latents):
+    def __call__(self, raw_latents, noise_level=None):
         weight = self.network.weight
         return self.network(raw_latents.to(weight.device).flatten(1))
 
-    def encode_windows(self, raw_latents):
+    def encode_windows(self, raw_latents, noise_level=None):
         return SimpleNamespace(windows=self(raw_latents)[:, None])
 
 

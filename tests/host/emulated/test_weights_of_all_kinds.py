@@ -132,7 +132,7 @@ def test_a_hook_on_both_sides_has_the_gradient_of_what_was_computed(world, monke
 
     def probe(generate, reward, noise, settings, on_step=None, watch=None):
         def value(z):
-            return reward.weigh(reward.values(generate(z, [0, 1]))).sum()
+            return reward.weigh(reward.evaluate(generate(z, [0, 1]))).sum()
 
         leaf = noise.detach().float().clone().requires_grad_()
         (gradient,) = torch.autograd.grad(value(leaf), leaf)
@@ -238,9 +238,9 @@ def test_out_of_memory_in_scoring_halves_the_chunk_and_remembers(world, device, 
     monkeypatch.setattr(scoring, "MAX_CHUNK", 16)
     reward, latents, sizes = world.reward, torch.randn(40, 4, 8, 8), []
     with torch.inference_mode():
-        expected = scoring.evaluate(reward, latents)
+        expected = scoring.score_frames(reward, latents)
         with room_for(world.clip.image.model, 8, OUT[device], sizes):
-            values = scoring.evaluate(reward, latents)
+            values = scoring.score_frames(reward, latents)
     assert sizes == [16, 8, 8, 8, 8, 8]
     assert all(torch.allclose(values[name], expected[name], atol=1e-6) for name in expected)
 
