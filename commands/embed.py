@@ -77,7 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> str:
     """Embed; the report."""
     from ..training.embed import Settings, embed
+    from ..training.matching import examples
     from ..training.pictures import VIEWS
+    from ..training.shard_folder import finished
     from ..training.sources import read_source
 
     views = tuple(options.views.split(","))
@@ -105,7 +107,13 @@ def run(options: argparse.Namespace) -> str:
     if not counts["written"] + counts["there"]:
         reasons = ", ".join(f"{number} × {reason}" for reason, number in sorted(left_out.items()))
         raise ValueError(f"{options.target}: none of {len(rows)} pictures could be embedded ({reasons}). Check the source.")
-    lines = [f"  left out, {reason}: {number}" for reason, number in sorted(left_out.items())] + [f"  {note}" for note in source.notes]
+    names: dict[str, list[str]] = {}
+    for name, reason in finished(options.target).skipped.items():
+        names.setdefault(reason, []).append(name)
+    lines = [
+        f"  left out, {reason}: {number}" + (f", such as {examples(sorted(names[reason]))}" if reason in names else "")
+        for reason, number in sorted(left_out.items())
+    ] + [f"  {note}" for note in source.notes]
     return "\n".join([
         f"{options.target}: {counts['written']} pictures embedded, {counts['there']} were there before",
         *lines,

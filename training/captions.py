@@ -17,7 +17,11 @@ NAMES = (
 BESIDE = (".txt", ".caption", ".json")
 TABLES = (".jsonl", ".csv", ".tsv", ".parquet", ".json")
 LONGEST_TEXT = 2**20  # bytes of one text file, or of one line of a table
-LARGEST_TABLE = 2**29  # bytes of a .json table, which is read whole
+LARGEST_TABLE = 2**28  # bytes of a .json table, which is read whole
+MOST_PARTS = 20_000_000  # lists, objects and commas of a .json table: each takes some 60 bytes, of which three may stand in the file
+LARGEST_GROUP = 2**29  # bytes of a row group of a .parquet, unpacked
+MOST_ROWS = 10_000_000  # of a .parquet, which can repeat a row as often as it likes in a few bytes
+MOST_CAPTIONS = 1000  # of one row of a .parquet
 
 
 class SourceError(ValueError):
@@ -104,7 +108,10 @@ def _entry(record: object) -> tuple[str, list[str]] | CaptionFault:
     name = next((fields[key] for key in NAMES if isinstance(fields.get(key), (str, int)) and fields[key] != ""), None)
     if name is None:
         return CaptionFault("names no picture")
-    return str(name), captions_of(record)
+    captions = captions_of(record)
+    if any(len(text) > LONGEST_TEXT for text in captions):
+        return CaptionFault(f"longer than {LONGEST_TEXT} bytes")
+    return str(name), captions
 
 
 def _jsonl(file: BinaryIO, path: str) -> Iterator[object]:
@@ -162,8 +169,52 @@ def _parquet(file: BinaryIO, path: str) -> Iterator[object]:
     wanted = {*NAMES, *(name for group in TEXTS for name in group)}
     columns = [name for name in table.schema_arrow.names if name.lower() in wanted]
     _check_columns(path, table.schema_arrow.names)
+    _check_unpacked(path, table.metadata, columns)
+    table = parquet.ParquetFile(file, read_dictionary=_texts(table.metadata, columns))  # holds a text that is repeated once
     for batch in table.iter_batches(batch_size=1000, columns=columns):
-        yield from batch.to_pylist()
+        for row in range(len(batch)):
+            try:
+                yield {name: _value(batch.column(number)[row]) for number, name in enumerate(batch.schema.names)}
+            except CaptionFault as fault:
+                yield fault.with_traceback(None)  # which would keep the text
+
+
+def _check_unpacked(path: str, metadata, columns: Sequence[str]) -> None:
+    """Refuse a table that is large only when it is unpacked."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    largest = max((sum(part.total_uncompressed_size for part in _parts(group, columns)) for group in groups), default=0)
+    if largest > LARGEST_GROUP or metadata.num_rows > MOST_ROWS:
+        raise SourceError(
+            f"{path}: {metadata.num_rows} rows, {largest} bytes in one row group, expected at most {MOST_ROWS} and {LARGEST_GROUP}. "
+            "Write it as several tables, or as .jsonl."
+        )
+
+
+def _texts(metadata, columns: Sequence[str]) -> list[str]:
+    group = metadata.row_group(0) if metadata.num_row_groups else None
+    return [part.path_in_schema for part in _parts(group, columns) if part.physical_type == "BYTE_ARRAY"] if group else []
+
+
+def _parts(group, columns: Sequence[str]) -> Iterator:
+    parts = (group.column(number) for number in range(group.num_columns))
+    return (part for part in parts if part.path_in_schema.partition(".")[0] in columns)
+
+
+def _value(scalar) -> object:
+    """A cell in Python, none of its texts longer than `LONGEST_TEXT`; one at a time, because a table may name one long text a thousand times.
+
+    Raises:
+        CaptionFault: one is longer, or there are more than `MOST_CAPTIONS`.
+    """
+    values = getattr(scalar, "values", None)
+    if values is None:
+        value = scalar.as_py()
+        if isinstance(value, str | bytes) and len(value) > LONGEST_TEXT:
+            raise CaptionFault(f"longer than {LONGEST_TEXT} bytes")
+        return value
+    if len(values) > MOST_CAPTIONS:
+        raise CaptionFault(f"more than {MOST_CAPTIONS} captions")
+    return [_value(one) for one in values]
 
 
 def _check_columns(path: str, columns: Sequence[str]) -> None:
@@ -177,6 +228,8 @@ def _json_table(file: BinaryIO, path: str) -> Iterator[object]:
     content = file.read(LARGEST_TABLE + 1)
     if len(content) > LARGEST_TABLE:
         raise SourceError(f"{path}: more than {LARGEST_TABLE} bytes. Write it as .jsonl, a record a line.")
+    if sum(content.count(mark) for mark in (b"[", b"{", b",")) > MOST_PARTS:
+        raise SourceError(f"{path}: more than {MOST_PARTS} lists, objects and values. Write the captions as .jsonl, a record a line.")
     table = _json(_decode(content))
     if isinstance(table, dict) and isinstance(table.get("images"), list) and isinstance(table.get("annotations"), list):
         names = {image["id"]: image["file_name"] for image in table["images"]}

@@ -181,7 +181,7 @@ def _embed(
     samples: list[Sample] = []
     skipped: list[tuple[str, str]] = []
     for batch, reasons in _batches(left, settings):
-        skipped += reasons
+        skipped += [(row, reason) for row, reason in reasons if reason != CLOSED]  # which the next run tries again
         wanted = bool(settings.patch_grid) and stored < settings.patch_samples
         samples += embed_batch(batch, tools, settings, wanted) if batch else []
         stored += len(batch)

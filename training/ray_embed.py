@@ -21,7 +21,7 @@ from .embed import Prepared, Progress, Settings, Tools, begin, check_target, emb
 from .shard_folder import finished
 from .shard_header import Dataset, ShardError
 from .shards import Sample, drop_repeats, write_shard
-from .sources import Row
+from .sources import CLOSED, Row
 
 Make = tuple[Callable[..., Tools], tuple]
 Columns = dict[str, np.ndarray]
@@ -53,9 +53,9 @@ def embed_on_ray(
             _run(left, target, settings, make, address, encoders, say, cpus)
             drop_repeats(target)
         done = finished(target)  # what is there counts, however often workers have tried
-    return Counter(
-        {"there": counts["there"], "written": len(done.ids) - counts["there"], **Counter(done.skipped.values())}
-    )
+    closed = sum(row.id not in done.ids and row.id not in done.skipped for row in left)  # as `_write` leaves them, for the next run
+    reasons = Counter(done.skipped.values()) + Counter({CLOSED: closed})
+    return Counter({"there": counts["there"], "written": len(done.ids) - counts["there"], **reasons})
 
 
 def _run(
@@ -176,10 +176,12 @@ def _write(batch: Columns, target: Path) -> Columns:
     samples, skipped = [], []
     for n, (text, about, reason) in enumerate(zip(batch["row"], batch["about"], batch["reason"])):
         row = Row(**json.loads(str(text)))
+        if reason == CLOSED:
+            continue
         if reason:
             skipped.append((row.id, str(reason)))
         else:
             parts = {part: load(content) if (content := batch[part][n]) else {} for part in PARTS}
             samples.append(Sample(row.id, captions=row.captions, about=json.loads(str(about)), **parts))
     write_shard(target, samples, skipped)
-    return {"rows": np.array([len(samples) + len(skipped)])}
+    return {"rows": np.array([len(batch["row"])])}

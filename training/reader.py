@@ -21,7 +21,17 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..models.tokenizer import CLIPTokenizer
 from .objectives import Batch
-from .samples import Faults, check_latent, nothing_usable, point_of, samples_of, spread_rows, usual, usual_width
+from .samples import (
+    Faults,
+    NoCaptionError,
+    check_latent,
+    nothing_usable,
+    point_of,
+    samples_of,
+    spread_rows,
+    usual,
+    usual_width,
+)
 from .shards import Sample, ShardError
 
 PEEKED = 25  # samples that show what is usual in a data set
@@ -113,7 +123,9 @@ def check_wanted(sample: Sample, reading: Reading) -> None:
                 f"Got features of a teacher with {width} numbers, expected {reading.width}. Embed again with one teacher for all."
             )
     if reading.context and not sample.captions:
-        raise ShardError("Got a sample without captions, expected one. Leave it out, or train without --contrastive.")
+        raise NoCaptionError(
+            "Got a sample without captions, expected one. Embed with --captions or --require-captions, or train without --contrastive."
+        )
 
 
 def row_of(sample: Sample, reading: Reading, rng: random.Random) -> dict[str, Tensor]:

@@ -176,7 +176,7 @@ def _train(options: Options, here: Here, folder: RunFolder | None, say: Callable
     }  # fmt: skip
     write_latent_clip(options.output, model.cpu(), config, dataset, statistics, about, folder.keep)
     plot(options.logs, [name for name, _, _ in stages])
-    say(f"{options.output}: {json.dumps(figures)}")
+    say(f"{options.output}: " + (json.dumps(figures) if figures else "written. Figures need pictures that it has not seen: --val-data"))
     return options.output
 
 

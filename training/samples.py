@@ -18,6 +18,10 @@ MOST_FAULTS = 100  # in a row, and it is not a shard that is broken but the data
 MOST_REASONS = 20  # that are counted by themselves
 
 
+class NoCaptionError(ShardError):
+    """A sample without captions where they are trained on: no fault, and a folder may have thousands of them in a row."""
+
+
 @dataclass
 class Faults:
     """Counts by reason of the tars and samples that were passed over."""
@@ -35,7 +39,7 @@ class Faults:
         if reason not in self.counts and len(self.counts) >= MOST_REASONS:
             reason = "other reasons"
         self.counts[reason] += 1
-        self.in_a_row += 1
+        self.in_a_row += not isinstance(error, NoCaptionError)
         if self.counts[reason] == 1:
             LOGGER.warning(
                 "Passing over what cannot be read, the first of its kind: %s: %s", type(error).__name__, error

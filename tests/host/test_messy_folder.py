@@ -40,7 +40,7 @@ def test_nothing_is_lost_and_the_report_says_what_to_do(embed, tmp_path):
     report = done.stdout
     assert f"{len(messy.captions)} pictures embedded" in report
     for reason, count in messy.left_out.items():
-        assert f"left out, {reason}: {count}\n" in report
+        assert f"left out, {reason}: {count}, such as 'damaged/" in report
     rows = len(messy.captions) + messy.left_out.total()
     for line in (
         f"captions: {messy.captioned} of {rows} pictures have one",

@@ -10,8 +10,12 @@ import pytest
 webdataset = pytest.importorskip("webdataset")
 
 from latent_clip.tests.messy_folder import jpeg, sparse_tar, tar_of  # noqa: E402
-from latent_clip.training import tars  # noqa: E402
-from latent_clip.training.captions import LONGEST_TEXT, captions_of, pair  # noqa: E402
+from latent_clip.tests.shard_pieces import DATASET, SETTINGS, TOOLS  # noqa: E402
+from latent_clip.training import captions as captions_module  # noqa: E402
+from latent_clip.training import sources, tars  # noqa: E402
+from latent_clip.training.captions import LONGEST_TEXT, captions_of, pair, read_table  # noqa: E402
+from latent_clip.training.embed import embed  # noqa: E402
+from latent_clip.training.shards import finished, read_samples  # noqa: E402
 from latent_clip.training.sources import CLOSED, Row, SourceError, picture_of, read_source, rows_of  # noqa: E402
 
 PICTURE = jpeg(1)
@@ -368,3 +372,69 @@ def test_a_source_that_vanishes_stops_the_run(folder, tmp_path):
     with pytest.raises(SourceError, match="pictures in a row cannot be opened, the last"):
         embed(rows, tmp_path / "out", dataset, Settings(side=32), Tools(lambda pixels: {}))
     assert not list((tmp_path / "out").glob("*.index.json")), "they are tried again"
+
+# ------------------------------------------------------------------------------------------------ sizes that tables claim
+
+
+def test_one_long_text_named_a_thousand_times_takes_no_memory(folder):
+    resource = pytest.importorskip("resource")
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    texts = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 1000 + [1] * 3), pyarrow.array(["x" * (4 << 20), "short"]))
+    names = ["a.jpg"] * 1000 + ["a.jpg", "b.jpg", "sub/c.jpg"]
+    parquet.write_table(pyarrow.table({"file_name": names, "text": texts}), folder / "metadata.parquet")
+    table, peak = folder / "metadata.parquet", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = list(read_table(str(table), sources._open))
+    assert [len(one[1]) for one in found if isinstance(one, tuple)] == [1, 1, 1] and len(found) == 1003
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 500_000, "kB; each text on its own would take 4 GB"
+
+
+@pytest.mark.parametrize(("bound", "value"), [("MOST_ROWS", 2), ("LARGEST_GROUP", 10)])
+def test_a_parquet_that_is_large_when_it_is_unpacked_is_refused(folder, monkeypatch, bound, value):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"file_name": ["a.jpg", "b.jpg", "sub/c.jpg"], "text": ["a", "b", "c"]}), folder / "metadata.parquet")
+    assert captions(folder)["a.jpg"] == ["a"]
+    monkeypatch.setattr(captions_module, bound, value)
+    with pytest.raises(SourceError, match=r"metadata\.parquet: 3 rows"):
+        read_source(str(folder))
+
+
+def test_lists_of_captions_in_a_parquet(folder):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = {"key": [1, 2, 3], "captions": [["one", "two"], None, [f"{n}" for n in range(2000)]], "caption": [None, None, "c"]}
+    for name in ("1.jpg", "2.jpg", "3.jpg"):
+        (folder / name).write_bytes(PICTURE)
+    parquet.write_table(pyarrow.table(rows), folder / "metadata.parquet")
+    source = read_source(str(folder))
+    assert {row.id: row.captions for row in source.rows if row.captions} == {"1.jpg": ["one", "two"]}
+    assert "metadata.parquet: 1 entries passed over: more than 1000 captions" in source.notes
+
+
+def test_a_json_table_of_many_small_parts_is_refused_before_it_is_read(folder, monkeypatch):
+    path = folder / "all.json"
+    path.write_text("[" + "[]," * 1000 + "[]]")
+    monkeypatch.setattr(captions_module, "MOST_PARTS", 1000)
+    with pytest.raises(SourceError, match="more than 1000 lists"):
+        read_source(str(folder), str(path))
+
+
+def test_a_caption_of_a_table_is_no_longer_than_one_beside_a_picture(folder):
+    path = folder / "all.json"
+    path.write_text(json.dumps([{"file_name": "a.jpg", "text": "x" * (LONGEST_TEXT + 1)}, {"file_name": "b.jpg", "text": "b"}, {"file_name": "sub/c.jpg", "text": "c"}]))
+    source = read_source(str(folder), str(path))
+    assert [row.captions for row in source.rows] == [[], ["b"], ["c"]] and any("longer than" in note for note in source.notes)
+
+
+def test_a_picture_that_cannot_be_opened_is_tried_again_by_the_next_run(folder, tmp_path):
+    rows = rows_of(str(folder))
+    (folder / "b.jpg").rename(tmp_path / "b.jpg")  # a disk that is away for a moment
+    counts = embed(rows, tmp_path / "out", DATASET, SETTINGS, TOOLS)
+    assert counts["written"] == 2 and counts[CLOSED] == 1 and finished(tmp_path / "out").skipped == {}
+    (tmp_path / "b.jpg").rename(folder / "b.jpg")
+    assert embed(rows, tmp_path / "out", DATASET, SETTINGS, TOOLS) == {"there": 2, "written": 1}
+    assert {sample.id for sample in read_samples(tmp_path / "out")} == {"a.jpg", "b.jpg", "sub/c.jpg"}
