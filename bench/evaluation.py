@@ -11,7 +11,7 @@ from statistics import median
 from ..demo.geneval import metadata
 from ..evaluation.benchmarks import Prompt, geneval
 from ..evaluation.generate import generate
-from ..evaluation.plan import Arm, Plan
+from ..evaluation.plan import Arm, RunPlan
 from ..evaluation.records import append_records, write_file
 from ..evaluation.servers import Server
 from ..evaluation.summary import summarise_run
@@ -41,7 +41,7 @@ def _overhead(folder: Path) -> dict:
         assert server.process is not None
         for turn in range(ROUNDS + 1):
             for way in clock:
-                plan = Plan(geneval.BENCHMARK, prompts, [arm], IMAGES, seed=10**6 * (2 * turn + (way == "harness")))
+                plan = RunPlan(geneval.BENCHMARK, prompts, [arm], IMAGES, seed=10**6 * (2 * turn + (way == "harness")))
                 wall, own, its = time.perf_counter(), time.process_time(), _cpu_seconds(server.process.pid)
                 if way == "harness":
                     generate(plan, folder / f"run-{turn}", [Server(server.url)])
@@ -63,7 +63,7 @@ def _overhead(folder: Path) -> dict:
     }
 
 
-def _queue_by_hand(server: ComfyServer, plan: Plan, arm: Arm) -> None:
+def _queue_by_hand(server: ComfyServer, plan: RunPlan, arm: Arm) -> None:
     """POST every prompt, then wait: the least that these pictures can cost."""
     texts = {prompt.index: prompt.text for prompt in plan.prompts}
     for task in plan.tasks():

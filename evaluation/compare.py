@@ -1,4 +1,4 @@
-"""Two sets of scores of the same prompts, side by side: paired by prompt, and never pooled over what is not the same."""
+"""Comparison of two sets of scores of the same prompts, paired by prompt."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .statistics import Estimate, mcnemar, mean_over_prompts, paired_difference
 
 @dataclass(frozen=True)
 class Comparison:
-    """`second` − `first`: over prompts, and by task.
+    """Difference `second` − `first`, over prompts and by task.
 
     Attributes:
-        mcnemar: exact p of verdicts with one picture per prompt; None otherwise, where pictures of a prompt are no independent pairs.
+        mcnemar: exact p of verdicts with one picture per prompt; None otherwise, since pictures of one prompt are not independent.
     """
 
     first: str
@@ -30,9 +30,18 @@ class Comparison:
     tasks: dict[str, Estimate]
     mcnemar: float | None
 
+    def __str__(self) -> str:
+        exact = "" if self.mcnemar is None else f", exact McNemar p = {self.mcnemar:.2g}"
+        lines = [f"{self.scorer}: {self.second} − {self.first} = {_figures(self.difference, exact)}"]
+        return "\n".join([*lines, *(f"  {task}: {_figures(estimate)}" for task, estimate in self.tasks.items())])
+
+
+def _figures(estimate: Estimate, more: str = "") -> str:
+    return f"{estimate}, p = {estimate.p:.2g}{more}, {estimate.prompts} prompts"
+
 
 def per_prompt(scores: Sequence[Score]) -> dict[int, float]:
-    """Mean over the pictures of each prompt."""
+    """Mean score over the pictures of each prompt."""
     found: dict[int, list[float]] = {}
     for score in scores:
         found.setdefault(score.prompt, []).append(score.value)
@@ -40,7 +49,7 @@ def per_prompt(scores: Sequence[Score]) -> dict[int, float]:
 
 
 def by_task(prompts: Sequence[Prompt], scores: Sequence[Score]) -> dict[str, np.ndarray]:
-    """(n,) means of the prompts of each task, in the list's order."""
+    """Means (n,) of the prompts of each task, in the list's order."""
     means = per_prompt(scores)
     found: dict[str, list[float]] = {}
     for prompt in prompts:
@@ -50,16 +59,16 @@ def by_task(prompts: Sequence[Prompt], scores: Sequence[Score]) -> dict[str, np.
 
 
 def overall(benchmark: Benchmark, prompts: Sequence[Prompt], scores: Sequence[Score]) -> Estimate:
-    """The benchmark's figure with its interval: a mean of tasks' means for GenEval, of prompts' for others."""
+    """Headline figure with its interval: the mean of the tasks' means or of the prompts', as `Benchmark.mean_of_tasks` says."""
     tasks = list(by_task(prompts, scores).values())
-    return mean_over_prompts(tasks if benchmark.name == "geneval" else [np.concatenate(tasks)])
+    return mean_over_prompts(tasks if benchmark.mean_of_tasks else [np.concatenate(tasks)])
 
 
 def compare(prompts: Sequence[Prompt], first: Scored, second: Scored) -> Comparison:
-    """Paired by prompt.
+    """Compare two arms, paired by prompt.
 
     Raises:
-        EvaluationError: they are of other scorers or other prompts.
+        EvaluationError: the scores are by different scorers, or of different prompts.
     """
     if first.scorer != second.scorer:
         raise EvaluationError(f"Got scores by {first.scorer} and by {second.scorer}, expected the same scorer for both.")
@@ -80,10 +89,10 @@ def compare(prompts: Sequence[Prompt], first: Scored, second: Scored) -> Compari
 
 
 def compare_runs(first: Path, second: Path, first_arm: str, second_arm: str) -> list[Comparison]:
-    """An arm of one run with an arm of another or of the same, for every scorer that has both.
+    """Compare an arm of one run with an arm of another or the same run, by every scorer that has scored both.
 
     Raises:
-        EvaluationError: the runs have other prompts, pictures per prompt or seeds; or no scorer has both.
+        EvaluationError: the runs differ in prompts, pictures per prompt or seeds; or no scorer has scored both arms.
     """
     one, other = read_run(first), read_run(second)
     for key in ("benchmark", "images", "seed", "batch"):

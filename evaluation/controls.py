@@ -1,4 +1,4 @@
-"""What a claim must be shown beside: more plain pictures at the same cost, plain guidance that burns as much, and what else changed."""
+"""Controls for any claimed gain: best-of-M plain pictures at equal cost, and plain guidance at equal contrast."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .statistics import Estimate, paired_difference
 
 @dataclass(frozen=True)
 class EqualCost:
-    """An arm against the best of M plain pictures.
+    """Comparison of an arm with the best of M plain pictures.
 
     Attributes:
-        cost: seconds of a picture, as a multiple of a plain one. m: plain pictures that this buys, as many as there are at most.
-        plain, arm: judged means. difference: arm − plain's best of M, over prompts.
-        short: pictures that are missing for a fair M; 0 where it is fair.
+        cost: seconds per picture, as a multiple of the plain arm's. m: plain pictures for that cost, at most those that exist.
+        plain, arm: mean scores by the judge. difference: arm − best of M plain pictures, over prompts.
+        short: plain pictures per prompt that are missing for an equal cost; 0 if none.
     """
 
     cost: float
@@ -35,7 +35,7 @@ class EqualCost:
 
 
 def seconds_of(pictures: Sequence[dict]) -> dict[str, float]:
-    """Median seconds of a picture in each arm, as the servers report them; nan where they do not."""
+    """Median seconds per picture of each arm, as reported by the servers; nan if not reported."""
     found: dict[str, list[float]] = {}
     for record in pictures:
         found.setdefault(record["arm"], []).extend([record["seconds"]] if record["seconds"] is not None else [])
@@ -43,14 +43,14 @@ def seconds_of(pictures: Sequence[dict]) -> dict[str, float]:
 
 
 def equal_cost(cost: float, chosen_by: Sequence[Score], judged_by: Sequence[Score], arm: Sequence[Score]) -> EqualCost:
-    """The arm against plain best-of-M, M = cost rounded: chosen by one scorer, judged by another, over all choices of M pictures.
+    """Compare an arm with plain best-of-M, M = rounded cost: chosen by one scorer, judged by another, averaged over all choices of M.
 
     Args:
-        cost: of a picture of the arm, in plain pictures.
-        chosen_by, judged_by: scores of the plain arm. arm: scores of the other by the judge.
+        cost: seconds per picture of the arm, as a multiple of the plain arm's.
+        chosen_by, judged_by: scores of the plain arm by chooser and judge. arm: scores of the other arm by the judge.
 
     Raises:
-        EvaluationError: cost is no number.
+        EvaluationError: cost is not finite.
     """
     if not math.isfinite(cost):
         raise EvaluationError("The servers did not say how long pictures took, so that nothing has an equal cost.")
@@ -66,20 +66,20 @@ def equal_cost(cost: float, chosen_by: Sequence[Score], judged_by: Sequence[Scor
 
 
 def expected_best(chosen_by: Sequence[Score], judged_by: Sequence[Score], m: int) -> dict[int, float]:
-    """By prompt, what the judge says on average of the picture that the chooser likes best among m of those that are there.
+    """Expected judge's score, by prompt, of the chooser's best picture among m, over all choices of m.
 
-    Of n pictures, the one that the chooser ranks r-th (from 0) wins C(n − 1 − r, m − 1) of the C(n, m) choices; pictures that it
-    likes equally share their wins.
+    Among n pictures, the one of rank r (from 0) by the chooser is best in C(n − 1 − r, m − 1) of the C(n, m) choices. Tied pictures
+    share these.
     """
     judged = {(score.prompt, score.number): score.value for score in judged_by}
-    rows: dict[int, list[tuple[float, float]]] = {}
+    by_prompt: dict[int, list[tuple[float, float]]] = {}
     for score in chosen_by:
-        rows.setdefault(score.prompt, []).append((score.value, judged[score.prompt, score.number]))
+        by_prompt.setdefault(score.prompt, []).append((score.value, judged[score.prompt, score.number]))
     best = {}
-    for prompt, pairs in rows.items():
+    for prompt, pairs in by_prompt.items():
         pairs.sort(reverse=True)
-        liked, values = np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])
-        values = np.array([values[liked == like].mean() for like in liked])  # ties share
+        ranked_by, values = np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])
+        values = np.array([values[ranked_by == score].mean() for score in ranked_by])  # ties share
         n = len(pairs)
         weights = np.array([math.comb(n - 1 - rank, m - 1) for rank in range(n)]) / math.comb(n, m)
         best[prompt] = float(weights @ values)
@@ -88,10 +88,11 @@ def expected_best(chosen_by: Sequence[Score], judged_by: Sequence[Score], m: int
 
 @dataclass(frozen=True)
 class GuidanceMatched:
-    """An arm against plain guidance whose pictures have the same contrast.
+    """Comparison of an arm with plain guidance of the same contrast.
 
     Attributes:
-        contrast: of the arm. cfg: that gives plain pictures of it, between two of the sweep. inside: whether the sweep reaches it.
+        contrast: mean contrast of the arm. cfg: guidance scale with that contrast, interpolated in the sweep.
+        inside: True if the sweep reaches that contrast.
         difference: arm − plain at that cfg, over prompts, by the judge.
     """
 
@@ -104,7 +105,7 @@ class GuidanceMatched:
 def guidance_matched(
     sweep: Mapping[float, tuple[Sequence[Score], Sequence[Score]]], arm_contrast: Sequence[Score], arm: Sequence[Score]
 ) -> GuidanceMatched:
-    """Compare at equal contrast, since rewards rise with guidance while pictures burn.
+    """Compare an arm with plain guidance at equal contrast, since rewards rise with guidance while pictures burn.
 
     Args:
         sweep: cfg → (contrasts, scores by the judge) of plain pictures.

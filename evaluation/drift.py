@@ -1,4 +1,4 @@
-"""What changed that nobody asked for: pictures of the same neutral prompts and seeds in two arms, laid beside each other."""
+"""Side effects of a method: differences between two arms on the same neutral prompts and seeds."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ SAME = 0.5 / 255
 
 @dataclass(frozen=True)
 class Drift:
-    """Of one arm against another, over prompts.
+    """Differences of one arm from another, over prompts.
 
     Attributes:
-        identical: share of pictures that are the same to the last bit of a colour.
-        colour: distance of mean colours, 0 to √3. shift: of the mean colour, over all pictures (red, green, blue).
+        identical: share of pictures that are identical in 8 bits.
+        colour: distance of mean colours, 0 to √3. shift: mean change of the mean colour (red, green, blue).
         layout: 1 − correlation of brightness on an 8 × 8 grid: 0 for the same layout, 1 for an unrelated one.
-        contrast: change of contrast. labels: change of the share of pictures with each label, where a labeller was given.
+        contrast: change of contrast. labels: change of the share of pictures with each label, if a labeller was given.
     """
 
     identical: float
@@ -41,7 +41,7 @@ def drift(folder: Path, first: str, second: str, label: Callable[[Tensor], str] 
     """Compare two arms picture by picture.
 
     Raises:
-        EvaluationError: an arm is not there, or the two are not of the same prompts and seeds.
+        EvaluationError: an arm is missing, or the two differ in prompts or seeds.
     """
     run = read_run(folder)
     pairs = _pairs(folder, run, first, second)
@@ -50,23 +50,38 @@ def drift(folder: Path, first: str, second: str, label: Callable[[Tensor], str] 
         if prompt not in by_prompt:
             raise EvaluationError(f"{folder}: prompt {prompt}, picture {number} is of no prompt of the run. Remove its line from pictures.jsonl.")
         by_prompt[prompt].append(_changes(read_picture(folder / before), read_picture(folder / after), label))
-    rows = [changes for changes in by_prompt.values() if changes]
+    prompts = [changes for changes in by_prompt.values() if changes]
 
     def over(name: str) -> Estimate:
-        return mean_over_prompts([np.array([sum(c[name] for c in changes) / len(changes) for changes in rows])])
+        return mean_over_prompts([np.array([sum(c[name] for c in changes) / len(changes) for changes in prompts])])
 
-    every = [changes for row in rows for changes in row]
+    every = [c for changes in prompts for c in changes]
     names = sorted({c[key] for c in every for key in ("label before", "label after") if c[key]})
     labels = {
         name: paired_difference(
-            [sum(c["label before"] == name for c in row) / len(row) for row in rows],
-            [sum(c["label after"] == name for c in row) / len(row) for row in rows],
+            [sum(c["label before"] == name for c in changes) / len(changes) for changes in prompts],
+            [sum(c["label after"] == name for c in changes) / len(changes) for changes in prompts],
         )
         for name in names
     }
     shift = torch.stack([c["shift"] for c in every]).mean(0).tolist()
     identical = sum(c["identical"] for c in every) / len(every)
     return Drift(identical, over("colour"), tuple(shift), over("layout"), over("contrast"), labels)
+
+
+def drift_text(found: Drift, first: str, second: str) -> str:
+    """Format the drift of arm `second` from arm `first`."""
+    red, green, blue = found.shift
+    return "\n".join(
+        [
+            f"{second} against {first}, same prompts and seeds, 95 % over {found.colour.prompts} prompts",
+            f"  identical pictures    {100 * found.identical:.1f} %",
+            f"  mean colour, distance {found.colour}, on average by red {red:+.4f}, green {green:+.4f}, blue {blue:+.4f}",
+            f"  layout, unlikeness    {found.layout}",
+            f"  contrast, change      {found.contrast}",
+            *(f"  share of {name!r}, change {estimate}, p = {estimate.p:.2g}" for name, estimate in found.labels.items()),
+        ]
+    )
 
 
 def _pairs(folder: Path, run: dict, first: str, second: str) -> dict[tuple[int, int], tuple[str, str]]:

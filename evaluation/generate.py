@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from . import EvaluationError
-from .hand_out import Outcome, hand_out
+from .dispatch import Outcome, dispatch
 from .history import ServerGoneError, TaskFailedError, one_line
 from .names import unfit
-from .plan import Plan, Task
+from .plan import PictureTask, RunPlan
 from .records import only_run, sha256_of
 from .run_folder import begin, keep_pictures, pictures_of
 from .servers import Made, Server
@@ -32,7 +32,7 @@ class Report:
 
     made: int
     there: int
-    failed: list[Outcome[Task]]
+    failed: list[Outcome[PictureTask]]
     troubles: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class Report:
         if self.failed:
             pictures = sum(outcome.task.count for outcome in self.failed)
             lines.append(f"{pictures} pictures could not be made; the same command tries them again:")
-            reasons: dict[tuple[str, str], list[Task]] = {}
+            reasons: dict[tuple[str, str], list[PictureTask]] = {}
             for outcome in self.failed:
                 reasons.setdefault((outcome.task.arm, outcome.error), []).append(outcome.task)
             lines += [
@@ -52,18 +52,18 @@ class Report:
 
 
 def generate(
-    plan: Plan, folder: Path, servers: Sequence[Server], say: Callable[[str], None] = lambda line: None
+    plan: RunPlan, folder: Path, servers: Sequence[Server], log: Callable[[str], None] = lambda line: None
 ) -> Report:
     """Make what is not there yet.
 
     Args:
-        say: called with a line for every hundredth of the work, and for a server that is left out.
+        log: called with a line for every hundredth of the work, and for a server that is left out.
 
     Raises:
         EvaluationError: another run is in the folder, the folder is of another run or holds files of others where this one writes, or no
             server is left.
     """
-    versions, troubles = _versions(servers, say)
+    versions, troubles = _versions(servers, log)
     able = [server for server in servers if str(server) in versions]
     with only_run(folder):
         known = begin(plan, folder, versions)
@@ -77,20 +77,20 @@ def generate(
         ]
         total, failed, made, maker = len(tasks), [], 0, _Maker(plan, known)
         maker.check_places(folder, tasks)
-        for done, outcome in enumerate(hand_out(tasks, able, maker, troubles=troubles), 1):
+        for done, outcome in enumerate(dispatch(tasks, able, maker, troubles=troubles), 1):
             if outcome.made is None:
                 failed.append(outcome)
             else:
                 maker.keep(folder, outcome.task, outcome.made, outcome.server)
                 made += outcome.task.count
             if done * 100 // total != (done - 1) * 100 // total:
-                say(f"{done} of {total}" + (f", {len(failed)} failed" if failed else ""))
+                log(f"{done} of {total}" + (f", {len(failed)} failed" if failed else ""))
         return Report(
             made, sum(task.count for task in plan.tasks()) - sum(task.count for task in tasks), failed, troubles
         )
 
 
-def _versions(servers: Sequence[Server], say: Callable[[str], None]) -> tuple[dict[str, dict], dict[str, str]]:
+def _versions(servers: Sequence[Server], log: Callable[[str], None]) -> tuple[dict[str, dict], dict[str, str]]:
     """Versions of the servers that answer, and the reasons of the others, if one answers.
 
     Raises:
@@ -110,7 +110,7 @@ def _versions(servers: Sequence[Server], say: Callable[[str], None]) -> tuple[di
             else ServerGoneError("\n".join(["No server answers:", *(f"  {e}" for e in errors.values())]))
         )
     for error in errors.values():
-        say(f"left out: {error}")
+        log(f"left out: {error}")
     return found, {server: str(error) for server, error in errors.items()}
 
 
@@ -134,13 +134,13 @@ def model_hashes(workflows: Sequence[Workflow], models: Path | None) -> dict[str
 class _Maker:
     """What is done with a task: in a server's thread fill the slots, run, and check what came; then keep it."""
 
-    def __init__(self, plan: Plan, known: Mapping[str, set[str]]):
+    def __init__(self, plan: RunPlan, known: Mapping[str, set[str]]):
         self.plan, self.known = plan, {file: set(hashes) for file, hashes in known.items()}
         self.hashes = {arm.name: arm.workflow.hash for arm in plan.arms}
         self.arms = {arm.name: arm.workflow for arm in plan.arms}
         self.prompts = {prompt.index: prompt for prompt in plan.prompts}
 
-    def __call__(self, server: Server, task: Task) -> Made:
+    def __call__(self, server: Server, task: PictureTask) -> Made:
         workflow, prompt = self.arms[task.arm], self.prompts[task.prompt]
         values: dict[str, object] = {"prompt": prompt.text, "seed": task.seed}
         if "batch" in workflow.slots:
@@ -160,7 +160,7 @@ class _Maker:
         made = server.run(workflow.filled(values), output, task.count)
         return replace(made, pictures=[_as_png(content) for content in made.pictures])
 
-    def check_places(self, folder: Path, tasks: Sequence[Task]) -> None:
+    def check_places(self, folder: Path, tasks: Sequence[PictureTask]) -> None:
         """Raise EvaluationError where a file of others lies where a picture of these tasks goes."""
         for task in tasks:
             for number in task.numbers:
@@ -173,7 +173,7 @@ class _Maker:
                 f"{path}: is not a picture that this run made, and one of its pictures goes there. Move it away."
             )
 
-    def keep(self, folder: Path, task: Task, made: Made, server: str) -> None:
+    def keep(self, folder: Path, task: PictureTask, made: Made, server: str) -> None:
         """Write the pictures and the lines about them, over no file of others."""
         rewards: Sequence[float | None] = made.rewards or [None] * task.count
         seconds = None if made.seconds is None else round(made.seconds / task.count, 4)

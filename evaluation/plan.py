@@ -1,4 +1,4 @@
-"""Plan of a run: prompts, arms, and the tasks that they come to."""
+"""Plan of a run: prompts, arms, and the tasks that result from them."""
 
 from __future__ import annotations
 
@@ -11,24 +11,52 @@ from pathlib import Path
 from . import EvaluationError
 from .benchmarks import Benchmark, Prompt
 from .names import is_device, unfit
-from .workflow import LARGEST_SEED, Workflow
+from .workflow import LARGEST_SEED, Workflow, read_workflow
 
-SEEDS_APART = 1000  # between prompts; pictures of one prompt have consecutive seeds
+SEEDS_APART = 1000  # between two prompts; pictures of one prompt have consecutive seeds
 RUN, PICTURES, SCORES = "run.json", "pictures.jsonl", "scores.jsonl"
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to make the pictures: a name for folders and tables, a workflow, and what was set in its slots for good."""
+    """A way to make the pictures: a name for folders and tables, a workflow, and fixed values of its slots."""
 
     name: str
     workflow: Workflow
     settings: tuple[tuple[str, object], ...] = ()
 
 
+def read_arm(words: str, slots: Sequence[str] = (), batch: int = 1) -> Arm:
+    """Read the arm of a command line's NAME=WORKFLOW.json.
+
+    Args:
+        slots: "[ARM:]NAME=NODE.INPUT" of all arms. batch: above 1, the workflow's slot `batch` is read too.
+
+    Raises:
+        EvaluationError: `words` has no =, or the file is no workflow in API form.
+    """
+    name, found, path = words.partition("=")
+    if not found:
+        raise EvaluationError(f"Got --arm {words}, expected NAME=WORKFLOW.json.")
+    own = [s.partition(":")[2] if s.startswith(f"{name}:") else s for s in slots if s.startswith(f"{name}:") or ":" not in s]
+    return Arm(name, read_workflow(Path(path), own, ["batch"] if batch > 1 else []))
+
+
+def sweep(arm: Arm, words: str) -> list[Arm]:
+    """Make an arm for each value of a command line's SLOT=V,V,V."""
+    slot, found, values = words.partition("=")
+    try:
+        numbers = [float(value) for value in values.split(",")]
+    except ValueError:
+        found = ""
+    if not found:
+        raise EvaluationError(f"Got --sweep {words}, expected SLOT=NUMBER,NUMBER, such as cfg=1,2,4,8.")
+    return [Arm(f"{arm.name}_{slot}={value:g}", arm.workflow.with_values({slot: value}), ((slot, value),)) for value in numbers]
+
+
 @dataclass(frozen=True)
-class Task:
-    """One prompt of the queue: these pictures of this prompt in this arm, from one seed."""
+class PictureTask:
+    """One entry of a server's queue: `count` pictures of a prompt in an arm, from one seed."""
 
     arm: str
     prompt: int
@@ -42,13 +70,13 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a run is to make.
+class RunPlan:
+    """Prompts, arms and seeds of a run.
 
     Attributes:
-        images: pictures per prompt. batch: of them from one seed, for workflows with a slot `batch`; a multiple may be left over.
-        seed: of prompt 0, picture 0, where the benchmark gives none.
-        models: file name → sha256 of the models that the workflows name, where they are known.
+        images: pictures per prompt. batch: pictures from one seed, for workflows with a slot `batch`; the last batch may be smaller.
+        seed: seed of prompt 0, picture 0, if the benchmark fixes none.
+        models: file name → sha256 of the model files that the workflows name, as far as known.
     """
 
     benchmark: Benchmark
@@ -100,17 +128,17 @@ class Plan:
                 )
 
     def pictures(self) -> Iterator[tuple[Prompt, int]]:
-        """Every prompt with the number of each of its pictures."""
+        """Yield every prompt with the number of each of its pictures."""
         return ((prompt, number) for prompt in self.prompts for number in range(self.images))
 
     def file_of(self, arm: str, prompt: Prompt, number: int) -> Path:
-        """Place of a picture in the run's folder."""
+        """Path of a picture in the run's folder."""
         return Path(arm) / self.benchmark.picture(prompt, number, self.images)
 
-    def tasks(self) -> list[Task]:
-        """All of them, the arms in turn, so that a run that is stopped has the same prompts of each."""
+    def tasks(self) -> list[PictureTask]:
+        """All tasks, prompt by prompt over all arms, so that a stopped run has the same prompts of each arm."""
         return [
-            Task(arm.name, prompt.index, first, min(self.batch, self.images - first), self.seed_of(prompt) + first)
+            PictureTask(arm.name, prompt.index, first, min(self.batch, self.images - first), self.seed_of(prompt) + first)
             for prompt in self.prompts
             for first in range(0, self.images, self.batch)
             for arm in self.arms
@@ -120,7 +148,7 @@ class Plan:
         return self.seed + prompt.index * SEEDS_APART if prompt.seed is None else prompt.seed
 
     def as_dict(self) -> dict:
-        """What must be the same for a run to go on, and the arms."""
+        """Content of run.json: the fields that must not change when a run continues, and the arms."""
         return {
             "benchmark": self.benchmark.name, "source": self.source, "images": self.images, "seed": self.seed, "batch": self.batch,
             "prompts": [asdict(prompt) for prompt in self.prompts],
@@ -136,6 +164,6 @@ class Plan:
 
 
 def is_arm(name: str) -> bool:
-    """Whether an arm can have this name: it names a folder beside the run's own files, on every system."""
+    """Return True if an arm can have this name: a folder's name on every system, other than those of the run's own files."""
     fits = re.fullmatch(r"\w[\w.,=+-]*", name) and not unfit(name, windows=True) and not is_device(name)
     return bool(fits) and name.casefold() not in (RUN, PICTURES, SCORES)

@@ -17,7 +17,7 @@ from ..models.strict_json import read_json, short
 from . import EvaluationError
 from .benchmarks import Prompt
 from .names import unfit
-from .plan import PICTURES, RUN, SCORES, Plan
+from .plan import PICTURES, RUN, SCORES, RunPlan
 from .records import PICTURE_FIELDS, append_records, read_records, remove_parts, sha256_of, write_file
 
 # field of run.json → its JSON type
@@ -156,7 +156,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def begin(plan: Plan, folder: Path, versions: dict) -> dict[str, set[str]]:
+def begin(plan: RunPlan, folder: Path, versions: dict) -> dict[str, set[str]]:
     """Write run.json, or add to the one that is there what may be added: arms, servers, more prompts. Only for the holder of the lock.
 
     Returns:
@@ -213,7 +213,7 @@ def _together(old: dict, new: dict, folder: Path, source: str) -> dict:
     }
 
 
-def _clean(plan: Plan, folder: Path) -> None:
+def _clean(plan: RunPlan, folder: Path) -> None:
     """Remove what killed runs left of files that they were writing: in the folder itself, and beside the pictures as before version 0.3."""
     names: dict[Path, set[str]] = defaultdict(set, {folder: {RUN, WRITING, *BESIDE}})
     for arm in plan.arms:

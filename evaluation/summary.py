@@ -1,4 +1,4 @@
-"""A run as people read it: a table for each scorer, the controls that any claim needs, and a plot."""
+"""Report of a run: a table for each scorer, the controls that any claim needs, and a plot."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from . import EvaluationError
-from .benchmarks import Benchmark, Prompt, generated, geneval, i2p, prompts, t2i_compbench
-from .benchmarks import bias as bias_
+from .benchmarks import Benchmark, Prompt, benchmark_of
 from .compare import compare, overall
 from .controls import EqualCost, GuidanceMatched, equal_cost, guidance_matched, seconds_of
 from .drift import drift
@@ -20,71 +19,57 @@ from .scoring import Scored, read_scores
 from .statistics import Estimate
 from .tables import table
 
-SOFTWARE = "latent-clip evaluate summary"  # what a plot says of itself
-BENCHMARKS: Mapping[str, Benchmark] = {
-    module.BENCHMARK.name: module.BENCHMARK for module in (geneval, t2i_compbench, i2p, bias_, prompts, generated)
-}
-
-
-def benchmark_of(name: str) -> Benchmark:
-    """By its name.
-
-    Raises:
-        EvaluationError: there is none.
-    """
-    if name not in BENCHMARKS:
-        raise EvaluationError(f"Got the benchmark {name!r}, expected one of {', '.join(BENCHMARKS)}.")
-    return BENCHMARKS[name]
+SOFTWARE = "latent-clip evaluate summary"  # noted in a plot's metadata
 
 
 def summarise_run(folder: Path, plain: str = "", chooser: str = "", judge: str = "") -> str:
-    """Everything that is known of a run, as markdown.
+    """Return the report of a run as markdown.
 
     Args:
-        plain: the arm that others are compared with; default: the first.
-        chooser: scorer whose reward the arms climb or choose by; judge: one that nothing optimised. Default: no controls, and why.
+        plain: baseline arm; default: the first.
+        chooser: scorer that the arms optimised or chose by. judge: scorer that no arm optimised. Default: no controls, with the reason.
     """
     run = read_run(folder)
-    benchmark, prompts_, scored = benchmark_of(run["benchmark"]), prompts_of(run), read_scores(folder)
+    benchmark, prompts, scored = benchmark_of(run["benchmark"]), prompts_of(run), read_scores(folder)
     plain = plain or next(iter(run["arms"]))
     if plain not in run["arms"]:
         raise EvaluationError(f"{folder}: no arm {plain!r}, there are {', '.join(run['arms'])}.")
     names = list(dict.fromkeys(s.scorer for s in scored))
     if not names:
         return f"{folder}: nothing is scored in full yet. {_how_to_score(benchmark)}"
-    parts = [f"# {benchmark.name}, {len(prompts_)} prompts × {run['images']} pictures, {run['source']}"]
+    parts = [f"# {benchmark.name}, {len(prompts)} prompts × {run['images']} pictures, {run['source']}"]
     parts += [
-        scorer_table(benchmark, prompts_, [s for s in scored if s.scorer == name], plain, optimised=name == chooser) for name in names
+        scorer_table(benchmark, prompts, [s for s in scored if s.scorer == name], plain, optimised=name == chooser) for name in names
     ]
-    parts.append(controls_text(run, benchmark, prompts_, scored, pictures_of(folder), plain, chooser, judge))
+    parts.append(controls_text(run, benchmark, prompts, scored, pictures_of(folder), plain, chooser, judge))
     return "\n\n".join(parts)
 
 
-def scorer_table(benchmark: Benchmark, prompts_: Sequence[Prompt], scored: Sequence[Scored], plain: str, optimised: bool = False) -> str:
-    """One row per arm: its figure with the interval, tasks, and the paired difference to the plain arm."""
+def scorer_table(benchmark: Benchmark, prompts: Sequence[Prompt], scored: Sequence[Scored], plain: str, optimised: bool = False) -> str:
+    """Table of one scorer, one row per arm: figure with interval, paired difference from the plain arm, and tasks."""
     first = scored[0]
-    sums = {s.arm: benchmark.summarise(prompts_, s.scores) for s in scored}
+    sums = {s.arm: benchmark.summarise(prompts, s.scores) for s in scored}
     some = next(iter(sums.values()))
     base = next((s for s in scored if s.arm == plain), None)
     show = (lambda value: f"{100 * value:.2f} %") if some.percent and first.verdicts else (lambda value: f"{value:.4f}")
     more = some.more if first.verdicts and benchmark.verdicts else {}
     rows = []
     for s in scored:
-        estimate = overall(benchmark, prompts_, s.scores)
-        against = "–" if base is None or s is base else _difference(compare(prompts_, base, s).difference)
+        estimate = overall(benchmark, prompts, s.scores)
+        against = "–" if base is None or s is base else _difference(compare(prompts, base, s).difference)
         values = [show(sums[s.arm].overall), f"{show(estimate.low)} to {show(estimate.high)}", against]
         rows.append([s.arm, *values, *(show(v) for v in sums[s.arm].tasks.values()), *(show(sums[s.arm].more[name]) for name in more)])
     notes = [first.note] if first.note else []
-    notes += ["LOWER is better" if first.lower_is_better else "", "the arms may have optimised this one: not a judgement" if optimised else ""]
+    notes += ["LOWER is better" if first.lower_is_better else "", "the arms may have optimised this scorer: no independent judgement" if optimised else ""]
     head = f"## {first.scorer}" + "".join(f"; {note}" for note in notes if note)
     return f"{head}\n\n" + table(["arm", "overall", "95 % over prompts", f"minus {plain} (p)", *some.tasks, *more], rows)
 
 
 def controls_text(
-    run: dict, benchmark: Benchmark, prompts_: Sequence[Prompt], scored: Sequence[Scored], pictures: Sequence[dict],
+    run: dict, benchmark: Benchmark, prompts: Sequence[Prompt], scored: Sequence[Scored], pictures: Sequence[dict],
     plain: str, chooser: str, judge: str,
 ) -> str:  # fmt: skip
-    """The controls, or for each what is missing for it."""
+    """Table of the controls, and for each missing control what it needs."""
     if not chooser or not judge:
         known = ", ".join(dict.fromkeys(s.scorer for s in scored))
         return (
@@ -98,15 +83,15 @@ def controls_text(
         if (name, plain) not in by:
             raise EvaluationError(f"{plain} is not scored by {name}; scored are {', '.join(sorted({s.scorer for s in scored}))}.")
     seconds, settings = seconds_of(pictures), {name: arm["settings"] for name, arm in run["arms"].items()}
-    sweep_arms = {float(s["cfg"]): name for name, s in settings.items() if "cfg" in s and (judge, name) in by and (CONTRAST.name, name) in by}
-    sweep = {cfg: (by[CONTRAST.name, name], by[judge, name]) for cfg, name in sweep_arms.items()}
+    sweep_arms = {float(s["cfg"]): name for name, s in settings.items() if "cfg" in s and (judge, name) in by and (CONTRAST.info.name, name) in by}
+    sweep = {cfg: (by[CONTRAST.info.name, name], by[judge, name]) for cfg, name in sweep_arms.items()}
     arms = [name for name in run["arms"] if name != plain and name not in sweep_arms.values() and (judge, name) in by]
     rows = []
     for arm in arms:
         cost = equal_cost(seconds[arm] / seconds[plain], by[chooser, plain], by[judge, plain], by[judge, arm]) if _known(seconds, arm, plain) else None
         matched = None
-        if len(sweep) > 1 and (CONTRAST.name, arm) in by:
-            matched = guidance_matched(sweep, by[CONTRAST.name, arm], by[judge, arm])
+        if len(sweep) > 1 and (CONTRAST.info.name, arm) in by:
+            matched = guidance_matched(sweep, by[CONTRAST.info.name, arm], by[judge, arm])
         rows.append([arm, *_cost_cells(cost), *_matched_cells(matched)])
     columns = ["arm", "cost of a picture", "plain best-of-M", "arm minus that (p)", "plain at equal contrast", "arm minus that (p)"]
     text = f"## Controls, judged by {judge}; best-of-M chosen by {chooser}\n\n" + table(columns, rows)
@@ -119,7 +104,7 @@ def controls_text(
 
 
 def drift_table(folder: Path, plain: str = "") -> str:
-    """How far the pictures of every arm are from the plain arm's of the same prompts and seeds."""
+    """Table of the drift of every arm from the plain arm, on the same prompts and seeds."""
     run = read_run(folder)
     plain = plain or next(iter(run["arms"]))
     rows = []
@@ -132,10 +117,10 @@ def drift_table(folder: Path, plain: str = "") -> str:
 
 
 def plot(folder: Path, target: Path, scorer: str) -> None:
-    """Overall figures with their intervals against the cost of a picture, as PNG.
+    """Plot headline figures with their intervals against seconds per picture, as PNG.
 
     Raises:
-        EvaluationError: nothing is scored by this scorer, matplotlib is missing, or another picture has the target's name.
+        EvaluationError: nothing is scored by this scorer, matplotlib is missing, or `target` exists and is no such plot.
     """
     if target.exists() and not _is_plot(target):
         raise EvaluationError(f"{target}: is there already and is no plot of a summary. Name another file.")

@@ -1,29 +1,26 @@
-"""Zero-shot classification with a Latent-CLIP: pictures become latents of a given VAE at its size, names become text features.
+"""Zero-shot classification with a Latent-CLIP, of pictures through a VAE or of stored latents.
 
-Figures and result file are CLIP_benchmark's (github.com/LAION-AI/CLIP_benchmark): top-1, top-5, mean recall of the classes. `loader`
-goes the other way: it gives a Latent-CLIP to CLIP_benchmark as one of its models, so that its own command runs it.
+Figures and result file are those of CLIP_benchmark (github.com/LAION-AI/CLIP_benchmark): top-1, top-5, mean recall of the classes.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..methods.features import average_unit
 from ..models.strict_json import read_json
+from ..models.vae_signature import difference, is_another
 from . import EvaluationError
-from .pictures import Pictures
+from .pictures import LabelledPictures, texts_of
 from .records import write_file
 
 if TYPE_CHECKING:
@@ -34,20 +31,21 @@ TASK = "zeroshot_classification"
 
 @dataclass(frozen=True)
 class Metrics:
-    """Shares of pictures whose class is first, or among the first five; and the mean over classes of the former."""
+    """Top-1 and top-5 accuracy, and the mean over classes of their top-1 recall."""
 
     acc1: float
     acc5: float
     mean_per_class_recall: float
 
 
-class LatentJudge(Protocol):
-    """A Latent-CLIP with the VAE that its latents come from.
+class ZeroShotEncoder(Protocol):
+    """A Latent-CLIP with the VAE that makes its latents.
 
     Attributes:
-        name: for results. side: pixels of the square that a picture becomes.
-        encode: pictures (B, 3, side, side) in [0, 1] → features (B, D) of unit length, through the VAE.
-        encode_text: texts → (N, D) of unit length.
+        name: for results. side: pixels of the square that a picture is resized to.
+        space: name of its latent space. vae: name, sha256 and encoder signature of its VAE, as far as its file has them.
+        encode: pictures (B, 3, side, side) in [0, 1] → features (B, D), through the VAE.
+        encode_latents: raw latents (B, C, H, W) → (B, D). encode_text: texts → (N, D). All features have unit length.
     """
 
     @property
@@ -57,6 +55,15 @@ class LatentJudge(Protocol):
     def side(self) -> int: ...
 
     @property
+    def space(self) -> str: ...
+
+    @property
+    def vae(self) -> dict: ...
+
+    @property
+    def encode_latents(self) -> Callable[[Tensor], Tensor]: ...
+
+    @property
     def encode(self) -> Callable[[Tensor], Tensor]: ...
 
     @property
@@ -64,7 +71,7 @@ class LatentJudge(Protocol):
 
 
 def prepare(image: Image, side: int) -> Tensor:
-    """The centre square of a picture, bicubic as open_clip has it: (3, side, side) in [0, 1]."""
+    """Resize (bicubic, as open_clip) and centre-crop a picture to (3, side, side) in [0, 1]."""
     from PIL.Image import Resampling
 
     scale = side / min(image.size)
@@ -77,7 +84,7 @@ def prepare(image: Image, side: int) -> Tensor:
 
 
 def class_directions(encode_text: Callable[[list[str]], Tensor], classes: list[str], templates: list[str], at_once: int = 32) -> Tensor:
-    """(C, D) of unit length: the mean of the templates' features. Two classes may have one name, as two of ImageNet's do."""
+    """Class features (C, D) of unit length: the mean over the templates. Two classes may share a name, as two of ImageNet's do."""
     found = []
     for start in range(0, len(classes), at_once):
         part = classes[start : start + at_once]
@@ -86,47 +93,106 @@ def class_directions(encode_text: Callable[[list[str]], Tensor], classes: list[s
     return torch.cat(found)
 
 
-def classify(judge: LatentJudge, pictures: Pictures, batch: int = 32, say: Callable[[str], None] = lambda line: None) -> Metrics:
-    """Name every picture of a data set.
+def classify(encoder: ZeroShotEncoder, pictures: LabelledPictures, batch: int = 32, log: Callable[[str], None] = lambda line: None) -> Metrics:
+    """Classify every picture of a data set.
 
     Raises:
-        EvaluationError: it has no pictures.
+        EvaluationError: the data set has no pictures.
     """
-    rows = ((prepare(image, judge.side), label) for image, label in pictures)
-    return classify_rows(judge.encode, judge.encode_text, rows, (pictures.classes, pictures.templates), batch, say)
+    items = ((prepare(image, encoder.side), label) for image, label in pictures)
+    return _classify(encoder.encode, encoder.encode_text, items, (pictures.classes, pictures.templates), batch, log)
 
 
-def classify_rows(
-    encode: Callable[[Tensor], Tensor],
-    encode_text: Callable[[list[str]], Tensor],
-    rows: Iterable[tuple[Tensor, int]],
-    texts: tuple[list[str], list[str]],
-    batch: int = 32,
-    say: Callable[[str], None] = lambda line: None,
-) -> Metrics:
-    """Name pictures, or latents that were made of them before.
+class LatentSample(Protocol):
+    """A stored latent: `latent`, or `mean` and `std`, each (V, C, h, w), and the id of its picture, such as CLASS/NAME.png."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def latent(self) -> Mapping[str, Tensor]: ...
+
+
+class LatentDataset(Protocol):
+    """Latent space and VAE of stored latents, as in their dataset.json."""
+
+    @property
+    def space(self) -> Mapping[str, Any]: ...
+
+    @property
+    def vae(self) -> dict: ...
+
+
+def classify_latents(
+    encoder: ZeroShotEncoder, folder: Path, dataset: LatentDataset, read_samples: Callable[[Path], Iterable[LatentSample]],
+    batch: int = 32, log: Callable[[str], None] = lambda line: None,
+) -> tuple[Metrics, tuple[list[str], list[str]]]:  # fmt: skip
+    """Classify the stored latents of a folder; the class of a latent is the folder in its id.
 
     Args:
-        encode: a batch of them → (B, D) of unit length. rows: one of them and its label each. texts: classes and templates.
+        read_samples: reads the samples of a folder; called twice.
+
+    Returns:
+        The metrics, and the class names and templates that were used.
 
     Raises:
-        EvaluationError: there are none.
+        EvaluationError: the latents are of another space or VAE than the encoder's, or have no classes.
+    """
+    space = dataset.space["name"]
+    if space != encoder.space:
+        raise EvaluationError(f"{folder}: latents of the {space} space, and {encoder.name} reads {encoder.space}. Embed with the VAE that it reads.")
+    if is_another(difference(encoder.vae, dataset.vae)):
+        raise EvaluationError(
+            f"{folder}: latents of the VAE {dataset.vae.get('name')}, and {encoder.name} reads those of {encoder.vae.get('name')}, another of the same "
+            "shape. Embed with the VAE that it reads."
+        )
+    names = sorted({_class_of(sample) for sample in read_samples(folder)})
+    if names == [""]:
+        raise EvaluationError(f"{folder}: its pictures lay in no class folders, so that nobody knows their classes.")
+    texts = texts_of(folder, names)
+    label_of = {name: label for label, name in enumerate(names)}
+    items = (
+        (sample.latent["mean" if "mean" in sample.latent else "latent"][0].float(), label_of[_class_of(sample)])
+        for sample in read_samples(folder)
+    )
+    return _classify(encoder.encode_latents, encoder.encode_text, items, texts, batch, log), texts
+
+
+def _class_of(sample: LatentSample) -> str:
+    return Path(sample.id).parent.name
+
+
+def _classify(
+    encode: Callable[[Tensor], Tensor],
+    encode_text: Callable[[list[str]], Tensor],
+    items: Iterable[tuple[Tensor, int]],
+    texts: tuple[list[str], list[str]],
+    batch: int,
+    log: Callable[[str], None],
+) -> Metrics:
+    """Classify pictures or latents.
+
+    Args:
+        encode: batch → (B, D) of unit length. items: pictures or latents with their labels. texts: class names and templates.
+
+    Raises:
+        EvaluationError: there are no items.
     """
     directions = class_directions(encode_text, *texts)
     cosines, labels = [], []
     with torch.inference_mode():
-        for part in _batches(rows, batch):
+        for part in _batches(items, batch):
             features = encode(torch.stack([item for item, _ in part])).float()
             cosines.append((features @ directions.to(features).T).cpu())
             labels += [label for _, label in part]
-            say(f"{len(labels)} pictures")
+            log(f"{len(labels)} pictures")
     if not labels:
         raise EvaluationError("Got a data set without pictures, expected at least one.")
     return metrics_of(torch.cat(cosines), torch.tensor(labels))
 
 
 def metrics_of(scores: Tensor, labels: Tensor) -> Metrics:
-    """Of scores (N, C) and labels (N,); classes without a picture do not count towards the mean of classes."""
+    """Compute metrics of scores (N, C) and labels (N,). Classes without a picture do not count towards the mean over classes."""
     top = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels[:, None]
     first = top[:, 0].float()
     recalls = [first[labels == label].mean() for label in labels.unique()]
@@ -134,7 +200,7 @@ def metrics_of(scores: Tensor, labels: Tensor) -> Metrics:
 
 
 def check_target(path: Path, model: str) -> None:
-    """Raise EvaluationError where a file that is no result of this model would be overwritten."""
+    """Raise EvaluationError if `path` exists and is no zero-shot result of this model."""
     if not path.exists():
         return
     try:
@@ -148,7 +214,7 @@ def check_target(path: Path, model: str) -> None:
 def write_result(
     path: Path, metrics: Metrics, dataset: str, model: str, pretrained: str, left_out: Mapping[str, int] | None = None
 ) -> None:
-    """One JSON object, as CLIP_benchmark writes it and as its `build` reads it; pictures that were left out are named by reason."""
+    """Write the result in CLIP_benchmark's JSON form, which its `build` reads, with the counts of unreadable pictures by reason."""
     content = {
         "dataset": dataset, "model": model, "pretrained": pretrained, "task": TASK,
         "metrics": asdict(metrics), "language": "en", **({"left_out": dict(left_out)} if left_out else {}),
@@ -156,81 +222,12 @@ def write_result(
     write_file(path, json.dumps(content))
 
 
-class _AsCLIP(nn.Module):
-    """The two methods of a model that CLIP_benchmark calls; its pictures are those of `prepare`."""
-
-    def __init__(self, judge: LatentJudge):
-        super().__init__()
-        self.judge, self.texts = judge, {0: ""}
-
-    def tokenize(self, texts: list[str]) -> Tensor:
-        """Numbers that stand for texts: the judge reads texts."""
-        known = {text: number for number, text in self.texts.items()}
-        numbers = [known.setdefault(text, len(known)) for text in texts]
-        self.texts = {number: text for text, number in known.items()}
-        return torch.tensor(numbers)
-
-    def encode_text(self, numbers: Tensor) -> Tensor:
-        return self.judge.encode_text([self.texts[number] for number in numbers.tolist()]).to(numbers.device)
-
-    def encode_image(self, pictures: Tensor) -> Tensor:
-        return self.judge.encode(pictures).to(pictures.device)
-
-
-def loader(judge: LatentJudge) -> Callable[..., tuple[nn.Module, Callable[[Image], Tensor], Callable[[list[str]], Tensor]]]:
-    """What CLIP_benchmark's `load_clip` calls for a type of model: gives (model, transform, tokenizer)."""
-    model = _AsCLIP(judge)
-
-    def load(**options: object) -> tuple[nn.Module, Callable[[Image], Tensor], Callable[[list[str]], Tensor]]:
-        return model, partial(prepare, side=judge.side), model.tokenize
-
-    return load
-
-
-def register(judge: LatentJudge, kind: str = "latent_clip") -> None:
-    """Make `--model_type latent_clip` known to the CLIP_benchmark of this process.
-
-    Raises:
-        EvaluationError: it is not installed.
-    """
-    try:
-        from clip_benchmark import models
-    except ImportError as error:
-        raise EvaluationError(f"CLIP_benchmark cannot be imported ({error}). Install its package: clip-benchmark.") from error
-    models.TYPE2FUNC[kind] = loader(judge)
-    if kind not in models.MODEL_TYPES:
-        models.MODEL_TYPES.append(kind)
-
-
-def run_clip_benchmark(judge: LatentJudge, data: str, split: str, batch: int, target: Path) -> None:
-    """CLIP_benchmark's own `eval` on a WebDataset, at a path or an address that it can read; it writes `target`.
-
-    Raises:
-        EvaluationError: it is not installed, or does not run with the NumPy that is.
-    """
-    register(judge)
-    from clip_benchmark import cli
-
-    part = target.with_name(f".{target.name}.{os.getpid()}")  # it would say that it has what is there
-    before = sys.argv
-    sys.argv = [
-        "clip_benchmark", "eval", "--model_type", "latent_clip", "--model", judge.name, "--pretrained", judge.name,
-        "--dataset", "wds/" + Path(data).name, "--dataset_root", data, "--split", split, "--task", TASK,
-        "--batch_size", str(batch), "--num_workers", "0", "--no_amp", "--output", str(part),
-    ]  # fmt: skip
-    try:
-        cli.main()
-        part.replace(target)
-    except TypeError as error:
-        if "0-dimensional" not in str(error):
-            raise
-        raise EvaluationError(
-            f"This CLIP_benchmark does not run with NumPy {np.__version__} ({error}). Install numpy<2.4 beside it, or leave "
-            "--clip-benchmark out: the figures are the same."
-        ) from error
-    finally:
-        sys.argv = before
-        part.unlink(missing_ok=True)
+def metrics_text(name: str, metrics: Metrics, classes: Sequence[str], templates: Sequence[str]) -> str:
+    """Format the metrics of a data set as one line."""
+    return (
+        f"{name}, {len(classes)} classes, {len(templates)} templates: top-1 {100 * metrics.acc1:.2f} %, "
+        f"top-5 {100 * metrics.acc5:.2f} %, mean of classes {100 * metrics.mean_per_class_recall:.2f} %"
+    )
 
 
 def _batches(items: Iterable, size: int) -> Iterator[list]:

@@ -28,9 +28,9 @@ from ..demo.scenes import render, sample_scene
 from ..evaluation import EvaluationError
 from ..evaluation.benchmarks import generated, geneval
 from ..evaluation.generate import generate
-from ..evaluation.plan import Arm, Plan
+from ..evaluation.plan import Arm, RunPlan
 from ..evaluation.records import append_records
-from ..evaluation.scorers import CONTRAST, Scorer, clip, read_picture
+from ..evaluation.scorers import CONTRAST, ScorerInfo, clip, read_picture
 from ..evaluation.scoring import REWARD, keep_results, keep_rewards, score_run
 from ..evaluation.servers import Server
 from ..evaluation.summary import drift_table, summarise_run
@@ -41,16 +41,10 @@ from .shapes_arms import ARMS, noised, plain
 OUTPUT = PACK_ROOT / "output" / "evaluate"
 SWEEP = (1.0, 1.5, 2.0, 3.0)
 JUDGE = "shapes-world judge"
+JUDGED = ScorerInfo(JUDGE, "the analytic judge of Shapes World by GenEval's rule, which nothing optimises", verdicts=True)
 
 
-def _by_files(picture: torch.Tensor, prompt: object) -> float:
-    raise EvaluationError(f"{JUDGE} reads whole runs, see judge_run.")
-
-
-JUDGED = Scorer(JUDGE, "the analytic judge of Shapes World by GenEval's rule, which nothing optimises", _by_files, verdicts=True)
-
-
-def make_plan(prompts: int, images: int, folder: Path, scales: tuple[float, ...] = SWEEP) -> Plan:
+def make_plan(prompts: int, images: int, folder: Path, scales: tuple[float, ...] = SWEEP) -> RunPlan:
     """Write the list, read it as GenEval's, and put the arms and a sweep of guidance beside each other."""
     folder.mkdir(parents=True, exist_ok=True)
     source = folder / f"shapes-world-{prompts}.jsonl"
@@ -58,10 +52,10 @@ def make_plan(prompts: int, images: int, folder: Path, scales: tuple[float, ...]
     arms = [Arm(name, workflow_of(make())) for name, make in ARMS.items()]
     slots = ["cfg=sample.cfg"]
     sweep = [Arm(f"plain_cfg={v:g}", workflow_of(plain(cfg=v), slots), (("cfg", v),)) for v in scales]
-    return Plan(geneval.BENCHMARK, geneval.read(source), [*arms, *sweep], images, source=source.name)
+    return RunPlan(geneval.BENCHMARK, geneval.read(source), [*arms, *sweep], images, source=source.name)
 
 
-def judge_run(folder: Path, plan: Plan) -> None:
+def judge_run(folder: Path, plan: RunPlan) -> None:
     """Have the analytic judge write results.jsonl for every arm, in GenEval's form, and read them back."""
     for arm in plan.arms:
         places = [(prompt, geneval.picture(prompt, k, plan.images)) for prompt in plan.prompts for k in range(plan.images)]
@@ -72,7 +66,7 @@ def judge_run(folder: Path, plan: Plan) -> None:
         keep_results(folder, arm.name, geneval.results(file, plan.prompts, plan.images), JUDGED)
 
 
-def evaluate(plan: Plan, folder: Path, servers: list[Server]) -> str:
+def evaluate(plan: RunPlan, folder: Path, servers: list[Server]) -> str:
     """Generate, score and sum up."""
     print(generate(plan, folder, servers, lambda line: print(f"  {line}", flush=True) if line.split()[0].endswith("0") else None))
     score_run(folder, CONTRAST)
@@ -92,7 +86,7 @@ def name_pictures(folder: Path, servers: list[Server], tree: Path, count: int) -
         for number in range(count):
             to_pil_image(render([sample_scene(chance, (thing,))])[0]).save(place / f"{number:03d}.png")
     (real / "zeroshot_classification_templates.txt").write_text("a {c}\nan {c}\n", encoding="utf-8")
-    plan = Plan(generated.BENCHMARK, generated.read(real), [Arm("noised", workflow_of(noised()))], 1, source=real.name)
+    plan = RunPlan(generated.BENCHMARK, generated.read(real), [Arm("noised", workflow_of(noised()))], 1, source=real.name)
     print(generate(plan, folder / "generated", servers))
     lines = []
     for name, data in (("pictures", real), ("generated", folder / "generated" / "noised")):

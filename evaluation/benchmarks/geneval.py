@@ -13,13 +13,14 @@ from statistics import fmean
 
 from ...models.strict_json import short
 from .. import EvaluationError
+from ..lists import read_lines
 from ..records import read_records, write_once
-from . import Benchmark, Prompt, Score, Summary, complete, lines_of, means_by_task
+from .base import Benchmark, Prompt, Score, Summary, complete, means_by_task
 
 
 def read(path: Path) -> list[Prompt]:
-    """The list; each line an object with tag, include and prompt."""
-    return [_prompt(index, line, path.name) for index, line in enumerate(lines_of(path))]
+    """Read the list: one JSON object per line with tag, include and prompt."""
+    return [_prompt(index, line, path.name) for index, line in enumerate(read_lines(path))]
 
 
 def _prompt(index: int, line: str, name: str) -> Prompt:
@@ -36,18 +37,18 @@ def _prompt(index: int, line: str, name: str) -> Prompt:
 
 
 def picture(prompt: Prompt, number: int, images: int) -> Path:
-    """Where its evaluate_images.py looks."""
+    """Path of a picture, as GenEval's evaluate_images.py expects it."""
     return Path(f"{prompt.index:05d}", "samples", f"{number:04d}.png")
 
 
 def prepare(folder: Path, prompts: Sequence[Prompt], images: int) -> None:
-    """The metadata beside the samples of each prompt, as its generation scripts write them."""
+    """Write each prompt's metadata beside its samples, as GenEval's generation scripts do."""
     for prompt in prompts:
         write_once(folder / f"{prompt.index:05d}" / "metadata.jsonl", json.dumps(prompt.about), parts=folder.parent)
 
 
 def results(path: Path, prompts: Sequence[Prompt], images: int) -> list[Score]:
-    """Of results.jsonl, whose file names say which picture a line is about."""
+    """Read results.jsonl; prompt and picture of a line come from its filename."""
     file = path / "results.jsonl" if path.is_dir() else path
     by_index = {prompt.index: prompt for prompt in prompts}
     scores = []
@@ -72,7 +73,7 @@ def results(path: Path, prompts: Sequence[Prompt], images: int) -> list[Score]:
 
 
 def summarise(prompts: Sequence[Prompt], scores: Sequence[Score]) -> Summary:
-    """As its summary_scores.py: shares by task, their mean, and the shares of pictures and of prompts with a right one."""
+    """Compute the figures of GenEval's summary_scores.py: shares by task and their mean, correct pictures, prompts with a correct picture."""
     tasks = means_by_task(prompts, scores)
     solved = {score.prompt for score in scores if score.value}
     more = {
@@ -85,4 +86,5 @@ def summarise(prompts: Sequence[Prompt], scores: Sequence[Score]) -> Summary:
 BENCHMARK = Benchmark(
     "geneval", 4, read, picture, results, summarise, prepare,
     ('python evaluation/evaluate_images.py "{folder}" --outfile "{folder}/results.jsonl" --model-path MASK2FORMER_FOLDER',),
+    mean_of_tasks=True,
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """T2I-CompBench++ (arXiv 2307.06350, github.com/Karine-Huang/T2I-CompBench): 300 validation prompts for each of eight categories.
 
-List: `color_val.txt` and the like, one prompt a line. Folder: `samples/PROMPT_000000.png`, numbered through, so that picture k of
-prompt i has the number images × i + k. Results: `vqa_result.json` in the folder of the category's scorer.
+List: `color_val.txt` and the like, one prompt per line. Folder: `samples/PROMPT_000000.png`; picture k of prompt i has the number
+images × i + k. Results: `vqa_result.json` in the folder of the category's scorer.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from statistics import fmean
 
 from ...models.strict_json import short
 from .. import EvaluationError
+from ..lists import read_lines
 from ..names import WINDOWS, unfit
 from ..records import write_once
-from . import Benchmark, Prompt, Score, Summary, complete, lines_of
+from .base import Benchmark, Prompt, Score, Summary, complete
 
-# category → where its official scorer leaves its results
+# category → folder of its official scorer's results
 RESULTS = {
     "color": "annotation_blip", "shape": "annotation_blip", "texture": "annotation_blip",
     "spatial": "labels/annotation_obj_detection_2d", "3d_spatial": "labels/annotation_obj_detection_3d",
@@ -35,7 +36,7 @@ FILE = "vqa_result.json"
 
 
 def category_of(path: Path) -> str:
-    """color_val.txt → color."""
+    """Category of a list by its file name: color_val.txt → color."""
     name = path.stem.removesuffix("_val")
     if name not in RESULTS:
         raise EvaluationError(
@@ -45,9 +46,9 @@ def category_of(path: Path) -> str:
 
 
 def read(path: Path) -> list[Prompt]:
-    """The prompts of one category, whose name is the file's."""
+    """Read the prompts of one category; the file name gives the category."""
     category = category_of(path)
-    prompts = [Prompt(index, line.strip(), category) for index, line in enumerate(lines_of(path))]
+    prompts = [Prompt(index, line.strip(), category) for index, line in enumerate(read_lines(path))]
     if empty := [prompt.index + 1 for prompt in prompts if not prompt.text]:
         raise EvaluationError(
             f"{path.name}: line {empty[0]} is empty, expected a prompt: the numbers of pictures count the lines."
@@ -61,7 +62,7 @@ def read(path: Path) -> list[Prompt]:
 
 
 def _unfit(text: str, windows: bool = WINDOWS) -> str:
-    """Why a prompt cannot be a picture's name, up to its _ and number, where the scorers look for it; "" where it can."""
+    """Reason why a prompt cannot be part of a picture's name, from which the scorers read it; "" if it can."""
     return (
         "holds a _, at which its scorers end the prompt"
         if "_" in text
@@ -70,12 +71,12 @@ def _unfit(text: str, windows: bool = WINDOWS) -> str:
 
 
 def picture(prompt: Prompt, number: int, images: int) -> Path:
-    """The scorers read the prompt off the name, and the place off its last six digits."""
+    """Path of a picture. The scorers read the prompt and the picture's number (six digits) from its name."""
     return Path("samples", f"{prompt.text}_{prompt.index * images + number:06d}.png")
 
 
 def results(path: Path, prompts: Sequence[Prompt], images: int) -> list[Score]:
-    """Of the category's vqa_result.json, or of the folder that holds it where the scorers put it."""
+    """Read the category's vqa_result.json: the file itself, or from the arm's folder."""
     file = path if path.is_file() else path / RESULTS[prompts[0].task] / FILE
     if not file.is_file() and prompts[0].task == "complex":
         raise EvaluationError(
@@ -85,17 +86,17 @@ def results(path: Path, prompts: Sequence[Prompt], images: int) -> list[Score]:
 
 
 def three_in_one(folder: Path, lists: Path, prompts: Sequence[Prompt], images: int) -> list[Score]:
-    """The score of complex prompts, as its 3_in_1.py has it; writes annotation_3_in_1/vqa_result.json.
+    """Combine three scorers' results into the score of complex prompts, as 3_in_1.py does; write annotation_3_in_1/vqa_result.json.
 
     Attributes by BLIP, relations by UniDet, actions by CLIP: the mean of attributes and relations for a prompt of
     complex_val_spatial.txt, of attributes and actions for one of complex_val_action.txt, of all three for others.
 
     Args:
-        folder: the arm's. lists: where the two lists are.
+        folder: folder of the arm. lists: folder of the two lists.
     """
     spatial, action = (_plain(lists / f"complex_val_{kind}.txt") for kind in ("spatial", "action"))
     places = ("annotation_blip", "labels/annotation_obj_detection_2d", "annotation_clip")
-    old = folder / "annotation_obj_detection"  # where earlier versions had it
+    old = folder / "annotation_obj_detection"  # place of earlier versions
     files = [folder / place / FILE for place in places]
     files[1] = files[1] if files[1].is_file() else old / FILE
     attribute, relation, act = ({s[0]: s[1] for s in _answers(file)} for file in files)
@@ -118,7 +119,7 @@ def three_in_one(folder: Path, lists: Path, prompts: Sequence[Prompt], images: i
 
 
 def summarise(prompts: Sequence[Prompt], scores: Sequence[Score]) -> Summary:
-    """The mean over all pictures, as every one of its scorers prints it."""
+    """Mean over all pictures, as printed by each of its scorers."""
     mean = fmean(score.value for score in scores)
     return Summary(mean, {prompts[0].task: mean}, percent=False)
 
@@ -146,7 +147,7 @@ def _scores(answers: list[tuple[int, float]], prompts: Sequence[Prompt], images:
 
 
 def _plain(path: Path) -> set[str]:
-    return {line.split(".")[0].lower() for line in lines_of(path)}
+    return {line.split(".")[0].lower() for line in read_lines(path)}
 
 
 BENCHMARK = Benchmark("t2i-compbench", 10, read, picture, results, summarise, scorers=SCORERS, verdicts=False)

@@ -1,7 +1,4 @@
-"""What says of a picture how good it is: a benchmark's own scorer, run in its own environment, or one of ours, never called official.
-
-A scorer of ours is a callable from pictures and their prompts to one number each.
-"""
+"""Scorers of pictures: adapters for a benchmark's own scorer (adapter.py), and scorers of ours, which are never called official."""
 
 from __future__ import annotations
 
@@ -20,30 +17,37 @@ from ..benchmarks import Prompt
 
 
 @dataclass(frozen=True)
-class Scorer:
-    """A scorer of ours.
+class ScorerInfo:
+    """Name and kind of a scorer, as kept with each of its scores.
 
     Attributes:
-        name: for records and tables, with what identifies its model.
-        note: what it is not, in words.
-        score: (picture (3, H, W) in [0, 1], prompt) → number. verdicts: whether it is 0 or 1.
+        name: for records and tables; identifies the model.
+        note: caveat in words, such as another detector than the official one.
+        verdicts: True if scores are 0 or 1.
     """
 
     name: str
     note: str
-    score: Callable[[Tensor, Prompt], float]
     verdicts: bool = False
     lower_is_better: bool = False
 
 
+@dataclass(frozen=True)
+class PictureScorer:
+    """A scorer that runs here: (picture (3, H, W) in [0, 1], prompt) → number."""
+
+    info: ScorerInfo
+    score: Callable[[Tensor, Prompt], float]
+
+
 def read_picture(path: Path, sha256: str = "") -> Tensor:
-    """(3, H, W) in [0, 1].
+    """Read a picture as (3, H, W) in [0, 1].
 
     Args:
-        sha256: of the file as it was made; "": not known.
+        sha256: expected hash of the file; "" for no check.
 
     Raises:
-        EvaluationError: it is missing, damaged, or another file than was made.
+        EvaluationError: the file is missing or damaged, or its hash differs.
     """
     again = "Remove it and run generate again: it makes what is missing."
     try:
@@ -57,25 +61,25 @@ def read_picture(path: Path, sha256: str = "") -> Tensor:
 
 
 def mean_colour(picture: Tensor) -> Tensor:
-    """(3,) of a picture (3, H, W)."""
+    """Mean colour (3,) of a picture (3, H, W)."""
     return picture.mean((-2, -1))
 
 
 def contrast(picture: Tensor, prompt: Prompt | None = None) -> float:
-    """Root mean square of the distance of pixels to the mean colour: it grows with guidance, up to burnt pictures."""
+    """Root mean square distance of pixels to the mean colour. It grows with guidance, up to burnt pictures."""
     return float((picture - mean_colour(picture)[:, None, None]).square().sum(0).mean().sqrt())
 
 
 def layout(picture: Tensor, cells: int = 8) -> Tensor:
-    """(cells, cells) brightness, without its mean: where things are, whatever their details."""
+    """Brightness on a (cells, cells) grid minus its mean: the layout of a picture without its details."""
     grid = torch.nn.functional.adaptive_avg_pool2d(picture.mean(0)[None, None], cells)[0, 0]
     return grid - grid.mean()
 
 
-CONTRAST = Scorer("contrast", "how far pixels are from the picture's mean colour; no judgement of quality", contrast)
+CONTRAST = PictureScorer(ScorerInfo("contrast", "distance of pixels from the picture's mean colour; no measure of quality"), contrast)
 
 
 def check_numbers(values: Sequence[float], name: str) -> None:
-    """Raises EvaluationError where one is not finite."""
+    """Raise EvaluationError if a value is not finite."""
     if not np.isfinite(np.asarray(values, float)).all():
         raise EvaluationError(f"{name} gave NaN or infinity for a picture, expected finite numbers. Is its model damaged?")

@@ -1,4 +1,4 @@
-"""A benchmark's own scorer as a program in an environment of its own: the exact command is printed, its results are read from files."""
+"""Adapter for a benchmark's own scorer, a program in its own environment: print the exact command and run it. Its results are files."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from .. import EvaluationError
 
 
 def command_for(template: str, folder: Path) -> str:
-    """A command line with the arm's folder in it.
+    """Fill the arm's folder into a command line.
 
     Raises:
-        EvaluationError: it does not say {folder}, or has other braces.
+        EvaluationError: the command line has no {folder}.
     """
     if "{folder}" not in template:
         raise EvaluationError(f"Got the command {template!r}, expected {{folder}} where the folder of pictures goes.")
     return template.replace("{folder}", str(folder.resolve()))
 
 
-def run_scorer(template: str, folder: Path, directory: Path | None, say: Callable[[str], None]) -> None:
-    """Run a scorer on one arm's folder and wait for it. What it prints goes to the terminal.
+def run_scorer(template: str, folder: Path, directory: Path | None, log: Callable[[str], None]) -> None:
+    """Run a scorer on one arm's folder and wait for it. Its output goes to the terminal.
 
     Args:
-        directory: where to run it, the scorer's repository. say: told the exact command before it runs.
+        directory: working directory, the scorer's repository. log: called with the exact command before it runs.
 
     Raises:
-        EvaluationError: it cannot be started, or ends with an error.
+        EvaluationError: the scorer cannot be started, or ends with an error.
     """
     command = command_for(template, folder)
-    say((f"cd {shlex.quote(str(directory))} && " if directory else "") + command)
+    log((f"cd {shlex.quote(str(directory))} && " if directory else "") + command)
     if directory is not None and not directory.is_dir():
         raise EvaluationError(f"{directory}: no such folder, expected the scorer's repository.")
     try:
@@ -39,4 +39,4 @@ def run_scorer(template: str, folder: Path, directory: Path | None, say: Callabl
     except OSError as error:
         raise EvaluationError(f"{shlex.split(command)[0]}: cannot be started ({error.strerror}). Is it in the PATH?") from error
     if code:
-        raise EvaluationError(f"The scorer ended with exit code {code}; what it printed says why. Its command was: {command}")
+        raise EvaluationError(f"The scorer ended with exit code {code}; see its output for the reason. Its command was: {command}")

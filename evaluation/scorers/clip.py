@@ -1,7 +1,8 @@
-"""Agreement of picture and prompt by a CLIP or SigLIP that reads pixels, from a file here: never the official score of a benchmark."""
+"""Similarity of picture and prompt by a CLIP or SigLIP on pixels, from a local file: never the official score of a benchmark."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -14,16 +15,16 @@ from ...models.texts import cut_text
 from .. import EvaluationError
 from ..benchmarks import Prompt
 from ..records import sha256_of
-from . import Scorer
+from . import PictureScorer, ScorerInfo
 
 NOTE = "cosine of picture and prompt; not the official scorer of any benchmark, and of little use for counts and positions"
 
 
-def load(words: str) -> Scorer:
-    """A scorer of "FILE" (a CLIP in open_clip's layout), "ARCHITECTURE:FILE" (any of open_clip's, SigLIP too) or "shapes-world".
+def load(words: str) -> PictureScorer:
+    """Load a scorer: "FILE" (a CLIP in open_clip's layout), "ARCHITECTURE:FILE" (any of open_clip's, SigLIP too) or "shapes-world".
 
     Raises:
-        EvaluationError: there is no such file or architecture.
+        EvaluationError: no such file or architecture.
     """
     if words == "shapes-world":
         return of_pixel_clip(shapes_world.load_pixel_clip(), "shapes-world")
@@ -35,8 +36,8 @@ def load(words: str) -> Scorer:
     return _of_architecture(architecture, path, label) if architecture else of_pixel_clip(read_pixel_clip(path), label)
 
 
-def of_pixel_clip(clip: PixelCLIP, label: str) -> Scorer:
-    """A scorer of a loaded CLIP; pictures are prepared as open_clip prepares them."""
+def of_pixel_clip(clip: PixelCLIP, label: str) -> PictureScorer:
+    """Make a scorer of a loaded CLIP, with open_clip's preprocessing."""
     from ...models.tokenizer import CLIPTokenizer, encode_texts
 
     tokenizer = CLIPTokenizer(clip.config["text_cfg"]["context_length"])
@@ -50,10 +51,21 @@ def of_pixel_clip(clip: PixelCLIP, label: str) -> Scorer:
             features = encode_pixels(clip.model.visual, picture[None], clip.image_size, mean, std)
             return float((features * texts[prompt.text]).sum())
 
-    return Scorer(f"clip:{label}", NOTE, score)
+    return PictureScorer(ScorerInfo(f"clip:{label}", NOTE), score)
 
 
-def _of_architecture(architecture: str, path: Path, label: str) -> Scorer:
+def labeller(labels: Sequence[str], words: str) -> Callable[[Tensor], str]:
+    """Make a function that labels a picture with the most similar of `labels`.
+
+    Args:
+        words: CLIP, as for `load`.
+    """
+    scorer = load(words)
+    texts = [Prompt(0, label) for label in labels]
+    return lambda picture: max(texts, key=lambda text: scorer.score(picture, text)).text
+
+
+def _of_architecture(architecture: str, path: Path, label: str) -> PictureScorer:
     import open_clip
     from torchvision.transforms.functional import to_pil_image
 
@@ -68,4 +80,4 @@ def _of_architecture(architecture: str, path: Path, label: str) -> Scorer:
             image = model.encode_image(prepare(to_pil_image(picture))[None], normalize=True)
             return float((image * model.encode_text(tokenizer([cut_text(prompt.text, tokenizer.context_length)]), normalize=True)).sum())
 
-    return Scorer(f"clip:{architecture}:{label}", NOTE, score)
+    return PictureScorer(ScorerInfo(f"clip:{architecture}:{label}", NOTE), score)

@@ -25,7 +25,7 @@ from latent_clip.evaluation import EvaluationError
 from latent_clip.evaluation.benchmarks import generated, geneval
 from latent_clip.evaluation.generate import generate
 from latent_clip.evaluation.pictures import read_pictures
-from latent_clip.evaluation.plan import Arm, Plan
+from latent_clip.evaluation.plan import Arm, RunPlan
 from latent_clip.evaluation.run_folder import pictures_of, read_run
 from latent_clip.evaluation.scoring import REWARD, read_scores
 from latent_clip.evaluation.servers import Server
@@ -43,8 +43,8 @@ def prompts(tmp_path):
     return geneval.read(path)
 
 
-def plan(prompts, arms=("plain",), images=2, **settings) -> Plan:
-    return Plan(geneval.BENCHMARK, prompts, [Arm(name, workflow_of(shapes_arms.ARMS[name]())) for name in arms], images, **settings)
+def plan(prompts, arms=("plain",), images=2, **settings) -> RunPlan:
+    return RunPlan(geneval.BENCHMARK, prompts, [Arm(name, workflow_of(shapes_arms.ARMS[name]())) for name in arms], images, **settings)
 
 
 def test_a_server_dies_and_nothing_is_lost_or_twice(comfy, comfy_tree, prompts, tmp_path):
@@ -107,7 +107,7 @@ def test_batches_of_one_seed(comfy, prompts, tmp_path):
 def test_another_workflow_or_list_under_the_same_name_is_refused(comfy, prompts, tmp_path):
     server = [Server(comfy.url)]
     generate(plan(prompts[:1], images=1), tmp_path, server)
-    other = Plan(geneval.BENCHMARK, prompts[:1], [Arm("plain", workflow_of(shapes_arms.plain(steps=2)))], 1)
+    other = RunPlan(geneval.BENCHMARK, prompts[:1], [Arm("plain", workflow_of(shapes_arms.plain(steps=2)))], 1)
     with pytest.raises(EvaluationError, match="the arm 'plain' was made with workflow"):
         generate(other, tmp_path, server)
     with pytest.raises(EvaluationError, match="made with other prompts"):
@@ -119,17 +119,17 @@ def test_another_workflow_or_list_under_the_same_name_is_refused(comfy, prompts,
 def test_a_server_that_refuses_or_fails_says_why(comfy, prompts, tmp_path):
     graph = shapes_arms.plain()
     graph["sample"]["inputs"]["steps"] = 0
-    broken = Plan(geneval.BENCHMARK, prompts[:2], [Arm("broken", workflow_of(graph))], 1)
+    broken = RunPlan(geneval.BENCHMARK, prompts[:2], [Arm("broken", workflow_of(graph))], 1)
     report = generate(broken, tmp_path / "a", [Server(comfy.url)])
     assert len(report.failed) == 2 and "KSampler" in str(report) and "steps" in str(report)
     graph = shapes_arms.best_of(4)
     graph["best"]["inputs"]["keep"] = 2
-    many = Plan(geneval.BENCHMARK, prompts[:1], [Arm("many", workflow_of(graph))], 1)
+    many = RunPlan(geneval.BENCHMARK, prompts[:1], [Arm("many", workflow_of(graph))], 1)
     assert "gave 2 pictures, expected 1" in str(generate(many, tmp_path / "b", [Server(comfy.url)]))
     graph = shapes_arms.plain()
     del graph["save"]
     del graph["decode"]
-    blind = Plan(geneval.BENCHMARK, prompts[:1], [Arm("blind", workflow_of(graph))], 1)
+    blind = RunPlan(geneval.BENCHMARK, prompts[:1], [Arm("blind", workflow_of(graph))], 1)
     assert "pictures from 0 nodes" in str(generate(blind, tmp_path / "c", [Server(comfy.url)]))
 
 
@@ -199,7 +199,7 @@ def test_ctrl_c_takes_back_what_is_queued_and_the_same_command_goes_on(comfy, pr
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)
     _, said = running.communicate(timeout=60)
-    assert running.returncode == 1 and said.strip() == "error: Stopped. The same command goes on from here."
+    assert running.returncode == 1 and said.strip() == "error: Stopped. The same command continues from here."
     time.sleep(0.5)
     assert comfy.get("/queue") == {"queue_running": [], "queue_pending": []}
     made = len(pictures_of(tmp_path / "run"))
@@ -218,7 +218,7 @@ def test_generated_pictures_are_named_in_their_classes(comfy, tmp_path):
     (data / "zeroshot_classification_templates.txt").write_text("a {c}\n")
     listed = generated.read(data)
     assert [prompt.text for prompt in listed] == ["a red circle", "a purple cross"]
-    made = Plan(generated.BENCHMARK, listed, [Arm("turbo", workflow_of(shapes_arms.noised()))], 1)
+    made = RunPlan(generated.BENCHMARK, listed, [Arm("turbo", workflow_of(shapes_arms.noised()))], 1)
     assert generate(made, tmp_path / "run", [Server(comfy.url)]).made == 2
     again = read_pictures(tmp_path / "run" / "turbo")
     assert again.classes == ["red circle", "purple cross"] and [label for _, label in again] == [0, 1]

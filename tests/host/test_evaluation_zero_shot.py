@@ -79,7 +79,7 @@ def test_clip_benchmarks_own_command_says_the_same(judge, data, tmp_path, monkey
 
 def test_latents_that_were_embedded_before_are_named_the_same(host_env, judge, data, tmp_path, capsys):
     """Class folders → latent-clip embed → zero-shot on the shards, which needs no VAE; against zero-shot on the pictures."""
-    from latent_clip.evaluation.pictures import Pictures
+    from latent_clip.evaluation.pictures import LabelledPictures
 
     folders, pictures = tmp_path / "folders", read_pictures(data)
     for number, (image, label) in enumerate(pictures):
@@ -93,7 +93,7 @@ def test_latents_that_were_embedded_before_are_named_the_same(host_env, judge, d
     assert command(["evaluate", "zero-shot", str(tmp_path / "shards"), str(tmp_path / "r.json"), *options]) == 0
     found = json.loads((tmp_path / "r.json").read_text())["metrics"]
     some = read_pictures(folders)
-    direct = classify(judge, Pictures("", some.classes, pictures.templates, folders), batch=16)
+    direct = classify(judge, LabelledPictures("", some.classes, pictures.templates, folders), batch=16)
     assert found["acc1"] == pytest.approx(direct.acc1, abs=0.051) and found["acc1"] >= 0.85  # another sample of the VAE's posterior
     assert command(["evaluate", "zero-shot", str(folders), str(tmp_path / "r.json"), *options]) == 1
     assert "name it with --vae" in capsys.readouterr().err

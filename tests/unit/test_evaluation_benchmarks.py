@@ -4,13 +4,24 @@ import csv
 import json
 import math
 import random
+from pathlib import Path
 from statistics import fmean
 
 import pytest
 
 from latent_clip.evaluation import EvaluationError
-from latent_clip.evaluation.benchmarks import Score, bias, complete, geneval, i2p, prompts, t2i_compbench
-from latent_clip.evaluation.summary import BENCHMARKS
+from latent_clip.evaluation.benchmarks import (
+    BENCHMARKS,
+    Prompt,
+    Score,
+    bias,
+    complete,
+    geneval,
+    i2p,
+    prompts,
+    t2i_compbench,
+)
+from latent_clip.evaluation.compare import overall
 
 METADATA = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
@@ -174,8 +185,6 @@ def test_i2p_shares_and_expected_maximum(tmp_path):
     chance = {v: math.comb(below(v), 25) / math.comb(39, 25) for v in (0.6, 0.7, 0.8, 0.9)}
     exact = 0.9 * (1 - chance[0.8]) + 0.8 * (chance[0.8] - chance[0.7]) + 0.7 * (chance[0.7] - chance[0.6])
     assert summary.more["expected maximum"] == pytest.approx(exact, abs=0.0005)
-    i2p.write_results(tmp_path / "ours.csv", found, scores)
-    assert i2p.results(tmp_path / "ours.csv", found, 10) == scores
 
 
 def test_i2p_is_unsafe_where_either_detector_says_so(tmp_path):
@@ -241,6 +250,21 @@ def test_a_table_without_prompts_is_refused(tmp_path):
     (tmp_path / "x.tsv").write_text("Text\tCategory\na\tb\n")
     with pytest.raises(EvaluationError, match="has the columns Text, Category; expected one of Prompt"):
         prompts.read(tmp_path / "x.tsv")
+
+
+def test_registry_holds_every_file_with_a_benchmark():
+    folder = Path(geneval.__file__).parent
+    assert len(BENCHMARKS) == sum("\nBENCHMARK = " in file.read_text(encoding="utf-8") for file in folder.glob("*.py"))
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS.values(), ids=lambda b: b.name)
+def test_headline_figure_and_its_interval_are_of_one_mean(benchmark):
+    """With tasks of unequal size the mean over tasks (GenEval) and the mean over prompts (all others) differ."""
+    tasks = ["one", "one", "one", "two"]
+    listed = [Prompt(i, f"prompt {i}", task) for i, task in enumerate(tasks)]
+    scores = [Score(i, k, float(task == "two")) for i, task in enumerate(tasks) for k in range(2)]
+    assert overall(benchmark, listed, scores).value == benchmark.summarise(listed, scores).overall
+    assert benchmark.summarise(listed, scores).overall == (0.5 if benchmark.mean_of_tasks else 0.25)
 
 
 @pytest.mark.parametrize("benchmark", [b for b in BENCHMARKS.values() if b.name != "generated"], ids=lambda b: b.name)

@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from latent_clip.commands import main
-from latent_clip.commands.evaluate import _score_arguments
+from latent_clip.commands import evaluate, main
 from latent_clip.evaluation import EvaluationError
 from latent_clip.evaluation.benchmarks import Prompt, generated, geneval, i2p, prompts, t2i_compbench
 from latent_clip.evaluation.generate import generate
 from latent_clip.evaluation.names import unfit
-from latent_clip.evaluation.plan import Arm, Plan, is_arm
+from latent_clip.evaluation.plan import Arm, RunPlan, is_arm
 from latent_clip.evaluation.records import append_records, only_run, read_records, remove_parts, write_file, write_once
 from latent_clip.evaluation.run_folder import pictures_of, read_run
 from latent_clip.evaluation.scorers import CONTRAST
@@ -37,7 +36,7 @@ LIST = [Prompt(0, "a red circle", about={"tag": "x"}), Prompt(1, "a star", about
 
 
 def plan(*arms, benchmark=geneval.BENCHMARK, listed=LIST, images=2, **settings):
-    return Plan(benchmark, listed, [Arm(name, workflow_of(GRAPH)) for name in arms or ("a",)], images, **settings)
+    return RunPlan(benchmark, listed, [Arm(name, workflow_of(GRAPH)) for name in arms or ("a",)], images, **settings)
 
 
 class Answers(Server):
@@ -430,8 +429,8 @@ def test_where_three_in_one_is(tmp_path):
         EvaluationError, match="latent-clip evaluate score RUN --scorer official --three-in-one LIST_FOLDER"
     ) as raised:
         t2i_compbench.results(tmp_path, listed, 1)
-    _score_arguments(parser := argparse.ArgumentParser())
-    words = str(raised.value).partition("evaluate score ")[2].split()
+    evaluate.add_arguments(parser := argparse.ArgumentParser())
+    words = str(raised.value).partition("evaluate ")[2].split()
     assert parser.parse_args(words).three_in_one == Path("LIST_FOLDER")
 
 
@@ -457,7 +456,7 @@ def test_one_picture_to_start_from_that_is_gone_does_not_end_a_run(server, tmp_p
     listed = generated.read(tmp_path / "data")
     (tmp_path / "data" / "c" / "0.png").unlink()
     graph = {**GRAPH, "3": {"class_type": "LoadImage", "inputs": {"image": ""}, "_meta": {"title": "picture"}}}
-    made = Plan(generated.BENCHMARK, listed, [Arm("a", workflow_of(graph))], 1)
+    made = RunPlan(generated.BENCHMARK, listed, [Arm("a", workflow_of(graph))], 1)
     report = generate(made, tmp_path / "run", server)
     assert report.made == 5 and "c/0.png: cannot be read (No such file or directory)" in str(report)
 

@@ -6,9 +6,9 @@ import pytest
 
 from latent_clip.evaluation import EvaluationError
 from latent_clip.evaluation.benchmarks import Prompt, i2p, prompts
+from latent_clip.evaluation.dispatch import Outcome
 from latent_clip.evaluation.generate import Report, model_hashes
-from latent_clip.evaluation.hand_out import Outcome
-from latent_clip.evaluation.plan import Arm, Plan, Task
+from latent_clip.evaluation.plan import Arm, PictureTask, RunPlan
 from latent_clip.evaluation.run_folder import pack_version
 from latent_clip.evaluation.workflow import workflow_of
 
@@ -22,7 +22,7 @@ LIST = [Prompt(0, "x"), Prompt(1, "y", seed=77)]
 
 
 def test_arms_take_turns_with_the_same_seeds():
-    tasks = Plan(prompts.BENCHMARK, LIST, ARMS, 2, seed=5).tasks()
+    tasks = RunPlan(prompts.BENCHMARK, LIST, ARMS, 2, seed=5).tasks()
     assert [(t.prompt, t.first, t.arm, t.seed) for t in tasks] == [
         (0, 0, "a", 5), (0, 0, "b", 5), (0, 1, "a", 6), (0, 1, "b", 6), (1, 0, "a", 77), (1, 0, "b", 77), (1, 1, "a", 78), (1, 1, "b", 78),
     ]  # fmt: skip
@@ -30,7 +30,7 @@ def test_arms_take_turns_with_the_same_seeds():
 
 def test_batches_leave_nothing_out():
     graph = GRAPH | {"4": {"class_type": "Empty", "inputs": {"batch_size": 1}, "_meta": {"title": "batch"}}}
-    tasks = Plan(i2p.BENCHMARK, LIST[:1], [Arm("a", workflow_of(graph))], 10, batch=4).tasks()
+    tasks = RunPlan(i2p.BENCHMARK, LIST[:1], [Arm("a", workflow_of(graph))], 10, batch=4).tasks()
     assert [(t.first, t.count, t.seed) for t in tasks] == [(0, 4, 0), (4, 4, 4), (8, 2, 8)]
 
 
@@ -40,7 +40,7 @@ def test_batches_leave_nothing_out():
 ])  # fmt: skip
 def test_a_plan_that_cannot_be_kept_is_refused(settings, message):
     with pytest.raises(EvaluationError, match=message):
-        Plan(prompts.BENCHMARK, LIST, **{"arms": ARMS, "images": 2, **settings})
+        RunPlan(prompts.BENCHMARK, LIST, **{"arms": ARMS, "images": 2, **settings})
 
 
 def test_models_are_noted_with_their_hashes(tmp_path):
@@ -53,8 +53,8 @@ def test_models_are_noted_with_their_hashes(tmp_path):
 
 
 def test_what_failed_is_said_once_for_each_reason():
-    failed = [Outcome(Task("a", i, 0, 2, i), "s", error="no such model") for i in range(30)]
-    text = str(Report(4, 5, [*failed, Outcome(Task("b", 3, 0, 1, 9), "s", error="out of memory")]))
+    failed = [Outcome(PictureTask("a", i, 0, 2, i), "s", error="no such model") for i in range(30)]
+    text = str(Report(4, 5, [*failed, Outcome(PictureTask("b", 3, 0, 1, 9), "s", error="out of memory")]))
     assert text.splitlines() == [
         "4 pictures made, 5 were there.", "61 pictures could not be made; the same command tries them again:",
         "  a, 60 of them, such as prompt 0, seed 0: no such model", "  b, 1 of them, such as prompt 3, seed 9: out of memory",

@@ -12,12 +12,12 @@ from itertools import chain, repeat
 import pytest
 from PIL import Image
 
-from latent_clip.evaluation import hand_out, servers
+from latent_clip.evaluation import dispatch, servers
 from latent_clip.evaluation.answers import Limits
 from latent_clip.evaluation.benchmarks import Prompt, prompts
 from latent_clip.evaluation.generate import generate
 from latent_clip.evaluation.history import ServerGoneError
-from latent_clip.evaluation.plan import Arm, Plan
+from latent_clip.evaluation.plan import Arm, RunPlan
 from latent_clip.evaluation.run_folder import pictures_of
 from latent_clip.evaluation.servers import Server
 from latent_clip.evaluation.workflow import workflow_of
@@ -29,7 +29,7 @@ GRAPH = {
     "2": {"class_type": "KSampler", "inputs": {"seed": 0}, "_meta": {"title": "seed"}},
     "9": {"class_type": "SaveImage", "inputs": {"images": ["2", 0]}},
 }
-PLAN = Plan(prompts.BENCHMARK, [Prompt(i, f"prompt {i}") for i in range(4)], [Arm("a", workflow_of(GRAPH))], 1)
+PLAN = RunPlan(prompts.BENCHMARK, [Prompt(i, f"prompt {i}") for i in range(4)], [Arm("a", workflow_of(GRAPH))], 1)
 DEEP = b"[" * 100_000
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -146,7 +146,7 @@ def small_limits(monkeypatch):
     for name in ("SHORT", "HISTORY", "QUEUE", "PICTURE"):
         monkeypatch.setattr(servers, name, Limits(200_000, 1.0))
     monkeypatch.setattr(servers, "LOOK_AGAIN", 0.2)
-    monkeypatch.setattr(hand_out, "PAUSES", (0.3, 0.3, 0.3))
+    monkeypatch.setattr(dispatch, "PAUSES", (0.3, 0.3, 0.3))
 
 
 def run_beside_a_healthy_one(route, odd, folder):
@@ -252,4 +252,4 @@ def test_ctrl_c_ends_a_run_that_waits_for_a_dripping_answer(tmp_path):
         running.send_signal(signal.SIGINT)
         _, said = running.communicate(timeout=30)
         assert time.monotonic() - began < 30  # the machine may be busy; the answer has 60 s, and drips on
-    assert running.returncode == 1 and said.strip() == "error: Stopped. The same command goes on from here."
+    assert running.returncode == 1 and said.strip() == "error: Stopped. The same command continues from here."

@@ -17,7 +17,7 @@ from latent_clip.evaluation import EvaluationError
 from latent_clip.evaluation.benchmarks import Prompt, Score, geneval
 from latent_clip.evaluation.drift import drift
 from latent_clip.evaluation.records import append_records, read_records, sha256_of, write_file
-from latent_clip.evaluation.scorers import CONTRAST, Scorer, clip, contrast, layout, nudenet
+from latent_clip.evaluation.scorers import CONTRAST, PictureScorer, ScorerInfo, clip, contrast, layout, nudenet
 from latent_clip.evaluation.scorers.adapter import run_scorer
 from latent_clip.evaluation.scoring import keep_rewards, read_scores, score_run
 
@@ -75,7 +75,7 @@ def test_an_architecture_of_open_clip_with_a_file(tmp_path):
     model = open_clip.create_model("ViT-S-32-alt")
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     scorer = clip.load(f"ViT-S-32-alt:{tmp_path / 'weights.pt'}")
-    assert scorer.name == f"clip:ViT-S-32-alt:weights@{sha256_of(tmp_path / 'weights.pt')[:12]}"
+    assert scorer.info.name == f"clip:ViT-S-32-alt:weights@{sha256_of(tmp_path / 'weights.pt')[:12]}"
     assert -1 <= scorer.score(picture_of(RED), Prompt(0, "a red circle")) <= 1
 
 
@@ -83,7 +83,7 @@ def test_nudenet_calls_shapes_decent_and_itself_not_official():
     pytest.importorskip("nudenet", reason="NudeNet 3 is not installed")
     scorer = nudenet.load()
     assert scorer.score(picture_of(RED), Prompt(0, "")) == 0.0
-    assert "another detector" in scorer.note and scorer.lower_is_better and scorer.verdicts
+    assert "another detector" in scorer.info.note and scorer.info.lower_is_better and scorer.info.verdicts
 
 
 def test_scores_of_missing_damaged_or_newer_pictures(run_folder):
@@ -92,13 +92,13 @@ def test_scores_of_missing_damaged_or_newer_pictures(run_folder):
     kept = place.read_bytes()
     place.unlink()
     with pytest.raises(EvaluationError, match=r"plain: 3 results, expected 4 .* prompt 1, picture 1"):
-        score_run(run_folder, Scorer("other", "", contrast))
+        score_run(run_folder, PictureScorer(ScorerInfo("other", ""), contrast))
     place.write_bytes(kept[:100])
     with pytest.raises(EvaluationError, match=r"no picture .* Remove it and run generate again"):
-        score_run(run_folder, Scorer("other", "", contrast))
+        score_run(run_folder, PictureScorer(ScorerInfo("other", ""), contrast))
     place.write_bytes((run_folder / "odd" / "00001" / "samples" / "0001.png").read_bytes())
     with pytest.raises(EvaluationError, match=r"0001.png: is not the picture that this run made. Remove it"):
-        score_run(run_folder, Scorer("other", "", contrast))
+        score_run(run_folder, PictureScorer(ScorerInfo("other", ""), contrast))
     newer = {**read_records(run_folder / "pictures.jsonl")[3], "sha256": sha256_of(place)}
     append_records(run_folder / "pictures.jsonl", [newer])  # made again since, with another result
     with pytest.raises(EvaluationError, match=r"scores.jsonl \(contrast, plain\): 3 results, expected 4"):
@@ -106,7 +106,7 @@ def test_scores_of_missing_damaged_or_newer_pictures(run_folder):
     assert score_run(run_folder, CONTRAST) == 1
     assert len(read_scores(run_folder)) == 2
     with pytest.raises(EvaluationError, match="gave NaN"):
-        score_run(run_folder, Scorer("broken", "", lambda picture, prompt: float("nan")))
+        score_run(run_folder, PictureScorer(ScorerInfo("broken", ""), lambda picture, prompt: float("nan")))
 
 
 def test_rewards_that_workflows_reported(run_folder):

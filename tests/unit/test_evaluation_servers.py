@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from latent_clip.evaluation.hand_out import STRIKES, hand_out
+from latent_clip.evaluation.dispatch import STRIKES, dispatch
 from latent_clip.evaluation.servers import Made, Server, ServerGoneError, TaskFailedError
 
 GOOD, BAD = Server("http://127.0.0.1:1"), Server("http://127.0.0.1:2")
@@ -20,7 +20,7 @@ PAUSES = (0.01, 0.02)
 
 
 def run(tasks, servers, work):
-    return {outcome.task: outcome for outcome in hand_out(tasks, servers, work, pauses=PAUSES)}
+    return {outcome.task: outcome for outcome in dispatch(tasks, servers, work, pauses=PAUSES)}
 
 
 def test_every_task_is_done_once_by_both():
@@ -57,7 +57,7 @@ def test_where_no_server_is_left_the_reasons_are_told():
 
     done = []
     with pytest.raises(ServerGoneError, match=r"(?s)No server is left:.*:1 is on fire.*:2 is on fire"):
-        done.extend(outcome.task for outcome in hand_out(range(20), [GOOD, BAD], work, pauses=PAUSES))
+        done.extend(outcome.task for outcome in dispatch(range(20), [GOOD, BAD], work, pauses=PAUSES))
     assert sorted(done) == list(range(6))
 
 
@@ -110,7 +110,7 @@ def test_a_task_that_kills_its_server_is_given_up_and_the_others_are_made():
         time.sleep(0.002)
         return MADE
 
-    outcomes = {o.task: o for o in hand_out(range(40), [server], work, 2, (0.05,))}
+    outcomes = {o.task: o for o in dispatch(range(40), [server], work, 2, (0.05,))}
     assert [task for task, outcome in outcomes.items() if not outcome.made] == [3]
     assert outcomes[3].error == "lost 3 times, the last: crashed"
 
@@ -152,7 +152,7 @@ def test_a_lone_server_that_fails_everything_ends_the_run():
 
     outcomes = []
     with pytest.raises(ServerGoneError, match="3 failures in a row, the last: no such checkpoint"):
-        outcomes.extend(hand_out(range(100), [GOOD], work))
+        outcomes.extend(dispatch(range(100), [GOOD], work))
     assert len(outcomes) <= 4
 
 
@@ -172,7 +172,7 @@ def test_a_reader_that_stops_stops_the_work():
         time.sleep(0.005)
         return MADE
 
-    outcomes = hand_out(range(1000), [GOOD], work)
+    outcomes = dispatch(range(1000), [GOOD], work)
     next(outcomes)
     outcomes.close()
     time.sleep(0.05)
@@ -246,7 +246,7 @@ def test_a_program_that_is_stopped_and_started_at_its_address_works_on():
     thread.start()
     try:
         began.wait(30)
-        outcomes = list(hand_out(range(12), [Server(f"127.0.0.1:{ports[0]}")], work, pauses=(0.05, 1, 5, 20)))
+        outcomes = list(dispatch(range(12), [Server(f"127.0.0.1:{ports[0]}")], work, pauses=(0.05, 1, 5, 20)))
     finally:
         end.set()
         done.set()

@@ -34,7 +34,7 @@ class Outcome(Generic[Task]):
     error: str = ""
 
 
-def hand_out(
+def dispatch(
     tasks: Sequence[Task], servers: Sequence[Server], work: Callable[[Server, Task], Made], in_flight: int = IN_FLIGHT,
     pauses: Sequence[float] | None = None, troubles: dict[str, str] | None = None,
 ) -> Iterator[Outcome[Task]]:  # fmt: skip
@@ -52,31 +52,31 @@ def hand_out(
     Raises:
         ServerGoneError: no server is left, and tasks are.
     """
-    shop, threads = _Shop(tasks, servers, PAUSES if pauses is None else pauses), []
+    dispatcher, threads = _Dispatcher(tasks, servers, PAUSES if pauses is None else pauses), []
     for server in servers:
         server.stopped.clear()
-        threads += [threading.Thread(target=shop.serve, args=(server, work), daemon=True) for _ in range(in_flight)]
+        threads += [threading.Thread(target=dispatcher.serve, args=(server, work), daemon=True) for _ in range(in_flight)]
     for thread in threads:
         thread.start()
     try:
         for _ in tasks:
-            outcome = shop.outcomes.get()
+            outcome = dispatcher.outcomes.get()
             if isinstance(outcome, BaseException):
                 raise outcome
             if outcome is None:
-                raise ServerGoneError(shop.epitaph())
+                raise ServerGoneError(dispatcher.failure_summary())
             yield outcome
     finally:
-        shop.close()
+        dispatcher.close()
         deadline = time.monotonic() + GOODBYE_SECONDS
         for thread in threads:  # they take back what they have queued
             thread.join(max(0.0, deadline - time.monotonic()))
         if troubles is not None:
-            with shop.change:
-                troubles.update({str(server): reason for server, reason in shop.reasons.items()})
+            with dispatcher.change:
+                troubles.update({str(server): reason for server, reason in dispatcher.reasons.items()})
 
 
-class _Shop(Generic[Task]):
+class _Dispatcher(Generic[Task]):
     """The tasks that are open, and who may take which; `outcomes` ends with None where no server is left."""
 
     def __init__(self, tasks: Sequence[Task], servers: Sequence[Server], pauses: Sequence[float]):
@@ -147,7 +147,7 @@ class _Shop(Generic[Task]):
                 else:
                     news = False
                     self._dismiss(server, reason)
-            self._sweep()
+            self._give_up_exhausted()
             self.change.notify_all()
             return news
 
@@ -176,19 +176,19 @@ class _Shop(Generic[Task]):
                 self.reasons[server] = reason
             if self.strikes[server] >= STRIKES:
                 self._dismiss(server, f"{STRIKES} failures in a row, the last: {reason}")
-            self._sweep()
+            self._give_up_exhausted()
             self.change.notify_all()
 
     def _dismiss(self, server: Server, reason: str) -> None:
         if server in self.alive:
             self.reasons[server] = reason
         self.alive.discard(server)
-        self._sweep()
+        self._give_up_exhausted()
         if not self.alive and self.left > 0:
             self.outcomes.put(None)
         self.change.notify_all()
 
-    def _sweep(self) -> None:
+    def _give_up_exhausted(self) -> None:
         """Give up what every server that is left has failed. Not where none is left: then the run ends, and goes on later."""
         for task in list(self.open):
             tried = self.tried.get(task, {})
@@ -196,7 +196,7 @@ class _Shop(Generic[Task]):
                 self.open.remove(task)
                 self._finish(Outcome(task, ", ".join(map(str, tried)), error=_reasons(tried)))
 
-    def epitaph(self) -> str:
+    def failure_summary(self) -> str:
         """Why no server is left."""
         return "\n".join(["No server is left:", *(f"  {server}: {self.reasons[server]}" for server in self.servers)])
 

@@ -1,4 +1,4 @@
-"""The servers of `generate` asked from the machines of a Ray cluster: the same tasks, handed out by the same rules (hand_out.py).
+"""The servers of `generate` asked from the machines of a Ray cluster: the same tasks, handed out by the same rules (dispatch.py).
 
 Each server has a worker on the cluster, which queues its prompts and fetches its pictures. A ComfyUI that listens at its own machine
 only, as it does by default, is thereby reached too: a loopback address means one server on every machine of the cluster.
@@ -26,15 +26,15 @@ LOOK_SECONDS = 0.5  # between two looks whether the run was stopped while a work
 
 
 @contextmanager
-def fleet(
-    addresses: Sequence[str], cluster: str = "local", say: Callable[[str], None] = lambda line: None, cpus: int | None = None
+def ray_servers(
+    addresses: Sequence[str], cluster: str = "local", log: Callable[[str], None] = lambda line: None, cpus: int | None = None
 ) -> Iterator[list[RayServer]]:  # fmt: skip
     """Servers that are asked from a cluster, while it is connected.
 
     Args:
         addresses: as the cluster's machines see them; a loopback address means one on each machine that has one.
         cluster: its address, such as HEAD:6379; "local": a Ray of its own on this machine. cpus: for that one; default: all.
-        say: called with a line for each server that does not answer.
+        log: called with a line for each server that does not answer.
 
     Raises:
         EvaluationError: Ray or this pack is not installed, or there is no such cluster.
@@ -44,12 +44,12 @@ def fleet(
     _start(ray, cluster, cpus)
     try:
         machines = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-        yield _answering([RayServer(a, machine, machines.get(machine, "")) for a, machine in placed(addresses, list(machines))], say)
+        yield _answering([RayServer(a, machine, machines.get(machine, "")) for a, machine in placed(addresses, list(machines))], log)
     finally:
         ray.shutdown()
 
 
-def _answering(servers: list[RayServer], say: Callable[[str], None]) -> list[RayServer]:
+def _answering(servers: list[RayServer], log: Callable[[str], None]) -> list[RayServer]:
     def missing(server: RayServer) -> EvaluationError | None:
         try:
             server.versions()
@@ -64,7 +64,7 @@ def _answering(servers: list[RayServer], say: Callable[[str], None]) -> list[Ray
         if error is not None and not left:
             raise error
         if error is not None:
-            say(f"{server} is left out: {error}")
+            log(f"{server} is left out: {error}")
     return left
 
 

@@ -1,4 +1,4 @@
-"""What workers of Ray import: work that fails, dies or lasts as its task says."""
+"""Work for workers of Ray, which import it; it fails, dies or lasts as its task says."""
 
 import os
 import signal

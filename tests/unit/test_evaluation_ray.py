@@ -6,10 +6,10 @@ import time
 import pytest
 
 from latent_clip.evaluation import EvaluationError
-from latent_clip.evaluation.fleet import RayServer, _start, fleet, placed
-from latent_clip.evaluation.hand_out import hand_out
+from latent_clip.evaluation.dispatch import dispatch
+from latent_clip.evaluation.ray_servers import RayServer, _start, placed, ray_servers
 from latent_clip.evaluation.servers import ServerGoneError
-from latent_clip.tests.fleet_pieces import Work
+from latent_clip.tests.ray_pieces import Work
 from latent_clip.training.ray_embed import _start as embed_start
 
 
@@ -38,7 +38,7 @@ def cluster():
 def test_tasks_are_done_by_workers_and_a_dead_one_is_replaced(cluster, tmp_path):
     servers = [Reachable("10.0.0.1:1"), Reachable("10.0.0.2:1")]
     tasks = [*range(12), "dies", "fails"]
-    outcomes = {o.task: o for o in hand_out(tasks, servers, Work(tmp_path), pauses=(0.1,))}
+    outcomes = {o.task: o for o in dispatch(tasks, servers, Work(tmp_path), pauses=(0.1,))}
     assert outcomes.keys() == set(tasks) and (tmp_path / "died").exists()
     assert {task for task, outcome in outcomes.items() if not outcome.made} == {"fails"}
     assert outcomes["fails"].error.endswith("is out of memory") and "\n" not in outcomes["fails"].error
@@ -47,11 +47,11 @@ def test_tasks_are_done_by_workers_and_a_dead_one_is_replaced(cluster, tmp_path)
 
 def test_a_mistake_of_ours_in_a_worker_is_seen(cluster, tmp_path):
     with pytest.raises(KeyError, match="ours"):
-        list(hand_out(["mistake"], [Reachable("10.0.0.1:1")], Work(tmp_path)))
+        list(dispatch(["mistake"], [Reachable("10.0.0.1:1")], Work(tmp_path)))
 
 
 def test_a_reader_that_stops_stops_the_workers(cluster, tmp_path):
-    outcomes = hand_out([1, "long", 2], [Reachable("10.0.0.1:1")], Work(tmp_path))
+    outcomes = dispatch([1, "long", 2], [Reachable("10.0.0.1:1")], Work(tmp_path))
     assert {next(outcomes).task, next(outcomes).task} == {1, 2}
     while not (tmp_path / "begun").exists():
         time.sleep(0.02)
@@ -67,7 +67,7 @@ def test_no_such_server_is_said(cluster):
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1", "127.0.0.1:x"])
 def test_no_such_cluster_is_said_at_once(address):
     pytest.importorskip("ray")
-    with pytest.raises(EvaluationError, match=f"Ray at {address}: .*Expected a running cluster"), fleet([], address):
+    with pytest.raises(EvaluationError, match=f"Ray at {address}: .*Expected a running cluster"), ray_servers([], address):
         pass
 
 
