@@ -56,7 +56,7 @@ def _peaks(side: int = 32, steps: int = 8) -> dict:
     from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 
     from ..host.search.run import run_search
-    from ..host.search.run.state import SearchSettings
+    from ..host.search.state import SearchSettings
 
     guider, reward = _world()
     sigmas = comfy.samplers.calculate_sigmas(guider.model_patcher.get_model_object("model_sampling"), "normal", steps)
@@ -84,7 +84,7 @@ def _measure(side: int, look: str, rounds: int) -> dict:
 
     from ..host.sampling.drafts import draft_sigmas
     from ..host.search.run import run_search
-    from ..host.search.run.state import SearchSettings
+    from ..host.search.state import SearchSettings
 
     guider, reward = _world()
     sampling = guider.model_patcher.get_model_object("model_sampling")

@@ -5,7 +5,7 @@ from typing import Literal
 
 from ...methods.rewards import Reward
 from ...methods.search import EarlyMethod, Plan
-from ..scorers.reports import numbers, reward_terms
+from ..front_end.json_values import numbers, reward_terms
 
 Chooses = Literal["reward", "me", "reward proposes, I confirm"]
 

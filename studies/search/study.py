@@ -257,7 +257,7 @@ def clock(scale: float) -> dict:
     from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 
     from ...host.search.run import run_search
-    from ...host.search.run.state import SearchSettings
+    from ...host.search.state import SearchSettings
     from ...methods.rewards import text_reward
     from ..measures import World
 

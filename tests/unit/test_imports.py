@@ -192,3 +192,29 @@ def test_heavy_imports_are_found_through_other_files():
     assert "open_clip" in loaded_with(ROOT / "methods" / "features.py", set()) | loaded_with(
         ROOT / "models" / "latent_clip.py", set()
     )
+
+
+def names_of(path: Path) -> set[str]:
+    """Names that a module binds at its top, also inside `if` and `try`."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+    return found
+
+
+@every_file
+def test_imported_names_exist(room, path):
+    """Also those of imports inside a function, which fail only when it is called."""
+    for item in imports_of(path):
+        if not item.level:
+            continue
+        *module, name = target(path, item)
+        place = ROOT.joinpath(*module)
+        file = place.with_suffix(".py") if place.with_suffix(".py").is_file() else place / "__init__.py"
+        submodule = (place / f"{name}.py").is_file() or (place / name / "__init__.py").is_file()
+        assert submodule or (file.is_file() and name in names_of(file)), f"{'.'.join(module)} has no {name}"
