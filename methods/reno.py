@@ -1,10 +1,10 @@
-"""ReNO: climb a reward by gradient steps on the starting noise (arXiv 2406.04312), per item of a batch.
+"""ReNO: maximise a reward by gradient steps on the starting noise (arXiv 2406.04312), per item of a batch.
 
 For one image this is the original algorithm, step by step. For a batch every item has its own norm prior, gradient
 clip, momentum, best and end, so that four images at once are four single runs.
 
-Two things are ours, and off by default: the climb may see a random view of the latents at every evaluation, and a second
-reward may watch, which is never climbed.
+Two things are ours, and off by default: the gradient may be that of randomly augmented latents, and a second reward, the
+validation reward, may be evaluated, which is never optimised.
 """
 
 import math
@@ -16,8 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .augmentations import Augmentations
 from .rewards import Reward
-from .views import Views
 
 Generate = Callable[[Tensor, list[int]], Tensor]
 Optimizer = Literal["nesterov", "sgd", "adam"]
@@ -28,7 +28,7 @@ OVERFLOW_BACKOFF = 2.0**-8
 
 @dataclass(frozen=True)
 class RenoSettings:
-    """How to climb. The defaults are the original's.
+    """Settings of a run. The defaults are the original's; traces hold the fields under these names.
 
     Attributes:
         iterations: evaluations of the generator; one fewer steps are taken.
@@ -36,11 +36,11 @@ class RenoSettings:
         optimizer: `nesterov` and `sgd` have momentum 0.9, `adam` has eps 1e-2.
         gradient_clip: longest gradient of one item, L2.
         prior_weight: of the norm prior that keeps the noise Gaussian.
-        patience: an item ends after this many iterations without a new best, of the watch where there is one; 0 never.
+        patience: an item ends after this many iterations without a new best, of the validation reward where there is one; 0 never.
         target: an item ends at this reward; None never.
-        views: what the climb sees instead of the latents; None: the latents, as in the original. All that is reported and kept
-            is judged on the latents themselves.
-        watch_keeps: the best is what the watch likes best, among all that the reward likes no less than the first.
+        views: augmentations of the latents before the gradient is taken; None: none, as in the original. All that is reported
+            and kept is evaluated on the latents themselves.
+        watch_keeps: keep the latents with the highest validation reward, among all whose reward is no lower than the first.
     """
 
     iterations: int = 50
@@ -50,7 +50,7 @@ class RenoSettings:
     prior_weight: float = 0.01
     patience: int = 0
     target: float | None = None
-    views: Views | None = None
+    views: Augmentations | None = None
     watch_keeps: bool = False
 
     def __post_init__(self):
@@ -71,7 +71,7 @@ class RenoSettings:
 
 @dataclass(frozen=True)
 class Iteration:
-    """What one evaluation found, for the items that took part.
+    """Results of one evaluation, for the items that took part.
 
     Attributes:
         index: from 0, the untouched noise.
@@ -79,7 +79,7 @@ class Iteration:
         rewards: weighted sums. terms: unweighted values by name. norms: L2 of each item's noise.
         gradient_norms: before the clip; empty in the last iteration, which takes no step.
         seconds: since the start.
-        watch: weighted sums of the reward that watches; empty without one.
+        validation: weighted sums of the validation reward; empty without one.
     """
 
     index: int
@@ -89,15 +89,15 @@ class Iteration:
     norms: list[float]
     gradient_norms: list[float]
     seconds: float
-    watch: list[float] = field(default_factory=list)
+    validation: list[float] = field(default_factory=list)
 
 
 @dataclass
 class RenoState:
-    """The best so far. Tensors are (B, C, H, W), lists have one entry per item.
+    """Best noise and latents so far. Tensors are (B, C, H, W), lists have one entry per item.
 
     Attributes:
-        rewards: of the best latents (B,). values: what they are the best by (B,): the reward, or the watch that keeps.
+        rewards: of the best latents (B,). values: what decides the best (B,): the reward or, with `watch_keeps`, the validation reward.
     """
 
     noise: Tensor
@@ -119,7 +119,7 @@ def optimize_noise(
     noise: Tensor,
     settings: RenoSettings,
     on_step: OnStep | None = None,
-    watch: Reward | None = None,
+    validation: Reward | None = None,
 ) -> RenoState:
     """Optimise starting noise so that what `generate` makes of it scores higher, also in a caller's no_grad or inference mode.
 
@@ -130,21 +130,21 @@ def optimize_noise(
         noise: (B, C, H, W) of unit variance. It is optimised in float32, whatever the networks compute in.
         on_step: called after every evaluation with the state so far; true ends the run and keeps the best. What it
             raises goes through.
-        watch: a reward that is only looked at: it is evaluated without a gradient, and nothing climbs it.
+        validation: a reward that is evaluated without a gradient, and not optimised.
 
     Returns:
         The state: never worse in reward than the first noise, item by item.
 
     Raises:
-        ValueError: the reward, or the watch that keeps, is NaN or infinite for every item; or what `generate` or the reward
-            returns has another shape, or no gradient to the noise; or nothing watches, and it is to keep the best.
+        ValueError: the reward, or with `watch_keeps` the validation reward, is NaN or infinite for every item; or what `generate`
+            or the reward returns has another shape, or no gradient to the noise; or `watch_keeps` without a validation reward.
     """
-    if settings.watch_keeps and watch is None:
+    if settings.watch_keeps and validation is None:
         raise ValueError(
-            "Got watch_keeps without a watch, expected a reward that watches. Connect one, or switch watch_keeps off."
+            "Got watch_keeps without a validation reward, expected one. Connect it to `watch`, or switch watch_keeps off."
         )
     with torch.inference_mode(False), torch.enable_grad():
-        return _optimize(generate, reward, noise, settings, on_step, watch)
+        return _optimize(generate, reward, noise, settings, on_step, validation)
 
 
 def _optimize(
@@ -153,16 +153,16 @@ def _optimize(
     noise: Tensor,
     settings: RenoSettings,
     on_step: OnStep | None,
-    watch: Reward | None,
+    validation: Reward | None,
 ) -> RenoState:
     noise = noise.detach().float().clone().requires_grad_()
-    climber = _Climber(noise, settings, watch)
+    run = _NoiseOptimizer(noise, settings, validation)
     state, active, started = _untouched(noise.detach()), list(range(len(noise))), time.perf_counter()
     for index in range(settings.iterations):
         last = index == settings.iterations - 1
-        iteration = climber.evaluate(generate, reward, state, active, index, last)
+        iteration = run.evaluate(generate, reward, state, active, index, last)
         state.iterations.append(replace(iteration, seconds=time.perf_counter() - started))
-        active = climber.still_active(state, active, index)
+        active = run.still_active(state, active, index)
         if on_step is not None and on_step(state):
             _end(state, active, "stopped")
             break
@@ -172,70 +172,72 @@ def _optimize(
         _end(state, active, "iterations")
     if not state.rewards.isfinite().any():
         broken = any(math.isfinite(value) for value in state.iterations[0].rewards)
-        who = "watch" if settings.watch_keeps and broken else "reward"
+        which = "validation reward" if settings.watch_keeps and broken else "reward"
         raise ValueError(
-            f"The {who} is NaN or infinite for every item of the batch on its first noise. Try fp32 or bf16 weights."
+            f"The {which} is NaN or infinite for every item of the batch on its first noise. Try fp32 or bf16 weights."
         )
     return state
 
 
-class _Climber:
+class _NoiseOptimizer:
     """One run: the noise, its optimiser, and what each item needs to decide its end."""
 
-    def __init__(self, noise: Tensor, settings: RenoSettings, watch: Reward | None):
-        self.noise, self.settings, self.watch = noise, settings, watch
+    def __init__(self, noise: Tensor, settings: RenoSettings, validation: Reward | None):
+        self.noise, self.settings, self.validation = noise, settings, validation
         self.optimizer = _optimizer(noise, settings)
         self.first: Tensor | None = None  # rewards (B,) of the untouched noise
         self.best = [-math.inf] * len(noise)  # the floats that the state's values hold, read back once
-        self.highest = [-math.inf] * len(noise)  # of the watch where there is one, for patience
+        self.highest = [-math.inf] * len(noise)  # of the validation reward where there is one, for patience
         self.stale = [0] * len(noise)
         self.overflows = [0] * len(noise)
 
     def evaluate(
         self, generate: Generate, reward: Reward, state: RenoState, active: list[int], index: int, last: bool
     ) -> Iteration:
-        """Steps 1 to 4 of the algorithm for the active items: reward, best, and, but for the last time, a step."""
+        """Evaluate the active items, keep what is the best so far and, but for the last time, take a step."""
         with torch.set_grad_enabled(not last):
             latents = generate(self.noise[active], active)
             _check_step("generator", latents, (len(active), *self.noise.shape[1:]), not last)
             leaf = latents.detach().requires_grad_(not last)
-            terms, rewards, climbed = self._judge(reward, leaf, index)
-            _check_step("reward", climbed, (len(active),), not last)
-        watched = self._watched(latents)
+            terms, rewards, objective = self._evaluate(reward, leaf, index)
+            _check_step("reward", objective, (len(active),), not last)
+        validated = self._validated(latents)
         if index == 0:
             self.first = rewards.detach().float()
             for kept in (state.first_latents, state.latents):
                 kept.copy_(latents.detach())
-        self._keep_best(state, latents.detach().float(), rewards.detach().float(), watched, active)
+        self._keep_best(state, latents.detach().float(), rewards.detach().float(), validated, active)
         norms = _norms(self.noise.detach()[active])
         gradient_norms = None
         if not last:
-            gradient_norms = self._step(latents, leaf, climbed, active)
-        return _read_back(index, active, rewards, terms, norms, gradient_norms, watched)
+            gradient_norms = self._step(latents, leaf, objective, active)
+        return _read_back(index, active, rewards, terms, norms, gradient_norms, validated)
 
-    def _judge(self, reward: Reward, leaf: Tensor, index: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Terms and reward of the latents, and what is climbed: the reward itself, or that of a view of them."""
-        views = self.settings.views
-        if views is None or not leaf.requires_grad:
+    def _evaluate(self, reward: Reward, leaf: Tensor, index: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Terms and reward of the latents, and the objective: the reward itself, or that of the augmented latents."""
+        augment = self.settings.views
+        if augment is None or not leaf.requires_grad:
             terms = reward.evaluate(leaf, check=False)
             rewards = reward.weigh(terms)
             return terms, rewards, rewards
-        climbed = reward.weigh(reward.evaluate(views.look(leaf, index), check=False))
+        objective = reward.weigh(reward.evaluate(augment(leaf, index), check=False))
         with torch.no_grad():
             terms = reward.evaluate(leaf.detach(), check=False)
-        return terms, reward.weigh(terms), climbed
+        return terms, reward.weigh(terms), objective
 
     @torch.no_grad()
-    def _watched(self, latents: Tensor) -> Tensor | None:
-        return None if self.watch is None else self.watch.weigh(self.watch.evaluate(latents.detach().float(), check=False)).float()
+    def _validated(self, latents: Tensor) -> Tensor | None:
+        if self.validation is None:
+            return None
+        return self.validation.weigh(self.validation.evaluate(latents.detach().float(), check=False)).float()
 
     def _keep_best(
-        self, state: RenoState, latents: Tensor, rewards: Tensor, watched: Tensor | None, active: list[int]
+        self, state: RenoState, latents: Tensor, rewards: Tensor, validated: Tensor | None, active: list[int]
     ) -> None:
         """Keep an item's noise and latents where they are better than before. No synchronisation."""
         values, better = rewards, rewards.isfinite()
-        if self.settings.watch_keeps and watched is not None and self.first is not None:
-            values, better = watched, better & watched.isfinite() & (rewards >= self.first[active])
+        if self.settings.watch_keeps and validated is not None and self.first is not None:
+            values, better = validated, better & validated.isfinite() & (rewards >= self.first[active])
         better = better & (values > state.values[active])
         mask = _like(better, latents)
         state.noise[active] = torch.where(mask, self.noise.detach()[active], state.noise[active])
@@ -243,9 +245,14 @@ class _Climber:
         state.rewards[active] = torch.where(better, rewards, state.rewards[active])
         state.values[active] = torch.where(better, values, state.values[active])
 
-    def _step(self, latents: Tensor, leaf: Tensor, rewards: Tensor, active: list[int]) -> Tensor:
-        """Backward through reward, then generator; clip per item; step. Returns the gradient norms (b,)."""
-        (cotangent,) = torch.autograd.grad(-rewards.sum(), leaf)
+    def _step(self, latents: Tensor, leaf: Tensor, objective: Tensor, active: list[int]) -> Tensor:
+        """Take a step; returns the gradient norms (b,) before the clip."""
+        # Algorithm 1 of ReNO with z the noise, x0 = G(z) the latents, R the reward and K the norm prior:
+        #   c = −∂R/∂x0 at x0                  backward through the reward: `leaf` is x0, `cotangent` is c
+        #   g = (∂G/∂z)ᵀ c + λ ∇K(z)           backward through the generator, λ = `prior_weight`
+        #   g ← g · min(1, clip / |g|)         per item
+        #   z ← z − η · momentum(g)            `optimizer`
+        (cotangent,) = torch.autograd.grad(-objective.sum(), leaf)
         # The generator's backward is linear in the cotangent, so a power of two per item costs no accuracy and keeps
         # half-precision activations' gradients away from both ends of their range.
         backoff = torch.tensor([OVERFLOW_BACKOFF ** self.overflows[i] for i in active], device=leaf.device)
@@ -264,16 +271,16 @@ class _Climber:
         return norms
 
     def still_active(self, state: RenoState, active: list[int], index: int) -> list[int]:
-        """The items that go on; the others get their stop reason."""
+        """List the items that go on; the others get their stop reason."""
         iteration, first = state.iterations[-1], state.iterations[0].rewards
         going_on = []
         for k, item in enumerate(active):
             reward = iteration.rewards[k]
-            value = iteration.watch[k] if self.settings.watch_keeps else reward
+            value = iteration.validation[k] if self.settings.watch_keeps else reward
             allowed = math.isfinite(reward) and (not self.settings.watch_keeps or reward >= first[item])
             if allowed and math.isfinite(value) and value > self.best[item]:
                 self.best[item], state.best_iteration[item] = value, index
-            value = iteration.watch[k] if iteration.watch else reward
+            value = iteration.validation[k] if iteration.validation else reward
             rises = math.isfinite(value) and value > self.highest[item]
             self.highest[item] = value if rises else self.highest[item]
             self.stale[item] = 0 if rises else self.stale[item] + 1
@@ -294,7 +301,7 @@ class _Climber:
         if self.settings.target is not None and reward >= self.settings.target:
             return "target reached"
         if self.settings.patience and self.stale[item] >= self.settings.patience:
-            return "patience" if self.watch is None else "watch turned down"
+            return "patience" if self.validation is None else "watch turned down"
         return ""
 
 
@@ -305,7 +312,7 @@ def norm_prior(noise: Tensor) -> Tensor:
 
 
 def _prior_gradient(noise: Tensor) -> Tensor:
-    """Of `norm_prior` in closed form: (1 − (d − 1) / r²) z."""
+    """Gradient of `norm_prior` in closed form: (1 − (d − 1) / r²) z."""
     return (1 - (noise[0].numel() - 1) / _like(_norms(noise), noise) ** 2) * noise
 
 
@@ -316,7 +323,7 @@ def _optimizer(noise: Tensor, settings: RenoSettings) -> torch.optim.Optimizer:
 
 
 def _untouched(noise: Tensor) -> RenoState:
-    """The state before the first evaluation: no latents yet, and rewards that any finite one beats."""
+    """State before the first evaluation: no latents yet, and rewards below any finite one."""
     latents = torch.full_like(noise, torch.nan)
     rewards = noise.new_full((len(noise),), -torch.inf)
     return RenoState(
@@ -331,12 +338,12 @@ def _read_back(
     terms: dict[str, Tensor],
     norms: Tensor,
     gradient_norms: Tensor | None,
-    watched: Tensor | None,
+    validated: Tensor | None,
 ) -> Iteration:
-    """The one synchronisation of an iteration: every number that the trace wants, in one transfer."""
-    extra = [row for row in (gradient_norms, watched) if row is not None]
-    rows = [rewards, *terms.values(), norms, *extra]
-    values = torch.stack([row.detach().float().to(rewards.device) for row in rows]).tolist()
+    """Read every number for the trace back in one transfer, the only synchronisation of an iteration."""
+    extra = [part for part in (gradient_norms, validated) if part is not None]
+    parts = [rewards, *terms.values(), norms, *extra]
+    values = torch.stack([part.detach().float().to(rewards.device) for part in parts]).tolist()
     names = list(terms)
     after_terms = 1 + len(names)
     return Iteration(
@@ -347,7 +354,7 @@ def _read_back(
         norms=values[after_terms],
         gradient_norms=values[after_terms + 1] if gradient_norms is not None else [],
         seconds=0.0,
-        watch=values[-1] if watched is not None else [],
+        validation=values[-1] if validated is not None else [],
     )
 
 
@@ -361,7 +368,7 @@ def _check_step(what: str, result: Tensor, shape: tuple[int, ...], gradient: boo
         raise ValueError(f"The {what} returned the shape {tuple(result.shape)}, expected {shape}: one item per noise.")
     if gradient and not result.requires_grad:
         raise ValueError(
-            f"The {what} returned numbers without a gradient, so there is nothing to climb. Run its networks with gradients "
+            f"The {what} returned numbers without a gradient, so there is nothing to optimise. Run its networks with gradients "
             "enabled, and detach nothing on the way from its input."
         )
 
@@ -375,5 +382,5 @@ def _power_of_two(x: Tensor) -> Tensor:
 
 
 def _like(per_item: Tensor, x: Tensor) -> Tensor:
-    """(B,) shaped so that it broadcasts over x (B, ...)."""
+    """Reshape (B,) so that it broadcasts over x (B, ...)."""
     return per_item.view(-1, *[1] * (x.ndim - 1))

@@ -92,13 +92,13 @@ class LatentCLIPOptimizeNoise(io.ComfyNode):
         from ..host.reno.trace import reno_pictures, reno_trace
         from ..host.sampling.noise import OptimizedNoise
         from ..host.sampling.noise_use import samplers_that_lose_it
+        from ..methods.augmentations import Augmentations
         from ..methods.reno import RenoSettings
-        from ..methods.views import Views
 
         settings = RenoSettings(
             **climbing,
             target=target if use_target else None,
-            views=Views() if views else None,
+            views=Augmentations() if views else None,
             watch_keeps=watch_keeps and watch is not None,
         )
         state, used = run_reno(noise, guider, sigmas, latent_image, reward, settings, memory, watch, cuda_graphs)

@@ -19,9 +19,9 @@ MAX_PICTURES = 8
 class LiveRun(Live):
     """A ReNO run as the page sees it; a context manager around the run, whose `step` is called after every iteration."""
 
-    def __init__(self, reward: Reward, settings: RenoSettings, watch: Reward | None = None):
+    def __init__(self, reward: Reward, settings: RenoSettings, validation: Reward | None = None):
         super().__init__()
-        self.reward, self.settings, self.watch = reward, settings, watch
+        self.reward, self.settings, self.validation = reward, settings, validation
         self.state: RenoState | None = None
         self.stopped = False
         self.sent = 0  # iterations
@@ -64,7 +64,7 @@ class LiveRun(Live):
             **self.address(),
             "settings": asdict(self.settings),
             "terms": reward_terms(self.reward),
-            "watch": reward_terms(self.watch),
+            "watch": reward_terms(self.validation),
             "start": start,
             "iterations": [iteration_as_dict(iteration) for iteration in state.iterations[start:]],
             "best": numbers(_best(state)),

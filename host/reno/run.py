@@ -52,7 +52,7 @@ def run_reno(
     reward: Reward,
     settings: RenoSettings,
     memory: Memory,
-    watch: Reward | None = None,
+    validation: Reward | None = None,
     cuda_graphs: bool = False,
 ) -> tuple[RenoState, MemoryUse]:
     """Optimise the noise that `guider` starts from.
@@ -61,7 +61,7 @@ def run_reno(
         noise, guider, sigmas, latent: as SamplerCustomAdvanced takes them; 1 to 4 steps.
         memory: `fast` keeps all activations, `low` recomputes the blocks on the way back, `auto` takes low where
             fast cannot fit, else tries fast and starts again in low after an out-of-memory error.
-        watch: see `methods.reno.optimize_noise`.
+        validation: see `methods.reno.optimize_noise`.
         cuda_graphs: record the evaluations and play them back where that can be; see `host.reno.cuda_graphs`.
 
     Returns:
@@ -75,7 +75,7 @@ def run_reno(
     steps = check_sigmas(sigmas)
     check_model(guider.model_patcher)
     check_hooks(getattr(guider, "original_conds", {}), skips_negative(guider), steps)
-    for judge in (reward, *([] if watch is None else [watch])):
+    for judge in (reward, *([] if validation is None else [validation])):
         check_model_space(guider.model_patcher, judge.space)
     samples = latents_for(guider.model_patcher, latent)
     check_one_frame(samples)
@@ -89,13 +89,13 @@ def run_reno(
         )
     check_noise(start)
     attempts: tuple[Memory, ...] = ("auto", "low") if memory == "auto" else (memory,)
-    with LiveRun(reward, settings, watch) as live:
+    with LiveRun(reward, settings, validation) as live:
         for attempt in attempts:
-            reservation = Reservation(attempt, reward, steps, len(samples), guider, watch)
+            reservation = Reservation(attempt, reward, steps, len(samples), guider, validation)
             compiled = compiles(guider.model_patcher.load_device)  # asked here: it is off while gradients are computed
-            run = _RenoSampler(reward, settings, reservation, live, watch, cuda_graphs, compiled)
+            run = _RenoSampler(reward, settings, reservation, live, validation, cuda_graphs, compiled)
             try:
-                guider_with_models = _with_reward_models(guider, networks_of(reward, watch), reservation)
+                guider_with_models = _with_reward_models(guider, networks_of(reward, validation), reservation)
                 guider_with_models.sample(
                     start, samples, run, sigmas, denoise_mask=latent.get("noise_mask"), seed=noise.seed
                 )
@@ -146,12 +146,12 @@ class _RenoSampler(comfy.samplers.Sampler):
         settings: RenoSettings,
         reservation: Reservation,
         live: LiveRun,
-        watch: Reward | None,
+        validation: Reward | None,
         cuda_graphs: bool,
         compiled: bool,
     ):
         self.reward, self.settings, self.reservation, self.live = reward, settings, reservation, live
-        self.watch, self.cuda_graphs, self.compiled = watch, cuda_graphs, compiled
+        self.validation, self.cuda_graphs, self.compiled = validation, cuda_graphs, compiled
         self.state: RenoState | None = None
         self.memory = MemoryUse()
 
@@ -159,7 +159,7 @@ class _RenoSampler(comfy.samplers.Sampler):
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ):
         model = model_wrap.inner_model
-        judges = [network.model for network in networks_of(self.reward, self.watch)]
+        judges = [network.model for network in networks_of(self.reward, self.validation)]
         loaded = [patcher.model for patcher in model_wrap.loaded_models]
         with ExitStack() as contexts:
             contexts.enter_context(gradients([model, *judges, *loaded], model.latent_format))
@@ -187,7 +187,7 @@ class _RenoSampler(comfy.samplers.Sampler):
                 if capture is not None:
                     generate, reward = capture.generate, capture.reward
                 with named_failures(patches):
-                    self.state = optimize_noise(generate, reward, noise, self.settings, on_step, self.watch)
+                    self.state = optimize_noise(generate, reward, noise, self.settings, on_step, self.validation)
                 if capture is not None:
                     self.memory = replace(self.memory, cuda_graphs=capture.outcome)
             finally:

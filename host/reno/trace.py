@@ -11,14 +11,14 @@ from ..scorers.latents import MAX_THUMBNAILS, thumbnails
 
 
 def reno_trace(
-    state: RenoState, reward: Reward, settings: RenoSettings, memory: MemoryUse, watch: Reward | None = None
+    state: RenoState, reward: Reward, settings: RenoSettings, memory: MemoryUse, validation: Reward | None = None
 ) -> dict:
     """A ReNO run as data: settings, every iteration, and how each item ended."""
     return {
         "kind": "reno",
         "settings": asdict(settings),
         "terms": reward_terms(reward),
-        "watch": reward_terms(watch),
+        "watch": reward_terms(validation),
         "checkpointed_blocks": memory.checkpointed_blocks,
         "offloaded_bytes": memory.offloaded_bytes,
         "cuda_graphs": memory.cuda_graphs,
@@ -38,7 +38,7 @@ def iteration_as_dict(iteration: Iteration) -> dict:
         "terms": {name: numbers(values) for name, values in iteration.terms.items()},
         "norms": numbers(iteration.norms),
         "gradient_norms": numbers(iteration.gradient_norms),
-        "watch": numbers(iteration.watch),
+        "watch": numbers(iteration.validation),
         "seconds": round(iteration.seconds, 4),
     }
 

@@ -33,8 +33,8 @@ def measure(scale: float, kept: Callable, pixel: bool) -> dict:
     Args:
         kept: (name, how to compute it) → the value. pixel: also the ways in which the pixel CLIP takes part.
     """
+    from ...methods.augmentations import Augmentations
     from ...methods.reno import RenoSettings
-    from ...methods.views import Views
     from ..measures import noise_for
     from ..safety.runs import STARS, SafetyWorld
 
@@ -53,7 +53,7 @@ def measure(scale: float, kept: Callable, pixel: bool) -> dict:
         if how is not None:
             iterations, views, by, watched = how
             settings = RenoSettings(
-                iterations=iterations, learning_rate=LEARNING_RATE, views=Views() if views else None,
+                iterations=iterations, learning_rate=LEARNING_RATE, views=Augmentations() if views else None,
                 watch_keeps=watched is not None,
             )  # fmt: skip
             made = world[0].safe_noise(texts, noise, threshold, settings, by, watched)[0]

@@ -111,9 +111,9 @@ def climb(
 
         with gradients(maker.modules):
             watch = None if watched is None else reward(watched)
-            state = optimize_noise(generate, reward(climbed), noise[part], settings, watch=watch)
+            state = optimize_noise(generate, reward(climbed), noise[part], settings, validation=watch)
         rewards, watch_values = (
-            torch.tensor([getattr(iteration, name) for iteration in state.iterations]) for name in ("rewards", "watch")
+            torch.tensor([getattr(iteration, name) for iteration in state.iterations]) for name in ("rewards", "validation")
         )
         parts.append((torch.stack(latents), torch.stack(noises), rewards, watch_values))
     latents_, noises_, rewards_, watch_ = (torch.cat(tensors, dim=1) for tensors in zip(*parts))
@@ -153,10 +153,10 @@ class Study:
             self.maker = Maker(World())
 
     def settings(self, way: str) -> RenoSettings:
+        from ...methods.augmentations import Augmentations
         from ...methods.reno import RenoSettings
-        from ...methods.views import Views
 
-        return RenoSettings(iterations=LAST, learning_rate=LEARNING_RATE, views=Views() if way == VIEWS else None)
+        return RenoSettings(iterations=LAST, learning_rate=LEARNING_RATE, views=Augmentations() if way == VIEWS else None)
 
     def run(self, climbed: str, way: str, seed: int, watched: str | None) -> dict:
         """Verdicts at KEEP by everyone who could keep, the rewards there, and the noise at the end."""
@@ -209,7 +209,7 @@ RUNS: dict[str, tuple[str, str, int, str | None]] = {
 
 def measure(scale: float, pixel: bool) -> dict:
     """Everything that the document states, as plain JSON; with `pixel` also what the pixel CLIP climbs."""
-    kept = Kept("burning_study", (PROMPTS, SOME, FEW, LAST, LEARNING_RATE, KEEP, PATIENCE, scale), ROOT / "methods/views.py")
+    kept = Kept("burning_study", (PROMPTS, SOME, FEW, LAST, LEARNING_RATE, KEEP, PATIENCE, scale), ROOT / "methods/augmentations.py")
     study = Study(scale)
     chosen = {name: how for name, how in RUNS.items() if pixel or how[0] != PIXEL}
     runs = {name: kept.get(name, partial(study.run, *how)) for name, how in chosen.items()}

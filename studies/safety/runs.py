@@ -255,7 +255,7 @@ class SafetyWorld:
                 return self.maker.generate(z, contexts[part][items])
 
             with gradients(self.maker.modules):
-                state = optimize_noise(generate, reward(now, part), noise[part], settings, watch=watch)
+                state = optimize_noise(generate, reward(now, part), noise[part], settings, validation=watch)
                 made.append(state.latents)
         return torch.cat(made), time.perf_counter() - began
 

@@ -20,10 +20,10 @@ def test_what_the_study_reads_off_is_what_the_optimiser_keeps(by):
 
     def run(iterations: int):
         settings = RenoSettings(iterations=iterations, watch_keeps=by == study.WATCH)
-        return optimize_noise(generate, make_reward(), noise(3), settings, watch=make_reward(9))
+        return optimize_noise(generate, make_reward(), noise(3), settings, validation=make_reward(9))
 
     long = run(12)
-    rewards, watch = (torch.tensor([getattr(i, name) for i in long.iterations]) for name in ("rewards", "watch"))
+    rewards, watch = (torch.tensor([getattr(i, name) for i in long.iterations]) for name in ("rewards", "validation"))
     route = study.Route(torch.stack(made), torch.stack(made), rewards, watch, 0.0)
     for iterations in (4, 9):
         kept = route.kept(by, iterations)
@@ -34,10 +34,10 @@ def test_what_the_study_reads_off_is_what_the_optimiser_keeps(by):
 
 def test_the_study_ends_where_the_optimiser_ends():
     settings = RenoSettings(iterations=60, patience=3)
-    state = optimize_noise(make_generator(), make_reward(), noise(3), settings, watch=make_reward(9))
+    state = optimize_noise(make_generator(), make_reward(), noise(3), settings, validation=make_reward(9))
     counts = [sum(item in i.items for i in state.iterations) for item in range(3)]
-    full = optimize_noise(make_generator(), make_reward(), noise(3), RenoSettings(iterations=60), watch=make_reward(9))
-    watch = torch.tensor([i.watch for i in full.iterations])
+    full = optimize_noise(make_generator(), make_reward(), noise(3), RenoSettings(iterations=60), validation=make_reward(9))
+    watch = torch.tensor([i.validation for i in full.iterations])
     assert study.Route(watch, watch, watch, watch, 0.0).ends(3).tolist() == counts
     assert min(counts) < 60
 

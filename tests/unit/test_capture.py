@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from latent_clip.methods.augmentations import Augmentations
 from latent_clip.methods.capture import Buckets, Captured, CapturedGenerator, CudaRecording, captured_reward
 from latent_clip.methods.features import WindowFeatures
 from latent_clip.methods.reno import RenoSettings, optimize_noise
 from latent_clip.methods.rewards import Reward, Term
-from latent_clip.methods.views import Views
 from latent_clip.models.latent_spaces import LATENT_SPACES
 from latent_clip.tests import emulated_gpu
 
@@ -73,7 +73,7 @@ def contiguous(items: list[int]) -> bool:
     return items == list(range(items[0], items[-1] + 1))
 
 
-@pytest.mark.parametrize("views", [None, Views(noise=0.1)], ids=["plain", "views"])
+@pytest.mark.parametrize("views", [None, Augmentations(noise=0.1)], ids=["plain", "views"])
 @pytest.mark.parametrize("size", [1, 6])
 def test_a_captured_run_is_the_same_run(gpu, graphs, size, views):
     """Items end one after the other by a target; the generator is recorded once for every bucket, and called no more."""

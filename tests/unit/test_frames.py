@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from latent_clip.methods.augmentations import Augmentations
 from latent_clip.methods.capture import CudaRecording, captured_reward
 from latent_clip.methods.concepts import ConceptDirections
 from latent_clip.methods.features import WindowFeatures
 from latent_clip.methods.gate import reasons_to_block_clips
 from latent_clip.methods.guidance import AvoidConcepts, ClimbReward, ConceptMonitor, GuidanceSettings, correction
 from latent_clip.methods.rewards import Reward, Term, text_reward
-from latent_clip.methods.views import Views
 from latent_clip.models.frames import by_clip, clips_of, frames_in, pictures_of
 from latent_clip.models.latent_spaces import LATENT_SPACES
 
@@ -161,4 +161,4 @@ def test_a_gate_tells_no_frames_of_an_image():
 
 def test_a_view_of_a_still_image_of_a_video_model_is_that_of_the_picture():
     image = CLIPS[:, :, :1]
-    assert torch.equal(Views(seed=3).look(image, 2)[:, :, 0], Views(seed=3).look(image[:, :, 0], 2))
+    assert torch.equal(Augmentations(seed=3)(image, 2)[:, :, 0], Augmentations(seed=3)(image[:, :, 0], 2))

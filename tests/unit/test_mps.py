@@ -12,7 +12,7 @@ from latent_clip.methods.concepts import concept_directions
 from latent_clip.methods.features import encode_latents, encode_pixels, encode_windows
 from latent_clip.methods.gate import blurred, extra_views
 from latent_clip.methods.guidance import ConceptMonitor
-from latent_clip.methods.reno import RenoSettings, _Climber, norm_prior
+from latent_clip.methods.reno import RenoSettings, _NoiseOptimizer, norm_prior
 from latent_clip.methods.rewards import Reward, Term, avoid_reward, combine, text_reward
 from latent_clip.models.concepts import shipped_concepts
 from latent_clip.models.fit import FITS, fit_latents
@@ -119,11 +119,11 @@ def test_rewards_concepts_and_classes_stay_in_what_the_device_has(mps):
 
 def test_a_reno_step_stays_in_what_the_device_has(mps):
     noise = latents((104, 64), 2)
-    climber = _Climber(noise, RenoSettings(), None)
+    run = _NoiseOptimizer(noise, RenoSettings(), None)
     generated = noise * 2
     leaf = generated.detach().requires_grad_()
     reward = Reward((Term("mean", Cells(), lambda f: f.mean(dim=1)),))
-    norms = climber._step(generated, leaf, reward.weigh(reward.evaluate(leaf, check=False)), [0, 1])
+    norms = run._step(generated, leaf, reward.weigh(reward.evaluate(leaf, check=False)), [0, 1])
     assert norms.device == MPS
     assert norm_prior(noise.detach()).dtype == torch.float32
 

@@ -130,7 +130,7 @@ def test_a_hook_on_both_sides_has_the_gradient_of_what_was_computed(world, monke
     """Against the slope by finite differences along the gradient."""
     found = {}
 
-    def probe(generate, reward, noise, settings, on_step=None, watch=None):
+    def probe(generate, reward, noise, settings, on_step=None, validation=None):
         def value(z):
             return reward.weigh(reward.evaluate(generate(z, [0, 1]))).sum()
 
