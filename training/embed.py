@@ -123,6 +123,20 @@ def embed_batch(batch: Sequence[Prepared], tools: Tools, settings: Settings, pat
     return samples
 
 
+def without_odd(samples: list[Sample]) -> tuple[list[Sample], list[tuple[str, str]]]:
+    """Samples that can be trained on, and (id, reason) of those of which a VAE, a teacher or a diffusion model made NaN or infinity.
+
+    In float16, as they are stored.
+    """
+    odd = []
+    for sample in samples:
+        parts = {"VAE": sample.latent, "teacher": sample.teacher, "diffusion model": sample.predictions}
+        if maker := next((m for m, part in parts.items() if not all(t.half().isfinite().all() for t in part.values())), None):
+            odd.append((sample.id, f"the {maker} made numbers that are not finite"))
+    names = {name for name, _ in odd}
+    return [sample for sample in samples if sample.id not in names], odd
+
+
 def _predict(
     batch: Sequence[Prepared], latents: dict[str, Tensor], predictor: Predictor, count: int
 ) -> dict[str, Tensor]:
@@ -181,18 +195,19 @@ def _embed(
     samples: list[Sample] = []
     skipped: list[tuple[str, str]] = []
     for batch, reasons in _batches(left, settings):
-        skipped += [(row, reason) for row, reason in reasons if reason != CLOSED]  # which the next run tries again
         wanted = bool(settings.patch_grid) and stored < settings.patch_samples
-        samples += embed_batch(batch, tools, settings, wanted) if batch else []
-        stored += len(batch)
-        counts.update(["written"] * len(batch) + [reason for _, reason in reasons])
+        made, odd = without_odd(embed_batch(batch, tools, settings, wanted) if batch else [])
+        samples, reasons = samples + made, reasons + odd
+        skipped += [(row, reason) for row, reason in reasons if reason != CLOSED]  # which the next run tries again
+        stored += len(made)
+        counts.update(["written"] * len(made) + [reason for _, reason in reasons])
         closed = 0 if batch else closed + sum(reason == CLOSED for _, reason in reasons)
         if closed > MOST_CLOSED:
             raise SourceError(
                 f"{closed} pictures in a row cannot be opened, the last of them {reasons[-1][0]}. Expected that the source stays there while it is "
                 "read. Make it readable and start again: what is finished is kept."
             )
-        progress.add(len(batch) + len(reasons))
+        progress.add(len(made) + len(reasons))
         if len(samples) >= settings.shard:
             write_shard(target, samples, skipped)
             samples, skipped = [], []

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load, save
 
 from ..models.files import only_writer
-from .embed import Prepared, Progress, Settings, Tools, begin, check_target, embed_batch, prepare
+from .embed import Prepared, Progress, Settings, Tools, begin, check_target, embed_batch, prepare, without_odd
 from .shard_folder import finished
 from .shard_header import Dataset, ShardError
 from .shards import Sample, drop_repeats, write_shard
@@ -183,5 +183,6 @@ def _write(batch: Columns, target: Path) -> Columns:
         else:
             parts = {part: load(content) if (content := batch[part][n]) else {} for part in PARTS}
             samples.append(Sample(row.id, captions=row.captions, about=json.loads(str(about)), **parts))
-    write_shard(target, samples, skipped)
+    samples, odd = without_odd(samples)
+    write_shard(target, samples, skipped + odd)
     return {"rows": np.array([len(batch["row"])])}

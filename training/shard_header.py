@@ -33,7 +33,7 @@ class Dataset:
     """What all shards of a folder have in common: the content of `dataset.json`.
 
     Attributes:
-        space: of the latents, as `models.latent_spaces.LatentSpace.as_dict` writes it.
+        space: of the latents, as `models.own_spaces.space_as_dict` writes it.
         vae: the VAE's file name and sha256, and the signature of its encoder (`models.vae_signature`). teacher: file name, sha256 and open_clip config of the teacher, or None.
         views: names such as "centre", "random", "flip", and the side in pixels.
         licence: of the pictures, as whoever made the data set says it.

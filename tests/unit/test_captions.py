@@ -14,7 +14,7 @@ from latent_clip.tests.shard_pieces import DATASET, SETTINGS, TOOLS  # noqa: E40
 from latent_clip.training import captions as captions_module  # noqa: E402
 from latent_clip.training import sources, tars  # noqa: E402
 from latent_clip.training.captions import LONGEST_TEXT, captions_of, pair, read_table  # noqa: E402
-from latent_clip.training.embed import embed  # noqa: E402
+from latent_clip.training.embed import Tools, embed  # noqa: E402
 from latent_clip.training.shards import finished, read_samples  # noqa: E402
 from latent_clip.training.sources import CLOSED, Row, SourceError, picture_of, read_source, rows_of  # noqa: E402
 
@@ -365,7 +365,7 @@ def test_a_huge_file_is_not_read(folder):
 
 def test_a_source_that_vanishes_stops_the_run(folder, tmp_path):
     from latent_clip.training import embed as module
-    from latent_clip.training.embed import Settings, Tools, embed
+    from latent_clip.training.embed import Settings
 
     rows = [Row(f"{n}.jpg", str(tmp_path / "gone" / f"{n}.jpg")) for n in range(module.MOST_CLOSED + 20)]
     dataset = module.Dataset({"name": "x", "channels": 3, "downscale": 8}, {"name": "v", "sha256": "0"}, {"names": ["centre"], "side": 32})
@@ -438,3 +438,15 @@ def test_a_picture_that_cannot_be_opened_is_tried_again_by_the_next_run(folder, 
     (tmp_path / "b.jpg").rename(folder / "b.jpg")
     assert embed(rows, tmp_path / "out", DATASET, SETTINGS, TOOLS) == {"there": 2, "written": 1}
     assert {sample.id for sample in read_samples(tmp_path / "out")} == {"a.jpg", "b.jpg", "sub/c.jpg"}
+
+
+def test_latents_that_are_not_finite_are_left_out_and_counted(folder, tmp_path):
+    def encode(pixels):  # as a VAE in float16 does with some pictures
+        latents = TOOLS.encoder(pixels)["latent"]
+        latents[1, 0, 0, 0] = 1e9
+        return {"latent": latents}
+
+    counts = embed(rows_of(str(folder)), tmp_path / "out", DATASET, SETTINGS, Tools(encode))
+    assert counts == {"there": 0, "written": 2, (reason := "the VAE made numbers that are not finite"): 1}
+    assert [sample.id for sample in read_samples(tmp_path / "out")] == ["a.jpg", "sub/c.jpg"]
+    assert finished(tmp_path / "out").skipped == {"b.jpg": reason}
