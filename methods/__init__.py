@@ -1,1 +1,1 @@
-"""What we compute on latents. Torch only, no ComfyUI: tensors and callables in, tensors out."""
+"""Computations on latents. Torch only, no ComfyUI: tensors and callables in, tensors out."""

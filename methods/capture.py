@@ -1,4 +1,4 @@
-"""Functions of one tensor as recordings that a GPU plays back: CUDA graphs of the way there and of the way back.
+"""Functions of one tensor as recordings that a GPU plays back: CUDA graphs of the forward and the backward pass.
 
 A network of small kernels waits for Python to launch them one after the other; a recording is launched at once. It knows one
 shape, lies in memory of its own, and does again exactly what was done when it was made, so whatever decides in Python, waits for
@@ -22,7 +22,7 @@ Generate = Callable[[Tensor, list[int]], Tensor]
 
 
 class Recording(Protocol):
-    """One function for one shape."""
+    """Recording of one function for one shape."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]: ...
 
@@ -45,16 +45,16 @@ class CudaRecording:
         self.given = example.detach().clone().requires_grad_()
         self._warm_up(function)
         pool = torch.cuda.graph_pool_handle()
-        self.there, self.back = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.there, pool=pool):
+        self.forward_graph, self.backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.forward_graph, pool=pool):
             results = function(self.given)
         self.cotangents = [torch.zeros_like(result) for result in results]
-        with torch.cuda.graph(self.back, pool=pool):
+        with torch.cuda.graph(self.backward_graph, pool=pool):
             (self.gradient,) = torch.autograd.grad(results, self.given, self.cotangents)
         self.results = [result.detach() for result in results]
 
     def _warm_up(self, function: Function) -> None:
-        """Once on another stream, as PyTorch asks: libraries choose and allocate what they need the first time."""
+        """Run once on another stream, as PyTorch asks: libraries choose and allocate what they need the first time."""
         side, now = torch.cuda.Stream(), torch.cuda.current_stream()
         side.wait_stream(now)
         with torch.cuda.stream(side):
@@ -65,13 +65,13 @@ class CudaRecording:
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad():
             self.given.copy_(x)
-        self.there.replay()
+        self.forward_graph.replay()
         return tuple(result.clone() for result in self.results)  # the next time they are written over
 
     def backward(self, cotangents: tuple[Tensor, ...]) -> Tensor:
         for kept, cotangent in zip(self.cotangents, cotangents):
             kept.copy_(cotangent)
-        self.back.replay()
+        self.backward_graph.replay()
         return self.gradient.clone()
 
 
@@ -86,7 +86,7 @@ class _Played(torch.autograd.Function):
     def backward(ctx, *cotangents: Tensor):
         if ctx.turn != ctx.player.played:
             raise RuntimeError(
-                "A recording was played again before its way back, which would give the gradient of another input."
+                "A recording was played again before its backward pass, which would give the gradient of another input."
             )
         return None, ctx.player.recording.backward(cotangents)
 
@@ -113,7 +113,7 @@ class Captured:
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         key = (x.shape, x.dtype)
         if not (x.requires_grad and torch.is_grad_enabled()):
-            return self.function(x)  # a recording that is played writes over what its own way back still needs
+            return self.function(x)  # a recording that is played overwrites what its own backward pass still needs
         if key not in self._players and not self.reason:
             self._try_to_record(key, x)
         player = self._players.get(key)
@@ -128,14 +128,14 @@ class Captured:
 
 
 class Buckets:
-    """Which items are evaluated together: N, N/2 or N/4 of them, so that one that ends forces no new recording."""
+    """Batch items that are evaluated together: N, N/2 or N/4 of them, so that an item that ends forces no new recording."""
 
     def __init__(self, size: int):
         self.sizes = sorted({math.ceil(size / part) for part in (1, 2, 4)})
         self.members = list(range(size))
 
     def holding(self, items: list[int]) -> list[int]:
-        """The items and, where the smallest bucket that holds them has room, others that were with them, in order."""
+        """Return the items and, where the smallest bucket that holds them has room, others that were with them, in order."""
         size = next(size for size in self.sizes if size >= len(items))
         if size < len(self.members):
             others = [item for item in self.members if item not in items]
@@ -162,9 +162,9 @@ class CapturedGenerator:
             return self.generate(noise, items)
         members = self.buckets.holding(items)
         if self._captured is None or members != self._members:
-            rows = self._members = list(members)
+            items_now = self._members = list(members)
             self._captured = None  # its memory is free before the next is made
-            self._captured = Captured(lambda x: (self.generate(x, rows),), self.record)
+            self._captured = Captured(lambda x: (self.generate(x, items_now),), self.record)
         if members == items:
             return self._captured(noise)[0]
         places = torch.tensor([members.index(item) for item in items]).to(noise.device)

@@ -39,5 +39,5 @@ def label_directions(encode_text: Callable[[list[str]], Tensor], labels: list[st
 
 
 def classify(features: Tensor, directions: Tensor, logit_scale: float) -> Tensor:
-    """Probability of every label: (B, D) unit-length features, (L, D) directions → (B, L), rows sum to 1."""
+    """Probability of every label: (B, D) unit-length features, (L, D) directions → (B, L); every image's probabilities sum to 1."""
     return torch.softmax(logit_scale * features @ directions.to(features).T, dim=-1)

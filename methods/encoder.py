@@ -1,6 +1,6 @@
 """A Latent-CLIP ready to use with torch alone: raw latents and texts → unit features.
 
-ComfyUI's version (`host`) extends these classes: it moves the towers, watches the memory and caches texts.
+ComfyUI's version (`host`) extends these classes: it moves the towers, keeps to the memory and caches texts.
 """
 
 from __future__ import annotations
@@ -32,8 +32,11 @@ class Towers(Protocol):
         space: the latent space of the image tower. grid: cells along a side of its input.
     """
 
-    space: LatentSpace
-    grid: int
+    @property
+    def space(self) -> LatentSpace: ...
+
+    @property
+    def grid(self) -> int: ...
 
     @property
     def image_tower(self) -> nn.Module: ...

@@ -1,4 +1,4 @@
-"""From latents to unit-length CLIP features: the shared first half of every reward."""
+"""Unit-length CLIP features of latents: the shared first half of every reward."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -42,25 +42,25 @@ def encode_latents(
     Returns:
         (B, D) float32 of unit length.
     """
-    views = fit_latents(raw_latents.float(), grid, fit)
-    features = tower(rearrange(views, "b t c h w -> (b t) c h w").to(dtype)).float()
-    return average_unit(rearrange(features, "(b t) d -> b t d", t=views.shape[1]))
+    windows = fit_latents(raw_latents.float(), grid, fit)
+    features = tower(rearrange(windows, "b t c h w -> (b t) c h w").to(dtype)).float()
+    return average_unit(rearrange(features, "(b t) d -> b t d", t=windows.shape[1]))
 
 
 def encode_windows(
     tower: Tower, raw_latents: Tensor, grid: int, fit: Fit, dtype: torch.dtype = torch.float32, closer: bool = False
 ) -> WindowFeatures:
-    """Features of raw latents of any size, with those of the windows that a judge of safety needs.
+    """Features of raw latents of any size, with those of the windows that a safety check needs.
 
     Args:
         tower, raw_latents, grid, fit, dtype: see `encode_latents`, whose result is the `average`.
         closer: see `models.fit.safety_windows`.
     """
     raw_latents = raw_latents.float()
-    views = fit_latents(raw_latents, grid, fit)
-    whole, views = views.shape[1], torch.cat([views, safety_windows(raw_latents, grid, fit, closer)], dim=1)
-    features = tower(rearrange(views, "b t c h w -> (b t) c h w").to(dtype)).float()
-    features = rearrange(features, "(b t) d -> b t d", t=views.shape[1])
+    windows = fit_latents(raw_latents, grid, fit)
+    whole, windows = windows.shape[1], torch.cat([windows, safety_windows(raw_latents, grid, fit, closer)], dim=1)
+    features = tower(rearrange(windows, "b t c h w -> (b t) c h w").to(dtype)).float()
+    features = rearrange(features, "(b t) d -> b t d", t=windows.shape[1])
     return WindowFeatures(average_unit(features[:, :whole]), F.normalize(features, dim=-1))
 
 

@@ -1,4 +1,4 @@
-"""Search among candidates: when to look at them, how many to keep then, and what that costs.
+"""Plan of a search among candidates: when to evaluate them, how many to keep then, and the cost.
 
 Costs are counted in model evaluations, one for each image and each time that the network is asked about it.
 """
@@ -55,7 +55,7 @@ class Plan:
 
 
 def cost_of_cuts(start: int, cuts: tuple[Cut, ...], evaluations: tuple[int, ...]) -> int:
-    """Evaluations of a sampling that starts with `start` images. The first evaluation of a step is what a cut looks at."""
+    """Evaluations of a sampling that starts with `start` images. A cut reads the first evaluation of its step."""
     alive, cost, quotas = start, 0, {cut.step: cut.keep for cut in cuts}
     for step, asked in enumerate(evaluations, start=1):
         cost += alive
@@ -73,12 +73,12 @@ def plan_search(
     draft_steps: int = 0,
     cuts: str = "",
 ) -> Plan:
-    """What a search does for a budget.
+    """Plan a search within a budget.
 
     Args:
         evaluations: of one image, for each step of the sampling.
         budget: share of the evaluations that all candidates would cost. Where no schedule of use is so cheap, the
-            cheapest one of use is taken, so look at the plan's cost.
+            cheapest one of use is taken, so read the plan's cost.
         draft_steps: 0 takes as many as the budget pays for, at least `MIN_DRAFT_STEPS`.
         cuts: such as "20% → 6, 40% → 3"; empty takes those that the budget pays for.
 
@@ -91,13 +91,7 @@ def plan_search(
         chosen = parse_cuts(cuts, steps, candidates, keep) or cuts_for(budget, candidates, keep, evaluations)
         plan = Plan(candidates, keep, evaluations, 0, candidates, chosen)
     else:
-        sampled = keep
-        late: tuple[Cut, ...] = ()
-        if look == "both":
-            late = parse_cuts(cuts, steps, candidates, keep)
-            sampled = _between(candidates, keep) if not late else min(candidates, max(late[0].keep + 1, keep))
-            if not late and sampled > keep:
-                late = (Cut(max(1, steps // 2), keep),)
+        sampled, late = _late_cuts(cuts, steps, candidates, keep) if look == "both" else (keep, ())
         rest = budget * candidates * sum(evaluations) - cost_of_cuts(sampled, late, evaluations)
         drafts = draft_steps or max(MIN_DRAFT_STEPS, math.floor(rest / candidates + 1e-9))
         plan = Plan(candidates, keep, evaluations, drafts, sampled, late)
@@ -111,8 +105,16 @@ def plan_search(
     return plan
 
 
+def _late_cuts(cuts: str, steps: int, candidates: int, keep: int) -> tuple[int, tuple[Cut, ...]]:
+    """Number of drafts that are sampled, and the cuts after them."""
+    if late := parse_cuts(cuts, steps, candidates, keep):
+        return min(candidates, max(late[0].keep + 1, keep)), late
+    sampled = _between(candidates, keep)
+    return sampled, (Cut(max(1, steps // 2), keep),) if sampled > keep else ()
+
+
 def _between(candidates: int, keep: int) -> int:
-    """How many drafts are sampled where a later cut follows: the geometric mean."""
+    """Number of drafts that are sampled where a later cut follows: the geometric mean."""
     return min(candidates, math.ceil(math.sqrt(candidates * keep) - 1e-9))
 
 
@@ -199,6 +201,6 @@ def _check(look: str, candidates: int, keep: int, steps: int, budget: float, dra
         raise ValueError(f"Got draft_steps = {draft_steps}, expected 0 for what the budget pays, or a number of steps.")
     if steps < 2:
         raise ValueError(
-            f"Got a sampling of {steps} step{'s' * (steps != 1)}, in which there is nothing to look at early. "
+            f"Got a sampling of {steps} step{'s' * (steps != 1)}, in which there is nothing to evaluate early. "
             "Sample the whole batch and connect Select Best Latents; Optimize Noise makes more of one step."
         )

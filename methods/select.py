@@ -1,4 +1,4 @@
-"""Which items of a batch to keep."""
+"""Selection of the best items of a batch."""
 
 import math
 

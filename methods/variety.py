@@ -14,7 +14,7 @@ def rank(scores: Tensor) -> list[int]:
 
 
 def choose(scores: Tensor, keep: int, features: Tensor | None = None, variety: float = 0.0) -> list[int]:
-    """Which candidates to keep, from the best score to the worst. One that could not be judged (NaN) is never kept.
+    """Choose the candidates to keep, from the best score to the worst. A candidate without a score (NaN) is never kept.
 
     With variety 0, or without features, these are the best. Else they are the group of `best_group` for scores counted in their
     own standard deviations, and distances in their mean: whatever the reward's scale, variety 1 weighs how good an image is as
@@ -51,13 +51,13 @@ def best_group(quality: Tensor, distances: Tensor, keep: int, variety: float) ->
     """
     gain = variety * distances
     promise = quality + gain.mean(dim=1) * max(0, keep - 1)
-    groups = [_climb(quality, gain, keep, start) for start in promise.argsort(descending=True)[:STARTS].tolist()]
+    groups = [_local_optimum(quality, gain, keep, start) for start in promise.argsort(descending=True)[:STARTS].tolist()]
     best = max(groups, key=lambda group: (quality[group].sum() + gain[group][:, group].sum() / 2).item())
     return sorted(best, key=lambda i: -quality[i].item())
 
 
-def _climb(quality: Tensor, gain: Tensor, keep: int, start: int) -> list[int]:
-    """The group that greedy choices and then exchanges reach from one item."""
+def _local_optimum(quality: Tensor, gain: Tensor, keep: int, start: int) -> list[int]:
+    """Group that greedy choices and then exchanges reach from one item."""
     chosen = [start]
     while len(chosen) < keep:
         score = quality + gain[:, chosen].sum(dim=1)

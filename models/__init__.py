@@ -1,1 +1,1 @@
-"""What we load: Latent-CLIP, its checkpoints, latent spaces. Torch only, no ComfyUI."""
+"""Models and files: Latent-CLIP, its checkpoints, latent spaces. Torch only, no ComfyUI."""

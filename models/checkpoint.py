@@ -111,7 +111,7 @@ def _refuse_other_models(path: Path, state_dict: dict[str, Tensor]) -> None:
 
 
 def _find_config(path: Path, metadata: dict[str, str], state_dict: dict[str, Tensor], downscale: int) -> dict:
-    """The architecture from the file's metadata, else from `<stem>.json` beside it, else from the shapes."""
+    """Find the architecture in the file's metadata, else from `<stem>.json` beside it, else from the shapes."""
     beside = path.with_suffix(".json")
     try:
         if "config" in metadata:
@@ -184,7 +184,7 @@ def check_keys(path: Path, state_dict: dict[str, Tensor], expected: dict[str, tu
 
 
 def check_weights(path: Path, state_dict: dict[str, Tensor]) -> None:
-    """Every tensor must hold finite floating-point numbers.
+    """Refuse tensors that do not hold finite floating-point numbers.
 
     Raises:
         CheckpointError: names the first that does not.
@@ -199,7 +199,7 @@ def check_weights(path: Path, state_dict: dict[str, Tensor]) -> None:
 
 
 def check_logit_scale(path: Path, tensor: Tensor) -> None:
-    """The temperature is one number whose exponential multiplies cosines; published ones are 4.6 to 4.8.
+    """Refuse a temperature that is not one plausible number: its exponential multiplies cosines; published ones are 4.6 to 4.8.
 
     Raises:
         CheckpointError: it is another kind of tensor, or so large that logits are no numbers.
@@ -218,7 +218,7 @@ def safetensors_metadata(checkpoint: Checkpoint, source: Path) -> dict[str, str]
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file, in hexadecimal."""
+    """Hash of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

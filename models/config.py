@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 CONFIG_DIR = Path(__file__).parent / "configs"
-HEAD_WIDTH = 64  # open_clip's default; shapes cannot tell it
+HEAD_WIDTH = 64  # open_clip's default; shapes do not show it
 MAX_LAYERS = 200  # published towers have up to 64
-NOISE_BANDS = "latent_noise_bands"  # in a vision_cfg: how many cosines tell the tower a noise level
-NOISE_HIDDEN = "latent_noise_hidden"  # beside it: units of the branch that each block has for a told level
+NOISE_BANDS = "latent_noise_bands"  # in a vision_cfg: how many cosines encode a noise level for the tower
+NOISE_HIDDEN = "latent_noise_hidden"  # beside it: units of the branch that each block has for the noise level
 NOISE_READER = "latent_noise_reader"  # and units of the network that reads all cells at once
 MAX_POSITIONS = 4096  # tokens of a text; the causal mask is as many numbers squared. Published towers have 77
 MAX_SIDE = 4096  # cells or pixels along a side of a tower's input; published ones have 64 and 560
@@ -99,7 +99,7 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], latent_factor: int = 8) 
 
     Args:
         shapes: key → shape, with `visual.*` and `text.*` keys.
-        latent_factor: pixels per latent cell; shapes cannot tell it, and nothing is computed from it but `image_size`.
+        latent_factor: pixels per latent cell; shapes do not show it, and nothing is computed from it but `image_size`.
 
     Raises:
         KeyError: a key that every model of the family has is missing.
@@ -132,12 +132,16 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], latent_factor: int = 8) 
             config["vision_cfg"][NOISE_HIDDEN] = branch[1]
         if reader := shapes.get("visual.noise_reader.mix.weight"):
             config["vision_cfg"][NOISE_READER] = reader[0]
+    _add_mlp_ratios(config, shapes)
+    return config
+
+
+def _add_mlp_ratios(config: dict, shapes: Mapping[str, tuple[int, ...]]) -> None:
     for tower in ("vision_cfg", "text_cfg"):
         prefix = "visual." if tower == "vision_cfg" else "text."
         mlp_ratio = shapes[f"{prefix}transformer.resblocks.0.mlp.c_fc.weight"][0] / config[tower]["width"]
         if mlp_ratio != 4:
             config[tower]["mlp_ratio"] = mlp_ratio
-    return config
 
 
 def _count_blocks(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:

@@ -21,7 +21,7 @@ PROMPTS = ["a photo of a cat", "two red squares left of a blue circle", "a castl
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was kept and what it cost. Sizes are in bytes; `dropped` counts VAE tensors."""
+    """Summary of a conversion. Sizes are in bytes; `dropped` counts VAE tensors."""
 
     name: str
     kept: int

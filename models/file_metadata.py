@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ def encode(records: Mapping[str, object]) -> dict[str, str]:
     return {key: json.dumps(record) for key, record in records.items()}
 
 
-def decode(metadata: Mapping[str, str], key: str) -> object:
+def decode(metadata: Mapping[str, str], key: str) -> Any:
     """Return one record of a file; None where the file has none.
 
     Raises:

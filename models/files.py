@@ -179,8 +179,8 @@ def _take(descriptor: int, path: Path) -> None:
 def _who(content: bytes) -> str | None:
     """The holder as a lock names it; None where the file is no lock."""
     try:
-        told = json.loads(content)
-        return f"process {int(told['pid'])} on {told['host']}, since {told['since']},"
+        holder = json.loads(content)
+        return f"process {int(holder['pid'])} on {holder['host']}, since {holder['since']},"
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
 
@@ -202,7 +202,7 @@ _START = b'{"pid": '  # of a lock that was written by this program
 
 
 def _let_go() -> None:
-    """In a forked child: the lock is its parent's, and ends with it."""
+    """Forget the lock in a forked child: it is the parent's, and ends with it."""
     for descriptor in _HELD:
         with suppress(OSError):
             os.close(descriptor)

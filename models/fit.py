@@ -15,7 +15,7 @@ TILE_STEP = 0.75  # neighbouring tiles share at least a quarter of their width
 
 
 def fit_latents(latents: Tensor, grid: int, fit: Fit = "tiles") -> Tensor:
-    """Resize latents to the tower's grid and cut them into the views that it will look at.
+    """Resize latents to the tower's grid and cut them into its windows.
 
     Larger latents are reduced by area averaging, smaller ones enlarged bilinearly.
 
@@ -46,13 +46,13 @@ def fit_latents(latents: Tensor, grid: int, fit: Fit = "tiles") -> Tensor:
 
 
 def safety_windows(latents: Tensor, grid: int, fit: Fit = "tiles", closer: bool = False) -> Tensor:
-    """What a judge of safety looks at besides `fit_latents`, so that nothing is overlooked at a rim or, if asked, for its size.
+    """Extra windows for safety checks: full coverage and, with `closer`, windows at full resolution.
 
     Where `fit` is not `tiles` these are the tiles, which cover all of the image.
 
     Args:
         latents, grid, fit: see `fit_latents`.
-        closer: also windows in which nothing is reduced, where the latent is larger than the grid.
+        closer: add windows at full resolution, where the latent is larger than the grid.
 
     Returns:
         (B, T, C, grid, grid); T = 0 where `fit_latents` shows everything.
@@ -67,14 +67,14 @@ def safety_windows(latents: Tensor, grid: int, fit: Fit = "tiles", closer: bool 
 
 
 def safety_fit(fit: Fit) -> Fit:
-    """The fit that a judge of safety has in effect: `crop` would not see the sides, so it gets the tiles, as `tiles` does."""
+    """Return the fit of a safety check: `crop` would leave the sides out, so it becomes `tiles`."""
     return "tiles" if fit == "crop" else fit
 
 
 def cover(latents: Tensor, grid: int) -> Tensor:
     """Overlapping squares that show every cell, row by row: (B, T, C, grid, grid)."""
-    rows, columns = (_starts(side, grid) for side in latents.shape[-2:])
-    return torch.stack([latents[..., r : r + grid, c : c + grid] for r in rows for c in columns], dim=1)
+    tops, lefts = (_starts(side, grid) for side in latents.shape[-2:])
+    return torch.stack([latents[..., top : top + grid, left : left + grid] for top in tops for left in lefts], dim=1)
 
 
 def _starts(side: int, grid: int) -> list[int]:

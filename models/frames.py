@@ -14,7 +14,7 @@ def frames_in(shape: Size | tuple[int, ...]) -> int:
 
 
 def pictures_of(raw_latents: Tensor) -> Tensor:
-    """Every frame as a picture of its own, clip by clip: (B, C, T, H, W) → (B·T, C, H, W); pictures as they are."""
+    """Flatten clips to images, one per frame, clip by clip: (B, C, T, H, W) → (B·T, C, H, W); pictures as they are."""
     return raw_latents.movedim(2, 1).flatten(0, 1) if raw_latents.ndim == 5 else raw_latents
 
 
@@ -24,5 +24,5 @@ def clips_of(pictures: Tensor, like: Tensor) -> Tensor:
 
 
 def by_clip(values: Tensor, frames: int) -> Tensor:
-    """What was found for every picture of `pictures_of`, in order: (B·T, ...) → (B, T, ...)."""
+    """Group results per image of `pictures_of` by clip: (B·T, ...) → (B, T, ...)."""
     return values.view(-1, frames, *values.shape[1:])

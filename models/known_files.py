@@ -46,7 +46,7 @@ _TENSORS: list[tuple[tuple[str, ...], str]] = [
             "visual.blocks.",
             "model.visual.blocks.",
         ),
-        "HPSv3, or another judge on a language model that sees, which is no CLIP and takes many seconds a picture. Preference models that "
+        "HPSv3, or another reward model built on a vision-language model, which is no CLIP and takes many seconds a picture. Preference models that "
         "work here: HPS_v2.1_compressed.pt of xswu/HPSv2, model.safetensors of yuvalkirstain/PickScore_v1.",
     ),
     (
@@ -56,7 +56,7 @@ _TENSORS: list[tuple[tuple[str, ...], str]] = [
     ),
     (
         ("cross_model.", "model.cross_model."),
-        "MPS, whose judge reads text and picture together, which no CLIP does. Preference models that work here: "
+        "MPS, which reads text and picture together, which no CLIP does. Preference models that work here: "
         "HPS_v2.1_compressed.pt of xswu/HPSv2, model.safetensors of yuvalkirstain/PickScore_v1.",
     ),
     (
@@ -99,20 +99,20 @@ _TENSORS: list[tuple[tuple[str, ...], str]] = [
 
 
 def of_start(start: bytes) -> str:
-    """What a file with these first bytes is and what to get instead; "" if that is not known."""
+    """Describe a file by its first bytes, and say what to get instead; "" if that is not known."""
     low = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     return next((what for starts, what in _STARTS if low.startswith(starts)), "")
 
 
 def of_folder(path: Path) -> str:
-    """What a folder of weights is; "" if that is not known."""
+    """Describe a folder of weights; "" if that is not known."""
     if any((path / name).exists() for name in ("model_index.json", "unet", "text_encoder")):
         return "a diffusers folder. Use the model's single-file checkpoint with 'Load Checkpoint'; a CLIP is one file."
     return ""
 
 
 def of_zip(path: Path) -> str:
-    """What an archive that torch cannot read as tensors is; "" if it has the form of a torch checkpoint, or is damaged."""
+    """Describe an archive that torch cannot read as tensors; "" if it has the form of a torch checkpoint, or is damaged."""
     try:
         names = names_in(path)
     except Exception:  # a damaged archive can fail with nearly any type; whoever reads it says so
@@ -125,5 +125,5 @@ def of_zip(path: Path) -> str:
 
 
 def of_tensors(names: Collection[str]) -> str:
-    """What a model with such tensors is and what to do with it; "" if that is not known."""
+    """Describe a model by its tensors, and say what to do with it; "" if that is not known."""
     return next((what for starts, what in _TENSORS if any(name.startswith(starts) for name in names)), "")

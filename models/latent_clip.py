@@ -25,7 +25,7 @@ class LatentCLIP(CustomTextCLIP):
 
     Args:
         config: open_clip model config with `latent_factor` and `latent_n_channels` in its `vision_cfg`, see
-            `models/configs/`; with `latent_noise_bands`, `visual` may be told a noise level (`models.noise_level`).
+            `models/configs/`; with `latent_noise_bands`, `visual` is conditioned on a noise level (`models.noise_level`).
     """
 
     def __init__(self, config: dict):
@@ -60,11 +60,11 @@ def load_latent_clip(config: dict, state_dict: dict[str, torch.Tensor]) -> Laten
 
 
 def identity(model: LatentCLIP) -> str:
-    """Which Latent-CLIP this is: 16 hex digits, the same for every file format and for fp32 and fp16 weights.
+    """Identity of a Latent-CLIP: 16 hex digits, the same for every file format and for fp32 and fp16 weights.
 
     A hash of names, shapes and evenly spaced values, in float16, of every weight. A bfloat16 copy has another identity: its
-    cosines may differ by 0.01, at CLIP's usual scale of 100 a whole log-odd, so that thresholds do not carry over. What only a told
-    noise level uses is left out: thresholds are of finished images, which are read without it.
+    cosines may differ by 0.01, at CLIP's usual scale of 100 a whole log-odd, so that thresholds do not carry over. Weights that
+    only noise-conditioned encoding uses are left out: thresholds are of finished images, which are encoded without them.
     """
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):

@@ -1,4 +1,4 @@
-"""The latent spaces that the field's VAEs write, and the check that stands before every score.
+"""The latent spaces that the field's VAEs write, and the check before every score.
 
 A Latent-CLIP reads one space only. Raw latents are the VAE's posterior sample, as a LATENT wire carries them:
 `model_latents = (raw_latents - shift) * scale`, as in the host's latent formats.
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PIXEL_JUDGE = "judge the decoded pictures: Load Pixel Judge, or Reward: Pixel CLIP, with the VAE of that model"
+PIXEL_JUDGE = "score the decoded pictures: Load Pixel Judge, or Reward: Pixel CLIP, with the VAE of that model"
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class LatentSpace:
     named: bool = True
 
     def to_model(self, raw_latents: Tensor) -> Tensor:
-        """What the diffusion model sees of raw latents (B, C, ...)."""
+        """Convert raw latents (B, C, ...) to the diffusion model's scale."""
         return (raw_latents - _of_channels(self.shift, raw_latents)) * _of_channels(self.scale, raw_latents)
 
     def to_raw(self, model_latents: Tensor) -> Tensor:
-        """Raw latents of those of the diffusion model (B, C, ...)."""
+        """Convert latents at the diffusion model's scale (B, C, ...) to raw latents."""
         return model_latents / _of_channels(self.scale, model_latents) + _of_channels(self.shift, model_latents)
 
 
@@ -161,8 +161,8 @@ def common_space(spaces: list[LatentSpace]) -> LatentSpace:
 def check_raw_latents(raw_latents: Tensor, space: LatentSpace) -> Tensor:
     """Return `raw_latents` unchanged if they can be latents of `space`.
 
-    Checks what a tensor can tell: rank, channel count, emptiness, finiteness. Two spaces with the same channel
-    count (SD 1.5 and SDXL) cannot be told apart here; where a MODEL is at hand its latent format is checked too.
+    Checks what a tensor shows: rank, channel count, emptiness, finiteness. Two spaces with the same channel
+    count (SD 1.5 and SDXL) cannot be distinguished here; where a MODEL is at hand its latent format is checked too.
 
     Args:
         raw_latents: expected (B, C, H, W) with C = `space.channels`; of a VAE for video also (B, C, T, H, W).

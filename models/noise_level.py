@@ -1,10 +1,10 @@
-"""An image tower that may be told how much noise there was in what its latent was predicted from.
+"""Image tower conditioned on the noise level at which its latent, an x0 prediction, was made.
 
-What a diffusion model predicts early is a blurred latent, which a tower trained on finished images reads wrongly. The level
-becomes a vector that is added to every token beside its position, and it may open a narrow branch beside every block. Both start
-at zero, so that new ones change nothing, and both are zero at level 0: finished images need not be told, and are read by the
-very same computation as ever. So a tower whose other weights were left alone reads them exactly as before. On a small grid there may
-also be a reader: a plain network over all cells at once, which is trained in seconds; it takes over from the tower as the level rises.
+A diffusion model's early predictions are blurred, and a tower trained on finished images encodes them wrongly. The level becomes a
+vector that is added to every token beside its position, and it may open a narrow branch beside every block. Both are
+zero-initialised and zero at level 0, so finished images take the unchanged path: a tower whose other weights were left alone
+encodes them exactly as before. On a small grid there may also be a reader: a plain network over all cells at once, which is
+trained in seconds; its share of the features rises with the level.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-NOISE_PATH = ("noise_projection", "noise_branches", "noise_reader")  # names of the modules that only a told level uses
+NOISE_PATH = ("noise_projection", "noise_branches", "noise_reader")  # names of the modules that only noise-conditioned encoding uses
 TAKES_OVER = 8  # power of the level that is the reader's share of the features
 
 
 class NoiseBranch(nn.Module):
-    """Beside a block: what it adds to every token, hidden unit by hidden unit as the level says.
+    """Branch beside a block that adds to every token; the noise level gates each hidden unit.
 
     Args:
         count: of bands. hidden: units of the branch.
@@ -35,17 +35,17 @@ class NoiseBranch(nn.Module):
         with torch.no_grad():
             self.gate.weight.zero_()
 
-    def forward(self, tokens: Tensor, told: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, level_bands: Tensor) -> Tensor:
         """Tokens (B, T, width), bands of their levels (B, count) → (B, T, width)."""
         read = F.gelu(self.down(F.layer_norm(tokens, tokens.shape[-1:])))
-        return self.up(read * self.gate(told)[:, None])
+        return self.up(read * self.gate(level_bands)[:, None])
 
 
 class NoiseReader(nn.Module):
-    """Features of half-finished latents from all cells at once.
+    """Network from all cells of an x0 prediction to features.
 
     Args:
-        cells: numbers of a latent. count: of bands. size: of the features.
+        cells: numbers in a latent. hidden: units of the two hidden layers. count: of bands. size: of the features.
     """
 
     scale: Tensor  # of raw latents to a standard deviation of about one; set where it is trained
@@ -57,15 +57,15 @@ class NoiseReader(nn.Module):
         self.norm, self.mix, self.norm_mixed = nn.LayerNorm(hidden), nn.Linear(hidden, hidden), nn.LayerNorm(hidden)
         self.features = nn.Linear(hidden, size)
 
-    def forward(self, latents: Tensor, told: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, level_bands: Tensor) -> Tensor:
         """Raw latents (B, C, grid, grid), bands of their levels (B, count) → (B, size)."""
-        seen = self.norm(F.gelu(self.cells(latents.flatten(1) * self.scale) + self.level(told)))
-        seen = F.dropout(seen, 0.1, self.training)
-        return self.features(F.dropout(self.norm_mixed(seen + F.gelu(self.mix(seen))), 0.1, self.training))
+        hidden = self.norm(F.gelu(self.cells(latents.flatten(1) * self.scale) + self.level(level_bands)))
+        hidden = F.dropout(hidden, 0.1, self.training)
+        return self.features(F.dropout(self.norm_mixed(hidden + F.gelu(self.mix(hidden))), 0.1, self.training))
 
 
 class NoiseAwareTower(VisionTransformer):
-    """open_clip's ViT with `noise_projection` (bands → width) and what else `make_noise_aware` gave it."""
+    """open_clip's ViT with `noise_projection` (bands → width) and the modules that `make_noise_aware` added."""
 
     noise_projection: nn.Linear
     noise_branches: nn.ModuleList  # empty in a tower without them
@@ -73,7 +73,7 @@ class NoiseAwareTower(VisionTransformer):
     reads_noise_level = True
 
     def forward(self, x: Tensor, noise_level: float | Tensor | None = None) -> Tensor:
-        """Features (B, D).
+        """Encode latents to features (B, D).
 
         Args:
             x: raw latents (B, C, grid, grid).
@@ -82,30 +82,30 @@ class NoiseAwareTower(VisionTransformer):
         if noise_level is None:
             return super().forward(x)
         levels = torch.as_tensor(noise_level, dtype=torch.float32, device=x.device).expand(len(x))
-        told = bands(levels, self.noise_projection.in_features).to(x.dtype)
+        level_bands = bands(levels, self.noise_projection.in_features).to(x.dtype)
         patches = self.conv1(x).flatten(2).movedim(1, 2)
         tokens = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), patches], dim=1)
-        tokens = tokens + (self.positional_embedding.to(x.dtype) + self.noise_projection(told)[:, None])
-        pooled, _ = self._pool(self._blocks(self.ln_pre(self.patch_dropout(tokens)), told))
+        tokens = tokens + (self.positional_embedding.to(x.dtype) + self.noise_projection(level_bands)[:, None])
+        pooled, _ = self._pool(self._blocks(self.ln_pre(self.patch_dropout(tokens)), level_bands))
         features = pooled @ self.proj
         if self.noise_reader is None:
             return features
         share = levels.pow(TAKES_OVER).to(x.dtype)[:, None]
-        return torch.lerp(F.normalize(features, dim=-1), F.normalize(self.noise_reader(x, told), dim=-1), share)
+        return torch.lerp(F.normalize(features, dim=-1), F.normalize(self.noise_reader(x, level_bands), dim=-1), share)
 
-    def _blocks(self, tokens: Tensor, told: Tensor) -> Tensor:
+    def _blocks(self, tokens: Tensor, level_bands: Tensor) -> Tensor:
         branches = self.noise_branches or [None] * len(self.transformer.resblocks)
         for block, branch in zip(self.transformer.resblocks, branches):
             if self.transformer.grad_checkpointing:
-                tokens = checkpoint(_step, block, branch, tokens, told, use_reentrant=False)
+                tokens = checkpoint(_step, block, branch, tokens, level_bands, use_reentrant=False)
             else:
-                tokens = _step(block, branch, tokens, told)
+                tokens = _step(block, branch, tokens, level_bands)
         return tokens
 
 
-def _step(block: nn.Module, branch: nn.Module | None, tokens: Tensor, told: Tensor) -> Tensor:
+def _step(block: nn.Module, branch: nn.Module | None, tokens: Tensor, level_bands: Tensor) -> Tensor:
     after = block(tokens)
-    return after if branch is None else after + branch(tokens, told)
+    return after if branch is None else after + branch(tokens, level_bands)
 
 
 def bands(levels: Tensor, count: int) -> Tensor:
@@ -115,7 +115,7 @@ def bands(levels: Tensor, count: int) -> Tensor:
 
 
 def make_noise_aware(tower: VisionTransformer, count: int, hidden: int = 0, reader: int = 0) -> None:
-    """Turn a tower into one that reads the noise level, in place; its other weights and their names stay.
+    """Condition a tower on the noise level, in place; its other weights and their names stay.
 
     Args:
         count: of the cosines that describe a level. hidden: units of each block's branch; 0: none. reader: of the reader; 0: none.

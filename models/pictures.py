@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -132,5 +132,5 @@ def _top(picture: Image) -> float | None:
         return 65535.0
     if picture.mode != "F":
         return None
-    largest = float(picture.getextrema()[1])
+    _, largest = cast(tuple[float, float], picture.getextrema())
     return max(1.0, largest) if largest < float("inf") else 1.0

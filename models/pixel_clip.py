@@ -1,8 +1,8 @@
-"""Read CLIP checkpoints that look at pixels: the decode-and-judge baseline.
+"""Read CLIP checkpoints of pixel images, for the baseline that decodes before it scores.
 
 Known are open_clip's layout (OpenCLIP, LAION, SigLIP, HPSv2.1), that of transformers (openai/clip-vit-*, PickScore_v1,
-google/siglip-*) and OpenAI's own TorchScript files. Shapes do not tell head widths and the activation, so the architecture is
-looked up among open_clip's own configs.
+google/siglip-*) and OpenAI's own TorchScript files. Shapes do not show head widths and the activation, so the architecture is
+found among open_clip's own configs.
 """
 
 import logging
@@ -38,7 +38,7 @@ _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # numbers t
 
 @dataclass(frozen=True)
 class Preparation:
-    """What a tower's pictures were made of in its training.
+    """Preparation of a tower's images, as in its training.
 
     Attributes:
         mean, std: (3,) pixel normalisation.
@@ -88,8 +88,8 @@ def read_pixel_clip(path: str | Path, quick_gelu: bool = False) -> PixelCLIP:
     """Load a checkpoint with an image and a text tower.
 
     Args:
-        quick_gelu: OpenAI's own weights were trained with this activation; tensors cannot tell, but OpenAI's own file and a
-            config.json of transformers can.
+        quick_gelu: OpenAI's own weights were trained with this activation; tensors do not show it, but OpenAI's own file and a
+            config.json of transformers do.
 
     Raises:
         CheckpointError: missing, damaged, not a pixel CLIP, or of an architecture that open_clip does not list.
@@ -167,7 +167,7 @@ def _refuse_other_models(path: Path, state_dict: Mapping[str, Tensor]) -> None:
 def _find_config(
     path: Path, metadata: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[str, dict, Preparation]:
-    """From the file's metadata, `<stem>.json` beside it, or the open_clip architecture with exactly these shapes."""
+    """Find the config in the file's metadata, in `<stem>.json` beside it, or the open_clip architecture with exactly these shapes."""
     beside = path.with_suffix(".json")
     try:
         if "config" in metadata or beside.is_file():
@@ -219,13 +219,13 @@ def _preparation(config: Mapping) -> Preparation:
 
 
 def _usual_preparation(name: str) -> Preparation:
-    """Of most weights that open_clip lists for an architecture; a file with none of its own cannot tell which it is."""
+    """Preparation of most weights that open_clip lists for an architecture, for a file that does not name its own."""
     listed = [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
     return Counter(map(_preparation, listed)).most_common(1)[0][0] if listed else Preparation()
 
 
 def _fingerprint(shapes: Mapping[str, tuple[int, ...]]) -> tuple:
-    """What tells architectures apart without building them: the text tower's sizes, and which kind of image tower it is."""
+    """Features that distinguish architectures without building them: the text tower's sizes, and which kind of image tower it is."""
     kinds = ("visual.trunk.", "visual.layer1.", "visual.conv1.")
     kind = next((kind for kind in kinds if any(key.startswith(kind) for key in shapes)), "")
     return kind, *(shapes.get(key, ()) for key in _TEXT_SHAPES), shapes.get("visual.conv1.weight", ())
@@ -266,7 +266,7 @@ def _shapes_of(config: dict) -> dict[str, tuple[int, ...]]:
 
 
 def _computes(config: dict) -> dict:
-    """What of a config changes the features, but for the activation, which is asked for."""
+    """Part of a config that changes the features, but for the activation, which is asked for."""
     return {key: config[key] for key in ("embed_dim", "vision_cfg", "text_cfg")}
 
 
@@ -328,7 +328,7 @@ def _check_sizes(path: Path, vision: Mapping, text: Mapping) -> None:
 
 
 def _is_offline(tower: Mapping) -> bool:
-    """Whether open_clip builds this tower from what is installed."""
+    """Return true if open_clip builds this tower without a download."""
     if tower.get("hf_model_name") or tower.get("timm_model_pretrained"):
         return False
     return not any(sign in str(tower.get("timm_model_name", "")) for sign in ":/\\")  # such as hf-hub:...

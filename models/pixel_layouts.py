@@ -51,7 +51,7 @@ _POOL = "visual.trunk.attn_pool"
 
 
 def is_transformers_layout(state_dict: Mapping[str, Tensor]) -> bool:
-    """Whether these are both towers of a CLIP or SigLIP as transformers names them."""
+    """Return true if these are both towers of a CLIP or SigLIP as transformers names them."""
     return all(any(name.startswith(tower) for name in state_dict) for tower in ("vision_model.", "text_model."))
 
 

@@ -50,6 +50,6 @@ def _area(size: int, new_size: int) -> Tensor:
 
 
 def _smooth(method: Method, size: int, new_size: int, dtype: torch.dtype) -> Tensor:
-    """What torch's own resampler makes of the unit matrix, rounded as it rounds them for this dtype."""
+    """Weights of torch's own resampler, from the unit matrix, rounded as it rounds them for this dtype."""
     unit = torch.eye(size, dtype=torch.promote_types(dtype, torch.float32), device="cpu")[None, None]
     return F.interpolate(unit, (new_size, size), mode=method, antialias=True)[0, 0]

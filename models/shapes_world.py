@@ -1,7 +1,7 @@
-"""The shipped weights of Shapes World (demo/weights/): half-precision safetensors, with only those vocabulary rows that the captions use.
+"""Shipped weights of Shapes World (demo/weights/): half-precision safetensors, with only the token embeddings that the captions use.
 
-An embedding table of 49,408 rows would be larger than everything else here. A file therefore stores the rows in use and
-their token ids; loading expands them, and the rows of all other words are zero. The tokenizer stays the field's own.
+An embedding table of 49,408 tokens would be larger than everything else here. A file therefore stores the embeddings in use and
+their token ids; loading expands them, and the embeddings of all other tokens are zero. The tokenizer stays the field's own.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from .pixel_clip import PixelCLIP
 
 FOLDER = Path(__file__).resolve().parent.parent / "demo" / "weights"
 VOCABULARY = 49408
-NOISE_LEVEL = "noise_level/latent_clip"  # what a told level uses of the Latent-CLIP, and its config; an addition to the other file
-ROWS, IDS = ".vocabulary_rows", ".vocabulary_ids"
+NOISE_LEVEL = "noise_level/latent_clip"  # the noise-conditioned modules of the Latent-CLIP, and its config; an addition to the other file
+EMBEDDINGS, IDS = ".vocabulary_rows", ".vocabulary_ids"
 
 
 def compact_vocabulary(state_dict: dict[str, Tensor], used_ids: Tensor) -> dict[str, Tensor]:
-    """Replace every (49408, width) table by the rows of `used_ids`, which must include start and end of text."""
+    """Replace every (49408, width) table by the embeddings of `used_ids`, which must include start and end of text."""
     compact: dict[str, Tensor] = {}
     for key, tensor in state_dict.items():
         if tensor.ndim == 2 and tensor.shape[0] == VOCABULARY:
-            compact |= {key + ROWS: tensor[used_ids].contiguous(), key + IDS: used_ids.int()}
+            compact |= {key + EMBEDDINGS: tensor[used_ids].contiguous(), key + IDS: used_ids.int()}
         else:
             compact[key] = tensor
     return compact
 
 
 def expand_vocabulary(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Undo `compact_vocabulary`; rows that were not stored are zero."""
-    full = {key: tensor for key, tensor in state_dict.items() if not key.endswith((ROWS, IDS))}
-    for key, rows in state_dict.items():
-        if key.endswith(ROWS):
-            table = rows.new_zeros(VOCABULARY, rows.shape[1])
-            table[state_dict[key.removesuffix(ROWS) + IDS].long()] = rows
-            full[key.removesuffix(ROWS)] = table
+    """Undo `compact_vocabulary`; embeddings that were not stored are zero."""
+    full = {key: tensor for key, tensor in state_dict.items() if not key.endswith((EMBEDDINGS, IDS))}
+    for key, stored in state_dict.items():
+        if key.endswith(EMBEDDINGS):
+            table = stored.new_zeros(VOCABULARY, stored.shape[1])
+            table[state_dict[key.removesuffix(EMBEDDINGS) + IDS].long()] = stored
+            full[key.removesuffix(EMBEDDINGS)] = table
     return full
 
 
@@ -79,7 +79,7 @@ def load_latent_clip(noise_aware: bool = False) -> tuple[LatentCLIP, dict]:
     """The frozen Latent-CLIP and its open_clip config.
 
     Args:
-        noise_aware: with the part that is used where a noise level is told; all else is the same.
+        noise_aware: with the noise-conditioned modules; all else is the same.
     """
     weights, config = load_weights("latent_clip")
     if noise_aware:

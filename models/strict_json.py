@@ -62,7 +62,7 @@ def parse_json(text: str) -> Any:
 
 
 def _check_depth(content: object) -> None:
-    """What is nested nearly as deeply as Python can follow could not be printed."""
+    """Refuse content nested more than `MOST_DEPTH` deep: near Python's limit it could not be printed."""
     level = [content]
     for _ in range(MOST_DEPTH):
         level = [item for outer in level if isinstance(outer, list | dict) for item in _items(outer)]

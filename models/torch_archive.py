@@ -12,7 +12,7 @@ import sys
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, UntypedStorage
@@ -93,7 +93,7 @@ class TorchArchive:
         self._file.close()
 
     def instructions(self) -> bytes:
-        """Those of its data.pkl."""
+        """Instructions of its data.pkl."""
         if f"{self._root}byteorder" in self._zip.namelist() and self._read("byteorder") != sys.byteorder.encode():
             raise ValueError("its numbers have the byte order of another kind of machine")
         return self._read("data.pkl")
@@ -140,11 +140,13 @@ class TorchArchive:
         self._left -= count * dtype.itemsize
         if self._left < 0:
             raise ValueError(f"its tensors claim more than {MOST_SHARED} times the {self.size} bytes of the file")
-        return torch.empty(0, dtype=dtype).set_(storage, offset, size, stride)  # type: ignore[call-overload]
+        empty: Any = torch.empty(0, dtype=dtype)  # torch's stubs know no set_ with a storage
+        return empty.set_(storage, offset, size, stride)
 
     def _storage(self, reference: Any) -> tuple[UntypedStorage, torch.dtype]:
-        """From ("storage", kind, key, device, count)."""
-        _, kind, key, _, count = reference.name if isinstance(reference, Stored) else ()
+        """Map the storage named by ("storage", kind, key, device, count)."""
+        name: tuple[Any, ...] = reference.name if isinstance(reference, Stored) else ()
+        _, kind, key, _, count = name
         dtype = _STORAGES.get(kind.rpartition(" ")[2])
         if dtype is None or type(count) is not int or count < 0:
             raise NotPlainError
@@ -169,14 +171,14 @@ class TorchArchive:
             if isinstance(content, bytes):
                 self._whole = torch.frombuffer(bytearray(content), dtype=torch.uint8).untyped_storage()
             else:
-                self._whole = UntypedStorage.from_file(str(content), False, self.size)
+                self._whole = cast(UntypedStorage, UntypedStorage.from_file(str(content), False, self.size))
         part = self._whole[start : start + nbytes]
-        if self._check_sums and zlib.crc32(torch.empty(0, dtype=torch.uint8).set_(part).numpy()) != member.CRC:  # type: ignore[call-overload]
+        if self._check_sums and zlib.crc32(_bytes_of(part)) != member.CRC:
             raise ValueError(f"the bytes of its {name} do not have their checksum")
         return part.clone() if start % alignment else part
 
     def _start(self, member: zipfile.ZipInfo) -> int:
-        """Where the bytes of a member begin: behind a header of its own, whose length the table of contents does not give."""
+        """Offset of a member's bytes: behind a header of its own, whose length the table of contents does not give."""
         self._file.seek(member.header_offset)
         signature, name, extra = _LOCAL_HEADER.unpack(self._file.read(_LOCAL_HEADER.size))
         if signature != b"PK\x03\x04":
@@ -184,6 +186,11 @@ class TorchArchive:
         return member.header_offset + _LOCAL_HEADER.size + name + extra
 
 
+def _bytes_of(storage: UntypedStorage) -> memoryview:
+    empty: Any = torch.empty(0, dtype=torch.uint8)
+    return empty.set_(storage).numpy().data
+
+
 def is_tensor(value: Any) -> bool:
-    """Whether an object of the instructions is a call that makes a tensor."""
+    """Return true if an object of the instructions is a call that makes a tensor."""
     return isinstance(value, Call) and isinstance(value.function, str) and bool(_REBUILD.fullmatch(value.function))

@@ -16,7 +16,7 @@ LONGEST_NAME = 1000
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is an archive with a program in it."""
+    """Return true for an archive with a program in it."""
     try:
         return any(name.partition("/")[2].startswith("code/") for name in names_in(path))
     except Exception:  # a damaged archive can fail with nearly any type; whoever reads it says so

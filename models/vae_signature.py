@@ -1,4 +1,4 @@
-"""Which VAE this is, told from the weights of its encoder: a loaded VAE has no file whose hash could be compared.
+"""Signature of a VAE from the weights of its encoder: a loaded VAE has no file whose hash could be compared.
 
 Latents depend on the encoder alone, so that a VAE with another decoder is the same here. Every tensor of it is projected on a few
 fixed directions. Rounding to fp16 or bf16 moves a projection by no more than bf16's own error, layouts and files do not move it, and
@@ -41,14 +41,14 @@ def signature_of(state_dict: Mapping[str, Tensor]) -> Signature | None:
 
 
 def difference(one: dict, other: dict) -> float | None:
-    """How far two VAEs are apart, as records of a data set or a Latent-CLIP file tell them: 0 for one and the same.
+    """Distance of two VAEs by their records in a data set or a Latent-CLIP file: 0 for one and the same.
 
     Args:
         one, other: `sha256` of the file and `signature`, where they are known.
 
     Returns:
-        The root mean square of the tensor that differs most, infinite for encoders of another shape; None where nothing that both
-        tell can be compared. The same VAE may lie in files of another hash.
+        The root mean square of the tensor that differs most, infinite for encoders of another shape; None where they
+        have no figure in common. The same VAE may lie in files of another hash.
     """
     ours, theirs = one.get("signature"), other.get("signature")
     if ours and theirs:
@@ -57,12 +57,12 @@ def difference(one: dict, other: dict) -> float | None:
 
 
 def is_another(apart: float | None) -> bool:
-    """Whether a `difference` is more than rounding."""
+    """Return true if a `difference` is more than rounding."""
     return apart is not None and not apart <= TOLERANCE
 
 
 def without_signature(vae: dict) -> dict:
-    """A record as it is compared to the letter: rounding changes a signature."""
+    """Return a record without its signature, for exact comparisons: rounding changes a signature."""
     return {key: value for key, value in vae.items() if key != "signature"}
 
 
@@ -82,7 +82,7 @@ def _encodes(name: str) -> bool:
 
 
 def _projections(tensor: Tensor) -> list[float]:
-    """Of a tensor scaled to unit length; zeros for one without direction, as memory that nothing was loaded into may be."""
+    """Project a tensor scaled to unit length; zeros for a tensor without direction, as uninitialised memory may be."""
     step = -(-tensor.numel() // MOST)
     values = tensor.detach().flatten()[::step].cpu().double().numpy()  # in two steps: Apple's GPUs have no float64
     length = float(np.linalg.norm(values))

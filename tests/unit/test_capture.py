@@ -92,7 +92,7 @@ def test_a_captured_run_is_the_same_run(gpu, graphs, size, views):
     left = {len(step.items) for step in expected.iterations}
     assert len(left) > 2 or size == 1, "the run is to lose items on its way"
     buckets = {next(n for n in Buckets(size).sizes if n >= count) for count in left}
-    called = int(len(expected.iterations) == settings.iterations)  # the last of all has no way back
+    called = int(len(expected.iterations) == settings.iterations)  # the last of all has no backward pass
     assert world.evaluations == 2 * len(buckets) + called  # once to warm up, once to record
     assert sum(graph.replays for graph in graphs) >= 3 * (len(expected.iterations) - 1)
 
@@ -142,7 +142,7 @@ def test_a_way_back_after_another_way_there_is_refused(gpu, graphs):
     x = there(seeded(3)).requires_grad_()
     first, second = captured(x)[0], captured(x)[0]
     assert torch.autograd.grad(second.sum(), x)[0].shape == x.shape
-    with pytest.raises(RuntimeError, match="played again before its way back"):
+    with pytest.raises(RuntimeError, match="played again before its backward pass"):
         torch.autograd.grad(first.sum(), x)
 
 

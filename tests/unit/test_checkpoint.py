@@ -294,8 +294,8 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 604
 # what people put into both folders, and what both loaders say
 KNOWN_FILES = {
     "an image tower": (transformers_clip, "a CLIP that reads pixels, in the layout of transformers, as in models/clip_vision"),
-    "HPSv3": (named("model.visual.blocks.0.attn.qkv.weight"), "HPSv3, or another judge on a language model.*HPS_v2.1_compressed.pt"),
-    "MPS": (named("cross_model.layers.0.0.weight"), "MPS, whose judge reads text and picture together.*HPS_v2.1"),
+    "HPSv3": (named("model.visual.blocks.0.attn.qkv.weight"), "HPSv3, or another reward model built on.*HPS_v2.1_compressed.pt"),
+    "MPS": (named("cross_model.layers.0.0.weight"), "MPS, which reads text and picture together.*HPS_v2.1"),
     "CoCa": (named("text_decoder.text_projection"), "a CoCa, which also writes.*laion/CLIP-ViT-L-14"),
     "XLM-RoBERTa": (named("text.transformer.embeddings.word_embeddings.weight"), "a model of transformers.*laion/CLIP-ViT-B-32"),
     "an aesthetic predictor": (named("layers.0.weight"), "an aesthetic predictor, a head that has no image tower"),
