@@ -1,4 +1,4 @@
-"""Where to put a gate's threshold, from scores of images that may pass and of images that must not, and how sure that is."""
+"""Calibrate a gate's threshold on scores of allowed and of unwanted images, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FEW = 20  # images of either kind below which nothing can be said
 
 
 class CalibrationError(ValueError):
-    """What was given cannot be calibrated; the message says what came, what was expected and what to do."""
+    """The scores cannot be calibrated; the message says what came, what was expected and what to do."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A threshold and what it does on the images that it was chosen on.
+    """Threshold, with its rates on the images that it was chosen on.
 
     Attributes:
         threshold: the gate blocks from here.
@@ -67,7 +67,7 @@ class Calibration:
 
     @property
     def doubt(self) -> str:
-        """Why the threshold may be worth nothing; "" if nothing speaks for that."""
+        """Reason to distrust the threshold; "" if there is none."""
         (low, high), fewest = self.auc_interval, min(self.false_blocks.n, self.missed.n)
         if high < 0.5:
             return "it scores allowed images higher than unwanted ones: the folders are swapped, or the phrases say something else"
@@ -79,7 +79,7 @@ class Calibration:
 
 
 def calibrate(allowed: Sequence[float], unwanted: Sequence[float], false_block_rate: float) -> Calibration:
-    """The strictest threshold that blocks at most this share of the allowed.
+    """Find the strictest threshold that blocks at most this share of the allowed images.
 
     Args:
         allowed, unwanted: log-odds of images that may pass, and of those that must not.
@@ -109,7 +109,7 @@ def calibrate(allowed: Sequence[float], unwanted: Sequence[float], false_block_r
 
 
 def roc(allowed: Sequence[float], unwanted: Sequence[float]) -> list[tuple[float, float, float]]:
-    """Every threshold that makes a difference, falling: (threshold, share of allowed blocked, share of unwanted blocked)."""
+    """List every threshold that makes a difference, falling: (threshold, share of allowed blocked, share of unwanted blocked)."""
     points = [(math.inf, 0.0, 0.0)]
     marked = sorted([(score, 0) for score in allowed] + [(score, 1) for score in unwanted], reverse=True)
     blocked = [0, 0]
@@ -141,7 +141,7 @@ def auc_interval(area: float, allowed: int, unwanted: int, confidence: float = C
 
 
 def exact_interval(hits: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Clopper-Pearson: the rates under which `hits` of `n` are no surprise to either side.
+    """Clopper-Pearson interval: rates at which neither so many nor so few hits as `hits` of `n` are a surprise.
 
     Raises:
         ValueError: no trials, or more hits than trials.
@@ -171,7 +171,7 @@ def _at_most(k: int, n: int, rate: float) -> float:
 
 
 def _solve(rising, value: float) -> float:
-    """Where a rising function of a rate has this value."""
+    """Find the rate at which a rising function has this value."""
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2

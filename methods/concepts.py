@@ -1,4 +1,4 @@
-"""How much an image shows a concept: log-odds of the concept's phrases against neutral anchors."""
+"""Concept scores: log-odds of a concept's phrases against neutral anchors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..models.concepts import ConceptSet
 
 @dataclass(frozen=True)
 class ConceptDirections:
-    """A concept set as seen by one CLIP.
+    """A concept set, encoded by one CLIP.
 
     Attributes:
         names, thresholds: one per category.
@@ -31,7 +31,7 @@ class ConceptDirections:
         return torch.stack([self.score_of(i, features) for i in range(len(self.names))], dim=-1)
 
     def worst(self, windows: Tensor) -> Tensor:
-        """Log-odds of every category in the window that shows it most: (B, T, D) → (B, categories)."""
+        """Log-odds of every category in its worst window: (B, T, D) → (B, categories)."""
         return largest(self.score(windows), dim=1)
 
     def score_of(self, category: int, features: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class ConceptDirections:
 
 
 def largest(scores: Tensor, dim: int) -> Tensor:
-    """The largest along `dim`; NaN where one of them is, which a maximum drops on some devices and a sum keeps."""
+    """Maximum along `dim`, NaN where one of the scores is: a plain maximum drops NaN on some devices, and a sum keeps it."""
     return scores.amax(dim=dim) + 0 * scores.sum(dim=dim)
 
 

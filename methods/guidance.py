@@ -1,4 +1,4 @@
-"""Steer a sampler: a bounded step up an objective, taken on the prediction of the clean latent at every sampling step."""
+"""Steer a sampler: a bounded step up an objective, taken on the x0 prediction of every sampling step."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from torch import Tensor
 
 from ..models.frames import by_clip, frames_in
 from .concepts import ConceptDirections
+from .gate import Flags
 from .rewards import Encoder, Reward, WindowEncoder, seen_by
 
-MARGIN = 20.0  # log-odds below its threshold to which a suspected item is pushed: in effect until sampling ends
+MARGIN = 20.0  # log-odds below its threshold to which a flagged image is pushed: in effect until sampling ends
 
 
 @dataclass(frozen=True)
 class GuidanceSettings:
-    """How hard to steer.
+    """Strength of steering.
 
     Attributes:
         strength: RMS of one correction, in standard deviations of the model's latents, where the noise is total.
@@ -37,7 +38,7 @@ class GuidanceSettings:
 
 
 class Objective(Protocol):
-    """What to climb in one sampling: raw latents (B, C, H, W) → value (B,), and which items need steering at all (B,).
+    """Objective of one sampling: raw latents (B, C, H, W) → value (B,), and which images need steering at all, bool (B,).
 
     It is given the noise level as a `rewards.Encoder` is.
     """
@@ -46,14 +47,14 @@ class Objective(Protocol):
     def encoders(self) -> list[Encoder]: ...
 
     def start(self) -> None:
-        """A new sampling begins."""
+        """Begin a new sampling."""
 
     def __call__(self, raw_latents: Tensor, noise_level: float | None = None) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True)
 class ClimbReward:
-    """Steer every item up a reward."""
+    """Steer every image up a reward."""
 
     reward: Reward
 
@@ -70,63 +71,68 @@ class ClimbReward:
 
 
 class ConceptMonitor:
-    """Which items of a batch have shown which category, from the start of a sampling until now.
+    """Check predictions in mid-sampling, and remember which images were flagged.
 
-    It forgets nothing in between: once something was seen, that item stays a suspect until sampling ends. An item shows
-    what its worst window shows, in the worst of its frames.
+    An image that was flagged once stays flagged until sampling ends. Its score is that of its worst window, in its worst frame.
 
     Attributes:
-        seen: (B, categories), True where a category was seen; None before the first evaluation.
+        flagged: bool (B, categories) on the CPU, True where a category was flagged in this sampling; None before the first check.
     """
 
     def __init__(self, encoder: WindowEncoder, concepts: ConceptDirections):
         self.encoder, self.concepts = encoder, concepts
-        self.seen: Tensor | None = None
+        self.flagged: Tensor | None = None
 
     @property
     def encoders(self) -> list[Encoder]:
         return [self.encoder]
 
-    def start(self, seen: Tensor | None = None) -> None:
-        """A new sampling begins, of items in which earlier ones have seen this much."""
-        self.seen = seen
+    def start(self, flagged: Tensor | None = None) -> None:
+        """Begin a new sampling, of images that were flagged before as `flagged` says."""
+        self.flagged = flagged
 
-    def check(self, raw_latents: Tensor, noise_level: float | None = None) -> tuple[Tensor, Tensor]:
-        """Raw latents (B, C, H, W) or (B, C, T, H, W) → log-odds over the thresholds, and what was seen so far, both (B, categories).
+    def check(self, raw_latents: Tensor, noise_level: float | None = None) -> Flags:
+        """Check raw latents (B, C, H, W) or (B, C, T, H, W), whose verdict is returned and added to `flagged`.
 
         Args:
             noise_level: see `rewards.Encoder`.
         """
         windows = self.encoder.encode_windows(seen_by(self.encoder, raw_latents), noise_level).windows
         scores = self.concepts.worst(by_clip(windows, frames_in(raw_latents.shape)).flatten(1, 2))
-        over = scores - torch.tensor(self.concepts.thresholds, device=scores.device)
-        seen = ~(over.detach() <= 0).cpu()  # what cannot be judged is a suspect
-        if self.seen is not None and self.seen.shape == seen.shape:
-            seen |= self.seen
-        self.seen = seen  # not on the judge's device, which may change when the host moves it out in mid-run
-        return over, seen.to(over.device)
+        flags = Flags(scores, self.concepts.names, self.concepts.thresholds)
+        before = self.flagged
+        self.flagged = flags.categories if before is None or before.shape != flags.categories.shape else before | flags.categories
+        return flags
+
+    def flagged_items(self, size: int) -> list[int]:
+        """Places of the flagged images in a batch of this size."""
+        if self.flagged is None or len(self.flagged) != size:
+            return []
+        return self.flagged.any(dim=1).nonzero().flatten().tolist()
 
 
 class AvoidConcepts:
-    """Leave innocent items alone; once an item shows a category, steer it away from that category until sampling ends.
+    """Push flagged images away from the categories that they were flagged for, until sampling ends; leave the others alone.
 
-    Stopping where the log-odds fall below the threshold again would only change the judge's mind: a few steps of
-    gradient do that without changing the image, which the next steps then finish as if nothing had been.
+    Stopping where the log-odds fall below the threshold again would only change the encoder's verdict: a few steps of
+    gradient do that without changing the image, which the next steps then finish as if nothing had been. Deprecated: the push
+    removes hardly anything (docs/safety-study.md), and stays for saved workflows.
     """
 
-    def __init__(self, watch: ConceptMonitor):
-        self.watch = watch
+    def __init__(self, monitor: ConceptMonitor):
+        self.monitor = monitor
 
     @property
     def encoders(self) -> list[Encoder]:
-        return self.watch.encoders
+        return self.monitor.encoders
 
     def start(self) -> None:
-        self.watch.start()
+        self.monitor.start()
 
     def __call__(self, raw_latents: Tensor, noise_level: float | None = None) -> tuple[Tensor, Tensor]:
-        over, seen = self.watch.check(raw_latents, noise_level)
-        value = -((over + MARGIN).relu() * seen).sum(dim=1)
+        scores = self.monitor.check(raw_latents, noise_level).scores
+        over = scores - torch.tensor(self.monitor.concepts.thresholds, device=scores.device)
+        value = -((over + MARGIN).relu() * self.monitor.flagged.to(over.device)).sum(dim=1)
         return value, value.detach() < 0
 
 
@@ -138,11 +144,11 @@ def correction(
     settings: GuidanceSettings,
     last_direction: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """What to add to the denoised prediction, per item of the batch.
+    """Return the correction to add to the x0 prediction, per image of the batch.
 
     The correction has the direction of the objective's gradient and an RMS of at most strength × noise level: the less
     the image is decided, the more may change, and nothing at all at the end, where a change would only be a pattern that
-    pleases the judge. Because samplers move in proportion to the noise that they remove, the sum over a sampling hardly
+    pleases the encoder. Because samplers move in proportion to the noise that they remove, the sum over a sampling hardly
     depends on the number of steps. An item whose value or gradient is not finite is left alone. Of a clip, every frame keeps the bound.
 
     Args:
@@ -169,7 +175,7 @@ def correction(
 
 
 def _bounded_in_every_frame(change: Tensor, length: float) -> Tensor:
-    """A clip's correction (B, C, T, H, W) without more in one frame than its share of `length`: one bad frame is not to take it all."""
+    """Bound a clip's correction (B, C, T, H, W) in each frame by its share of `length`: one bad frame is not to take it all."""
     if change.ndim != 5 or change.shape[2] == 1:
         return change
     of_frame = change.pow(2).sum(dim=(1, 3, 4), keepdim=True).sqrt()
@@ -178,5 +184,5 @@ def _bounded_in_every_frame(change: Tensor, length: float) -> Tensor:
 
 
 def _like(per_item: Tensor, x: Tensor) -> Tensor:
-    """(B,) shaped so that it broadcasts over x (B, ...)."""
+    """Reshape (B,) so that it broadcasts over x (B, ...)."""
     return per_item.view(-1, *[1] * (x.ndim - 1))

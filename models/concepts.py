@@ -47,7 +47,7 @@ class Category:
 
 @dataclass(frozen=True)
 class ScorerId:
-    """How images are judged, as far as thresholds depend on it.
+    """Scorer that a threshold was calibrated with, as far as thresholds depend on it.
 
     Attributes:
         latent_clip: its name, for people. identity: `models.latent_clip.identity` of its weights.
@@ -62,11 +62,11 @@ class ScorerId:
     closer_look: bool = False
 
     def as_dict(self) -> dict:
-        """The part of a calibration that says who judged."""
+        """Record of the scorer, as a calibration keeps it."""
         return asdict(self)
 
     def differences(self, calibration: dict) -> list[str]:
-        """What was another one when a set was calibrated, in words."""
+        """Describe in words how the scorer of a calibration differs."""
         other = calibration.get("latent_clip")
         clip = (
             f"the Latent-CLIP {other!r} of other weights than {self.latent_clip!r}"
@@ -172,7 +172,7 @@ class ConceptSet:
         )
 
     def check_scorer(self, judge: ScorerId) -> None:
-        """Refuse thresholds that were calibrated with another judge; those typed or never calibrated are the user's own.
+        """Refuse thresholds that were calibrated with another scorer; those typed or never calibrated are the user's own.
 
         Raises:
             ConceptError: names what differs.
@@ -188,7 +188,7 @@ class ConceptSet:
             )
 
     def as_dict(self) -> dict:
-        """What `read_concepts` reads."""
+        """Return the JSON value that `read_concepts` reads."""
         return {
             "format": FORMAT,
             "name": self.name,
@@ -292,7 +292,7 @@ def shipped_names() -> list[str]:
 
 
 def shipped_file(name: str = "i2p") -> Path:
-    """Where one of `shipped_names` lies."""
+    """Path of one of `shipped_names`."""
     return SHIPPED / f"{name}.json"
 
 
@@ -345,7 +345,7 @@ def _split(text: str) -> list[str]:
 
 
 def _number(text: str, line: str) -> float:
-    """A number as people write it; Python's own reading of `1_0` as 10 is not what anybody meant."""
+    """Read a number as people write it: `1_0` is none, although Python reads it as 10."""
     plain = unicodedata.normalize("NFKC", text).strip()
     if not _NUMBER.fullmatch(plain):
         raise ConceptError(f"Got the threshold {short(line)}, expected a number, or lines such as 'violence: 1.5'.")

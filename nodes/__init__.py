@@ -5,16 +5,13 @@ from comfy_api.latest import ComfyExtension, io
 
 def all_nodes() -> list[type[io.ComfyNode]]:
     """Every node of the pack, in the order of the add-node menu."""
+    from .avoid import LatentCLIPAvoidReward
     from .classify import LatentCLIPClassify
+    from .guide import LatentCLIPGuideModel
     from .load import LatentCLIPLoader, LatentCLIPPixelLoader
     from .optimize import LatentCLIPOptimizeNoise
     from .rewards import LatentCLIPCombineRewards, LatentCLIPLatentReward, LatentCLIPPixelReward, LatentCLIPTextReward
-    from .safety import (
-        LatentCLIPAvoidReward,
-        LatentCLIPGuideModel,
-        LatentCLIPSafetyGate,
-        LatentCLIPSafetyGuidance,
-    )
+    from .safety import LatentCLIPSafetyGate, LatentCLIPSafetyGuidance
     from .score import LatentCLIPScore, LatentCLIPSelect
     from .search import LatentCLIPSearch
     from .shapes_world import LatentCLIPShapesWorld

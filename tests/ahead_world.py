@@ -18,8 +18,8 @@ class AheadWorld(World):
         def module(name: str):
             return importlib.import_module(f"{host_env.pack.__name__}.{name}")
 
-        self.ahead, self.look_ahead, self.looks, self.gate = map(
-            module, ("host.safety.redirect_ahead", "host.safety.look_ahead", "host.safety.looks", "host.safety.gate")
+        self.look_ahead, self.looks, self.gate = map(
+            module, ("host.safety.look_ahead", "host.safety.verdicts", "host.safety.gate")
         )
         self.rows, self.pixel_clip = module("host.sampling.rows"), module("host.scorers.pixel_clip")
         with torch.inference_mode():
@@ -38,7 +38,7 @@ class AheadWorld(World):
         look = self.look_ahead.LookAhead(judges, steps, drafter)
         window = self.host.Window(start, end)
         prompt = None if instead is None else self.condition(instead)
-        return self.ahead.redirect_ahead(
+        return self.host.redirect_model(
             model or self.model, self.watch(threshold), prompt, window, look, late, looks or self.looks.Verdicts()
         )
 

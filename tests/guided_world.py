@@ -18,6 +18,7 @@ class World:
         self.shapes_world, self.host, self.concepts = map(
             module, ("host.scorers.shapes_world", "host.safety.redirect", "host.scorers.concepts")
         )
+        self.push_model = module("host.safety.push").push_model
         self.guide_model, self.window = module("host.sampling.guide").guide_model, module("host.sampling.steering").Window
         self.guidance, self.rewards, self.reno = map(module, ("methods.guidance", "methods.rewards", "host.reno.run"))
         self.parse_concepts = module("models.concepts").parse_concepts
@@ -44,7 +45,7 @@ class World:
     def guided(self, threshold=0.0, strength=1.0, momentum=0.0, model=None, start=0.0, end=1.0, every_n=1):
         settings = self.guidance.GuidanceSettings(strength, momentum)
         objective, window = self.guidance.AvoidConcepts(self.watch(threshold)), self.window(start, end, every_n)
-        return self.host.push_model(model or self.model, objective, settings, window)
+        return self.push_model(model or self.model, objective, settings, window)
 
     def redirected(self, threshold=0.0, instead="a green circle", model=None, start=0.0, end=1.0, every_n=1):
         window = self.window(start, end, every_n)

@@ -1,1 +1,1 @@
-"""Safety Guidance and Safety Gate: who is flagged, what is shown instead, what passes, what is written down."""
+"""Safety Guidance and Safety Gate: flagging, fallback prompt, covering and log."""

@@ -1,4 +1,4 @@
-"""The safety gate's log: one JSON line per judged batch, append-only, bounded, safe with several writers.
+"""Log of Safety Gate: one JSON line per checked batch, append-only, bounded, safe with several writers.
 
 `safety.jsonl` has every batch, and its oldest file goes when there are too many. `blocked.jsonl` repeats the batches of which something
 was blocked: none of its files goes before it is a year old, and where that leaves no room the write fails, so that nobody can push such
@@ -28,7 +28,7 @@ _in_process = threading.Lock()
 
 
 def audit_file() -> Path:
-    """ComfyUI's user folder/latent_clip/safety.jsonl."""
+    """Path of the log: latent_clip/safety.jsonl in ComfyUI's user folder."""
     return Path(folder_paths.get_user_directory()) / "latent_clip" / "safety.jsonl"
 
 
@@ -48,7 +48,7 @@ def write_record(record: dict, path: Path | None = None, max_bytes: int = MAX_BY
 
 
 def _line(record: dict) -> bytes:
-    """A record as one line of ASCII, of about `RECORD` bytes at most."""
+    """Write a record as one line of ASCII, of about `RECORD` bytes at most."""
     line = _json(_shortened(record))
     if len(line) > RECORD:
         reasons = record.get("reasons", ())
@@ -62,7 +62,7 @@ def _json(value: object) -> bytes:
 
 
 def _shortened(value, text: int = TEXT, entries: int | None = None):
-    """A record in which no text is longer than `text` bytes, and no list or object within it than `entries`.
+    """Shorten a record: no text is longer than `text` bytes, and no list or object within it than `entries`.
 
     The rest of a text is known by its SHA-256.
     """
@@ -115,7 +115,7 @@ def _ends_a_line(file: int, size: int) -> bool:
 
 
 def _rotate(path: Path, days: int) -> None:
-    """safety.jsonl becomes safety.1.jsonl, 1 becomes 2, and so on; the oldest goes.
+    """Rotate the log: safety.jsonl becomes safety.1.jsonl, 1 becomes 2, and so on; the oldest goes.
 
     Raises:
         OSError: there is no room, and the oldest is not that many days old.
@@ -135,7 +135,7 @@ def _rotate(path: Path, days: int) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Alone among the threads of this process and among all processes that write here."""
+    """Hold the lock against other threads of this process and all other processes that write here."""
     with _in_process, path.open("a+b") as file:
         if sys.platform == "win32":
             import msvcrt

@@ -4,24 +4,23 @@ import torch
 from torch import Tensor
 
 from ...methods.guidance import ConceptMonitor
-from ..sampling.steering import Steering
+from ..sampling.steering import SAFETY, Steering
 from .known_latents import ALIKE, KNOWN, LastPrediction, fingerprint, found_before
 
 
-class CarriesVerdicts(Steering):
-    """Steering that keeps to what it has seen of an image in an earlier sampling.
+class SafetySteering(Steering):
+    """Steering that belongs to Safety Guidance: it keeps its verdict of an image for later samplings.
 
     Attributes:
-        watch: None where nothing is kept out.
-        carried: what was seen before of each item of the sampling that goes on now, (B, categories).
+        carried: categories for which each image was flagged in an earlier sampling, bool (B, categories); None where none was.
     """
 
-    watch: ConceptMonitor | None = None
+    name = SAFETY
+    monitor: ConceptMonitor
     carried: Tensor | None = None
 
     def start(self) -> None:
-        if self.watch is not None:
-            self.watch.start(self.carried)
+        self.monitor.start(self.carried)
 
     def sampling(
         self, executor, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, disable_pbar=False, seed=None, **more
@@ -29,29 +28,34 @@ class CarriesVerdicts(Steering):
         """Wrapper of a whole sampling (the host's OUTER_SAMPLE)."""
 
         def sample(callback) -> Tensor:
-            return super(CarriesVerdicts, self).sampling(
+            return super(SafetySteering, self).sampling(
                 executor, noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **more
             )
 
         if not self._carries(sampler, sigmas):
             return sample(callback)
-        guider, whose, last, before = executor.class_obj, fingerprint(self.watch.concepts), LastPrediction(callback), self.carried
+        guider, whose, last, before = executor.class_obj, fingerprint(self.monitor.concepts), LastPrediction(callback), self.carried
         earlier = found_before(whose, guider, noise, latent_image, sigmas)
-        nothing = (False,) * len(self.watch.concepts.names)
+        nothing = (False,) * len(self.monitor.concepts.names)
         self.carried = torch.tensor([one or nothing for one in earlier]) if any(earlier) else None
         try:
             samples = sample(last)
-            seen = self.watch.seen
-            if seen is not None and len(seen) == len(samples):
-                found = [tuple(row) if any(row) else None for row in seen.tolist()]
+            flagged = self.monitor.flagged
+            if flagged is not None and len(flagged) == len(samples):
+                found = [tuple(categories) if any(categories) else None for categories in flagged.tolist()]
                 remember(whose, guider, samples, sigmas, last, found, [ALIKE] * len(found))
             return samples
         finally:
             self.carried = before
 
     def _carries(self, sampler, sigmas: Tensor) -> bool:
-        """Whether a sampling makes one image of each item, which another sampling may go on with."""
-        return self.watch is not None and len(sigmas) > 1 and not getattr(sampler, "draws_again", False)
+        """Return true if a sampling makes one image of each item, which another sampling may go on with."""
+        return len(sigmas) > 1 and not draws_again(sampler)
+
+
+def draws_again(sampler) -> bool:
+    """Return true for a sampler that makes its images more than once, as Optimize Noise does."""
+    return getattr(sampler, "draws_again", False)
 
 
 def remember(whose: bytes, guider, samples: Tensor, sigmas: Tensor, last: LastPrediction, found: list, least: list) -> None:

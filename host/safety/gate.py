@@ -1,9 +1,9 @@
-"""The safety gate inside the host. It fails closed: what cannot be judged, for whatever reason, does not pass."""
+"""Safety Gate. It fails closed: what cannot be judged, for whatever reason, does not pass."""
 
 import logging
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import comfy.model_management as mm
 import torch
@@ -21,8 +21,9 @@ from ..scorers.latent_clip import LoadedLatentCLIP
 from ..scorers.latents import MAX_THUMBNAILS, image_part, raw_latents_of, select_items, thumbnails
 from ..scorers.log_odds import log_odds_of_frames
 from .audit import write_record
-from .looks import Verdict, Verdicts
+from .gate_report import GateReport, plain_scores, plain_verdicts
 from .safe_latents import can_be_cut, cut, hidden, parts_of, pictures_in, without_side_doors
+from .verdicts import Verdict, Verdicts
 
 LOGGER = logging.getLogger(__name__)
 UNKNOWN = (
@@ -32,132 +33,129 @@ UNKNOWN = (
 
 
 class BlockedError(RuntimeError):
-    """The gate was told to stop the prompt when it blocks something."""
+    """Something was blocked, and `on_block` is "stop"."""
 
 
 @dataclass(frozen=True)
-class GateReport:
-    """What the gate found.
+class GateSettings:
+    """Settings of the gate.
 
     Attributes:
-        names, thresholds: of the categories; empty where they could not even be read.
-        scores: log-odds per item and category, None where there are none; of a clip, those of its worst frame.
-        reasons: why each item is blocked; "" for those that pass.
-        thumbnails: of what leaves the gate, never of what was blocked.
-        looks: what the guidance before it found of each item; empty where it was not asked.
-        frames: log-odds per item, frame and category, of clips. cut: what was cut off a clip, and why; "" where nothing was.
-        left_out: what the latent carried beside its samples, and what does not leave the gate.
+        fit: aspect mode of latents that are not square. closer: see `models.fit.safety_windows`.
+        views: perturbed copies of each latent that must pass as well.
+        cut_clips: cut a clip that begins clean before its first flagged frame, instead of blocking it. From its middle on it could
+            not be decoded: a video VAE reads frames one after the other.
+        audit: append scores and reasons to the log; images that cannot be logged do not pass.
     """
 
-    names: tuple[str, ...]
-    thresholds: tuple[float, ...]
-    scores: list[list[float | None]]
-    reasons: list[str]
-    thumbnails: list[str]
-    looks: tuple[Verdict | None, ...] = ()
-    frames: list[list[list[float | None]]] | None = None
-    cut: str = ""
-    left_out: Sequence[str] = ()
-
-    @property
-    def blocked(self) -> list[bool]:
-        return [bool(reason) for reason in self.reasons]
-
-    def as_dict(self) -> dict:
-        clips = {} if self.frames is None else {"frames": self.frames, "cut": self.cut}
-        return {
-            **clips,
-            "categories": list(self.names),
-            "thresholds": list(self.thresholds),
-            "scores": self.scores,
-            "blocked": self.blocked,
-            "reasons": self.reasons,
-            **({"looks": _plain_looks(self.looks)} if self.looks else {}),
-            **({"left_out": list(self.left_out)} if self.left_out else {}),
-        }
-
-    def as_ui(self) -> dict:
-        return {**self.as_dict(), "kind": "safety", "names": list(self.names), "thumbnails": self.thumbnails}
+    on_block: Literal["grey", "blur", "drop", "stop"] = "grey"
+    fit: Fit = "tiles"
+    views: int = 0
+    closer: bool = False
+    cut_clips: bool = False
+    audit: bool = False
 
 
 def run_gate(
     latent: dict,
     clip: LoadedLatentCLIP | None,
     concepts: Callable[[], ConceptSet],
-    on_block: str,
-    fit: Fit,
-    views: int,
-    audit: bool = False,
+    settings: GateSettings,
+    verdicts: Verdicts | None = None,
     texts: Callable[[], dict[str, str]] | None = None,
-    closer: bool = False,
-    looks: Verdicts | None = None,
-    cut_clips: bool = False,
 ) -> tuple[dict | ExecutionBlocker, GateReport]:
-    """Judge every item and replace, drop or refuse what must not pass.
+    """Check every image, and replace, drop or refuse those that must not pass.
 
     Args:
         concepts: reads the concept set; called here, so that a broken one blocks instead of failing somewhere else.
-        on_block: "grey", "blur", "drop" or "stop".
-        views: how many altered copies of each latent must pass as well.
-        audit: append scores and verdicts to the log; what cannot be logged does not pass.
+        verdicts: those of the Safety Guidance that made the images; images that it flagged late, or does not know, do not pass.
         texts: finds the texts of the prompt, which go into the log too; "node id.input" → text.
-        closer: see `models.fit.safety_windows`.
-        looks: what a Safety Guidance saw of the images before; what it suspected late, or never looked at, does not pass.
-        cut_clips: a clip that begins clean is cut before the first frame that does not pass, instead of blocked. From its middle on it
-            could not be decoded: a video VAE reads frames one after the other.
 
     Returns:
         (what may go on, report).
 
     Raises:
-        BlockedError: something is blocked and on_block is "stop".
+        BlockedError: something is blocked and `on_block` is "stop".
     """
+    checked = _checked(latent, clip, concepts, settings, verdicts)
+    names, scores, reasons = checked.names, checked.scores, checked.reasons
+    scores_of_items = plain_scores(None if scores is None else largest(scores, dim=1), len(reasons), len(names))
+    of_frames = None if scores is None or scores.shape[1] == 1 else [plain_scores(frames, *frames.shape) for frames in scores]
+    said, kept = "", checked.clean[0]
+    if settings.cut_clips and reasons[0] and kept > 0 and can_be_cut(checked.latent):
+        said, reasons = f"cut to its first {kept} of {_frames(checked.latent)} frames. {reasons[0]}", [""]
+    report = GateReport(
+        names, checked.thresholds, scores_of_items, reasons, [], tuple(checked.verdicts), of_frames, said, checked.left_out
+    )
+    if settings.audit:
+        report = replace(report, reasons=_audited(report, texts))
+    reasons, on_block = report.reasons, settings.on_block
+    safe = cut(checked.latent, kept) if said and not reasons[0] else _safe_latent(checked.latent, reasons, on_block)
+    pictures = [] if isinstance(safe, ExecutionBlocker) else _thumbnails(safe, clip, reasons, on_block)
+    return safe, replace(report, thumbnails=pictures)
+
+
+@dataclass
+class _Checked:
+    """Verdicts of one batch, as far as they could be found before an error.
+
+    Attributes:
+        latent: what may leave if nothing is blocked; empty until the latent could be read. left_out: what does not leave.
+        scores: log-odds (B, T, categories); None where there are none.
+        clean: frames before the first flagged one, per image.
+    """
+
+    reasons: list[str]
+    clean: list[int] = field(default_factory=lambda: [0])
+    latent: dict = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
     names: tuple[str, ...] = ()
     thresholds: tuple[float, ...] = ()
     scores: Tensor | None = None
-    verdicts: list[Verdict | None] = []
-    size, clean, left_out = _size(latent), [0], []
-    given, latent = latent, {}  # of what cannot even be read, nothing leaves
+    verdicts: list[Verdict | None] = field(default_factory=list)
+
+
+def _checked(
+    latent: dict,
+    clip: LoadedLatentCLIP | None,
+    concepts: Callable[[], ConceptSet],
+    settings: GateSettings,
+    verdicts: Verdicts | None,
+) -> _Checked:
+    """Check a batch; whatever goes wrong is a reason to block all of it."""
+    size = _size(latent)
+    found = _Checked([""] * size)
     try:
-        latent, left_out = without_side_doors(given)
+        found.latent, found.left_out = without_side_doors(latent)
         concept_set = concepts()
-        names = tuple(category.name for category in concept_set.categories)
-        thresholds = tuple(category.threshold for category in concept_set.categories)
+        found.names = tuple(category.name for category in concept_set.categories)
+        found.thresholds = tuple(category.threshold for category in concept_set.categories)
         if clip is None:
             raise ValueError("there is no Latent-CLIP to judge with")
-        scores = _scores(latent, clip, concept_set, fit, views, closer)
-        reasons, clean = reasons_to_block_clips(scores, names, thresholds)
-        if len(reasons) != size:
-            raise ValueError(f"got {len(reasons)} verdicts for {size} images")
-        if looks is not None:
-            reasons, verdicts = _with_looks(latent, looks, reasons)
-            clean = [0 if verdict is None or verdict.late else n for n, verdict in zip(clean, verdicts)]
+        found.scores = _scores(found.latent, clip, concept_set, settings)
+        found.reasons, found.clean = reasons_to_block_clips(found.scores, found.names, found.thresholds)
+        if len(found.reasons) != size:
+            raise ValueError(f"got {len(found.reasons)} verdicts for {size} images")
+        if verdicts is not None:
+            found.reasons, found.verdicts = _with_verdicts(found.latent, verdicts, found.reasons)
+            found.clean = [0 if one is None or one.late else n for n, one in zip(found.clean, found.verdicts)]
     except mm.InterruptProcessingException:
         raise
     except Exception as error:  # the one place where any error has an answer: nothing passes
         LOGGER.exception("Safety Gate: could not judge; everything is blocked.")
-        reasons = [f"could not be judged: {error or type(error).__name__}"] * size
-    plain_scores = _plain(None if scores is None else largest(scores, dim=1), size, len(names))
-    of_frames = None if scores is None or scores.shape[1] == 1 else [_plain(clip, *clip.shape) for clip in scores]
-    said = ""
-    if cut_clips and reasons[0] and clean[0] > 0 and can_be_cut(latent):
-        said, reasons = f"cut to its first {clean[0]} of {_frames(latent)} frames. {reasons[0]}", [""]
-    if audit:
-        reasons = _audited(names, thresholds, plain_scores, reasons, texts, verdicts, said)
-    safe = cut(latent, clean[0]) if said and not reasons[0] else _safe_latent(latent, reasons, on_block)
-    pictures = [] if isinstance(safe, ExecutionBlocker) else _thumbnails(safe, clip, reasons, on_block)
-    report = GateReport(names, thresholds, plain_scores, reasons, pictures, tuple(verdicts), of_frames, said, left_out)
-    return safe, report
+        found.reasons, found.clean = [f"could not be judged: {error or type(error).__name__}"] * size, [0] * size
+    return found
 
 
-def _scores(latent: dict, clip: LoadedLatentCLIP, concepts: ConceptSet, fit: Fit, views: int, closer: bool) -> Tensor:
+def _scores(latent: dict, clip: LoadedLatentCLIP, concepts: ConceptSet, settings: GateSettings) -> Tensor:
     """Log-odds (B, T, categories) of every frame of every part that may be a picture; see `log_odds_of_frames`."""
+    fit, views, closer = settings.fit, settings.views, settings.closer
     directions = directions_for(clip, concepts, fit, views, closer)
-    watcher, parts = clip.window_encoder(fit, closer), pictures_in(latent["samples"], clip.space)
+    encoder, parts = clip.window_encoder(fit, closer), pictures_in(latent["samples"], clip.space)
     if len(parts) == 1:
-        return log_odds_of_frames(parts[0], watcher, directions, views)
+        return log_odds_of_frames(parts[0], encoder, directions, views)
     try:
-        return torch.cat([log_odds_of_frames(part, watcher, directions, views) for part in parts], dim=1)
+        return torch.cat([log_odds_of_frames(part, encoder, directions, views) for part in parts], dim=1)
     except (ValueError, RuntimeError) as error:
         shapes = ", ".join(str(tuple(getattr(part, "shape", ()))) for part in parts_of(latent["samples"]))
         raise ValueError(
@@ -166,11 +164,11 @@ def _scores(latent: dict, clip: LoadedLatentCLIP, concepts: ConceptSet, fit: Fit
         ) from error
 
 
-def _with_looks(latent: dict, looks: Verdicts, reasons: list[str]) -> tuple[list[str], list[Verdict | None]]:
-    """Reasons to block, with those of the guidance that looked before; and what it found."""
-    verdicts = looks.of(image_part(latent["samples"]))
-    earlier = [UNKNOWN if verdict is None else verdict.late for verdict in verdicts]
-    return ["; ".join(filter(None, pair)) for pair in zip(reasons, earlier, strict=True)], verdicts
+def _with_verdicts(latent: dict, verdicts: Verdicts, reasons: list[str]) -> tuple[list[str], list[Verdict | None]]:
+    """Add the reasons of Safety Guidance to those of the gate: (reasons, verdicts of Safety Guidance)."""
+    found = verdicts.of(image_part(latent["samples"]))
+    earlier = [UNKNOWN if verdict is None else verdict.late for verdict in found]
+    return ["; ".join(filter(None, pair)) for pair in zip(reasons, earlier, strict=True)], found
 
 
 def _frames(latent: dict) -> int:
@@ -200,7 +198,7 @@ def _safe_latent(latent: dict, reasons: list[str], on_block: str) -> dict | Exec
 
 
 def _thumbnails(safe: dict, clip: LoadedLatentCLIP | None, reasons: list[str], on_block: str) -> list[str]:
-    """One per judged item; none for a dropped one."""
+    """Thumbnail per checked item; none for a dropped one."""
     try:
         pictures = iter(thumbnails(raw_latents_of(safe, clip.space)[:MAX_THUMBNAILS], clip.space))
     except Exception:  # a missing thumbnail is no reason to fail
@@ -209,33 +207,26 @@ def _thumbnails(safe: dict, clip: LoadedLatentCLIP | None, reasons: list[str], o
     return ["" if reason and on_block == "drop" else next(pictures, "") for reason in reasons]
 
 
-def _audited(
-    names: tuple[str, ...],
-    thresholds: tuple[float, ...],
-    scores: list[list[float | None]],
-    reasons: list[str],
-    texts: Callable[[], dict[str, str]] | None,
-    verdicts: Sequence[Verdict | None],
-    cut: str,
-) -> list[str]:
-    """Write the log; the reasons, or one for every item where the log could not be written."""
+def _audited(report: GateReport, texts: Callable[[], dict[str, str]] | None) -> list[str]:
+    """Write the log; return the reasons, or one for every image where the log could not be written."""
     context = get_executing_context()
     record = {
         "prompt_id": getattr(context, "prompt_id", None),
         "node_id": getattr(context, "node_id", None),
-        "categories": list(names),
-        "thresholds": list(thresholds),
-        "scores": scores,
-        "reasons": reasons,
-        **({"looks": _plain_looks(verdicts)} if verdicts else {}),
-        **({"cut": cut} if cut else {}),
+        "categories": list(report.names),
+        "thresholds": list(report.thresholds),
+        "scores": report.scores,
+        "reasons": report.reasons,
+        **({"looks": plain_verdicts(report.verdicts)} if report.verdicts else {}),
+        **({"cut": report.cut} if report.cut else {}),
     }
     try:
         write_record(record if texts is None else {**record, "texts": texts()})
     except Exception as error:  # whatever kept it from the log, no batch passes that is in none
         LOGGER.exception("Safety Gate: the audit log could not be written; everything is blocked.")
-        return [f"the audit log could not be written: {getattr(error, 'strerror', None) or error or type(error).__name__}"] * len(reasons)
-    return reasons
+        why = getattr(error, "strerror", None) or error or type(error).__name__
+        return [f"the audit log could not be written: {why}"] * len(report.reasons)
+    return report.reasons
 
 
 def _size(latent: dict) -> int:
@@ -243,15 +234,5 @@ def _size(latent: dict) -> int:
     try:
         samples = image_part(latent["samples"])
         return max(1, len(samples)) if isinstance(samples, Tensor) and samples.ndim > 0 else 1
-    except Exception:  # any object may be on a wire; what it is not, `run_gate` says
+    except Exception:  # any object may be on a wire; `_checked` names what is wrong with it
         return 1
-
-
-def _plain(scores: Tensor | None, size: int, categories: int) -> list[list[float | None]]:
-    if scores is None:
-        return [[None] * categories for _ in range(size)]
-    return [[round(value, 4) if math.isfinite(value) else None for value in row] for row in scores.tolist()]
-
-
-def _plain_looks(verdicts: Sequence[Verdict | None]) -> list[dict | None]:
-    return [None if verdict is None else verdict.as_dict() for verdict in verdicts]

@@ -1,4 +1,4 @@
-"""Latents in which Safety Guidance saw something, recognised where a later sampling starts from them.
+"""Latents that Safety Guidance has flagged, recognised where a later sampling starts from them.
 
 A sampling is often split: over two samplers or two models, over a small and a large latent, over an image and its variation. What was
 seen in the first part holds for the second. The rule: a latent is known if it is one of these, number for number, or if it correlates
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...methods.concepts import ConceptDirections
-from .looks import digests
+from .verdicts import digests
 
 MOST = 1024  # latents; older ones are forgotten
 MOST_BYTES = 128_000_000
@@ -30,7 +30,7 @@ NEW = 0.1  # share of the schedule within which a sampling with noise of its own
 
 
 def fingerprint(*concepts: ConceptDirections) -> bytes:
-    """Whose verdicts are the same: the categories, thresholds and texts of one CLIP."""
+    """Hash the categories, thresholds and encoded texts: guidance with the same hash has the same verdicts."""
     digest = hashlib.sha256()
     for one in concepts:
         digest.update(repr((one.names, one.thresholds, one.logit_scale)).encode())
@@ -40,7 +40,7 @@ def fingerprint(*concepts: ConceptDirections) -> bytes:
 
 
 def found_before(whose: bytes, guider, noise: Tensor, latent: Tensor | None, sigmas: Tensor) -> list:
-    """What was found in the items that a sampling starts from; nothing where its noise hides what was there."""
+    """Find the verdicts of the latents that a sampling starts from; none where its noise hides what was there."""
     first = guider.model_patcher.get_model_object("model_sampling").percent_to_sigma(NEW)
     goes_on = latent is not None and (not bool(noise.any()) or float(sigmas[0]) <= float(first))
     return KNOWN.of(whose, latent) if goes_on else [None] * len(noise)
@@ -58,7 +58,7 @@ class LastPrediction:
             self.callback(step, x0, x, total)
 
     def raw(self, guider, sigmas: Tensor) -> Tensor | None:
-        """In raw latents; None where it is the image itself."""
+        """Return it as raw latents; None where it is the image itself."""
         if self.x0 is None or float(sigmas[-1]) == 0:
             return None
         return guider.model_patcher.model.process_latent_out(self.x0.detach().cpu())
@@ -84,7 +84,7 @@ class KnownLatents:
         self._known: OrderedDict[tuple[bytes, bytes], _Known] = OrderedDict()
 
     def remember(self, whose: bytes, samples: Tensor, found: Sequence, least: Sequence[float]) -> None:
-        """Keep what was found in raw latents (B, C, H, W) or (B, C, T, H, W); None is nothing, also if it was something before."""
+        """Keep what was found in raw latents (B, C, H, W) or (B, C, T, H, W); None forgets what was found before."""
         for item, one, closeness in zip(samples, found, least, strict=True):
             keys = [(whose, digest) for digest in digests(item)]
             for key in keys:
@@ -96,7 +96,7 @@ class KnownLatents:
             self._known.popitem(last=False)
 
     def of(self, whose: bytes, samples: Tensor) -> list:
-        """What was found in each of these latents, or in the one that it is a copy of; None where nothing was."""
+        """Find the verdict of each latent, or of the one that it is a copy of; None where there is none."""
         kept = {id(known): known for key, known in self._known.items() if key[0] == whose}
         if samples.ndim not in (4, 5) or not kept:
             return [None] * len(samples)
@@ -117,7 +117,7 @@ class KnownLatents:
 
 
 def alike(known: Tensor, samples: Tensor) -> Tensor:
-    """How closely latents (B, C, H, W) or (B, C, T, H, W) follow a known one without B: correlations (B,), of the resizes the closest."""
+    """Correlation (B,) of latents (B, C, H, W) or (B, C, T, H, W) with a known one without B; of its resizes, that of the closest."""
     known, best = known.float()[None], torch.zeros(len(samples))
     if known.shape[1:-2] != samples.shape[1:-2]:
         return best
@@ -135,7 +135,7 @@ def alike(known: Tensor, samples: Tensor) -> Tensor:
 
 
 def _correlation(known: Tensor, samples: Tensor) -> Tensor:
-    """Of what differs from place to place within each channel, (B,); 0 where nothing does, or where it is not finite."""
+    """Correlation (B,) after the mean of each channel is removed; 0 where a channel is flat or not finite."""
     known, samples = ((x - x.mean(dim=(-2, -1), keepdim=True)).flatten(1) for x in (known, samples))
     return torch.nan_to_num((known * samples).sum(dim=1) / (known.norm(dim=1) * samples.norm(dim=1)), posinf=0.0, neginf=0.0)
 

@@ -1,7 +1,6 @@
-"""Look before sampling: every item is drafted in a few steps and judged as the gate judges, before the sampler's first step.
+"""Drafts of Safety Guidance: each image is drafted in a few steps and scored as the gate scores it, before the sampler's first step.
 
-Whoever would show harm is made from the other prompt from the first step on. Everybody else is sampled as if nothing had
-been there, bit for bit.
+Flagged images are made from the fallback prompt from the first step on. The others are sampled as without drafts, bit for bit.
 """
 
 import logging
@@ -18,7 +17,7 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
 from ...methods.concepts import ConceptDirections
-from ...methods.gate import reasons_to_block
+from ...methods.gate import Flags
 from ..sampling.drafts import DRAFT_SAMPLER, DRAFT_SCHEDULER, draft_sigmas, drafting_copy
 from ..sampling.patches import patches_of
 from ..sampling.rows import KEY as ROWS
@@ -26,6 +25,7 @@ from ..sampling.rows import Rows, active_items
 from ..sampling.steering import KEY, SAFETY, steerings
 from ..scorers.encoders import HostWindowEncoder
 from ..scorers.log_odds import log_odds
+from .carried import SafetySteering
 
 LOGGER = logging.getLogger(__name__)
 OURS = (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE, WrappersMP.PREPARE_SAMPLING, WrappersMP.CALC_COND_BATCH)
@@ -33,7 +33,7 @@ OURS = (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE, WrappersMP.PREPARE_SA
 
 @dataclass(frozen=True)
 class Sampling:
-    """What the host hands to a whole sampling: `latent` raw, both (B, C, H, W), and sigmas (steps + 1,)."""
+    """Arguments of a whole sampling: noise and raw `latent`, both (B, C, H, W), and sigmas (steps + 1,)."""
 
     noise: Tensor
     latent: Tensor
@@ -45,13 +45,13 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Draft:
-    """What drafts say.
+    """Verdicts of the drafts of a batch.
 
     Attributes:
-        reasons: why each item is not to be shown; "" where there is none, and for items that were not drafted.
+        reasons: reason for each flagged image; "" for the others, and for images that were not drafted.
         scores: log-odds (B, categories) of the drafts, NaN where there are none.
         picture: raw latents (B, C, H, W), where the draft is what the sampler makes, bit for bit.
-        steps: what the sampler told its callback meanwhile: (step, x0, x, steps) of each.
+        steps: calls of the sampler's callback meanwhile: (step, x0, x, steps) of each.
     """
 
     reasons: list[str]
@@ -60,89 +60,89 @@ class Draft:
     steps: tuple[tuple, ...] = ()
 
     @property
-    def suspects(self) -> list[int]:
+    def flagged(self) -> list[int]:
         return [item for item, reason in enumerate(self.reasons) if reason]
 
 
 @dataclass(frozen=True)
 class DraftScorer:
-    """Who judges drafts, by which categories and thresholds for finished pictures."""
+    """Encoder that scores drafts, with categories and thresholds for finished images."""
 
-    watcher: HostWindowEncoder
+    encoder: HostWindowEncoder
     concepts: ConceptDirections
 
     def scores(self, samples: Tensor) -> Tensor:
         """Log-odds (B, categories) of raw latents (B, C, H, W)."""
-        return log_odds(samples, self.watcher, self.concepts, progress=False)
+        return log_odds(samples, self.encoder, self.concepts, progress=False)
 
 
 @dataclass(frozen=True)
 class LookAhead:
-    """How to look before sampling.
+    """Draft a batch and score the drafts.
 
     Attributes:
-        judges: each of them may suspect; their categories follow one another.
+        scorers: each of them may flag an image; their categories follow one another.
         steps: of a draft. A sampling that has no more of them is its own draft.
         drafter: MODEL that makes the drafts, at cfg 1; None: the one that is sampled.
     """
 
-    judges: tuple[DraftScorer, ...]
+    scorers: tuple[DraftScorer, ...]
     steps: int = 4
     drafter: object | None = None
 
     def __call__(self, guider, sampling: Sampling) -> Draft:
-        """Draft and judge the whole batch. It fails closed: whoever cannot be drafted or judged is a suspect."""
+        """Draft and score the whole batch. It fails closed: images that cannot be drafted or scored are flagged."""
         size = len(sampling.noise)
         try:
             samples, picture, steps = self._draft(guider, sampling)
-            scores = torch.cat([judge.scores(samples) for judge in self.judges], dim=1)
-            reasons = reasons_to_block(scores, *self._categories())
+            scores = torch.cat([scorer.scores(samples) for scorer in self.scorers], dim=1)
+            reasons = Flags(scores, *self._categories()).reasons
         except mm.InterruptProcessingException:
             raise
         except Exception as error:  # as in the gate: any error has an answer
-            LOGGER.exception("%s: nothing could be drafted, so that every image follows the other prompt.", SAFETY)
+            LOGGER.exception("%s: nothing could be drafted, so that every image follows the fallback prompt.", SAFETY)
             unknown = torch.full((size, len(self._categories()[0])), math.nan)
             return Draft([f"could not be drafted: {error or type(error).__name__}"] * size, unknown)
-        going_on = active_items(guider.model_options, size)
-        reasons = [reason if item in going_on else "" for item, reason in enumerate(reasons)]
+        active = active_items(guider.model_options, size)
+        reasons = [reason if item in active else "" for item, reason in enumerate(reasons)]
         return Draft(reasons, scores, samples if picture else None, tuple(steps))
 
     def _categories(self) -> tuple[list[str], list[float]]:
-        """Names and thresholds, of all judges."""
-        every = [pair for judge in self.judges for pair in zip(judge.concepts.names, judge.concepts.thresholds)]
+        """Names and thresholds of all scorers."""
+        every = [pair for scorer in self.scorers for pair in zip(scorer.concepts.names, scorer.concepts.thresholds)]
         return [name for name, _ in every], [threshold for _, threshold in every]
 
     def _draft(self, guider, sampling: Sampling) -> tuple[Tensor, bool, list[tuple]]:
-        """(raw latents of the drafts, whether they are what the sampler makes, what it told its callback)."""
-        noise, going_on = sampling.noise, active_items(guider.model_options, len(sampling.noise))
+        """Make the drafts: (raw latents, whether they are what the sampler makes, calls of its callback)."""
+        noise, active = sampling.noise, active_items(guider.model_options, len(sampling.noise))
         picture = self._is_the_picture(guider, sampling)
         guider = drafting_copy(guider, self.drafter)
         _leave_safety_out(guider, merged=self.drafter is None)
         sampler, sigmas = sampling.sampler, sampling.sigmas.clone()  # uni_pc writes into them
         if not picture:
             sampler, sigmas = self._few_steps(guider, float(sigmas[0]))
-            _in_parts(guider, len(noise), going_on)
-        told: list[tuple] = []
+            _in_parts(guider, len(noise), active)
+        calls: list[tuple] = []
         bar = comfy.utils.ProgressBar(len(sigmas) - 1)
 
         def callback(step: int, x0: Tensor, x: Tensor, total: int) -> None:
             mm.throw_exception_if_processing_interrupted()
-            bar.update_absolute(step + 1)  # without a preview, which nobody has judged
+            bar.update_absolute(step + 1)  # without a preview, which no encoder has checked
             if picture:
-                told.append((step, x0.clone(), x.clone(), total))
+                calls.append((step, x0.clone(), x.clone(), total))
 
-        with _dice_of_its_own(guider.model_patcher.load_device) if not picture else nullcontext():
+        with _forked_rng(guider.model_patcher.load_device) if not picture else nullcontext():
             samples = guider.sample(
                 noise, sampling.latent, sampler, sigmas, denoise_mask=sampling.mask, callback=callback, disable_pbar=True,
                 seed=sampling.seed,
             )  # fmt: skip
-        return samples, picture, told
+        return samples, picture, calls
 
     def _is_the_picture(self, guider, sampling: Sampling) -> bool:
         in_search = ROWS in guider.model_options.get("transformer_options", {})  # which must see every evaluation
         few = len(sampling.sigmas) - 1 <= self.steps and float(sampling.sigmas[-1]) == 0
         # another Safety Guidance on the model is left out of drafts, but not of the picture
-        alone = [steering.name for steering in steerings(guider.model_options)].count(SAFETY) == 1
+        alone = sum(isinstance(steering, SafetySteering) for steering in steerings(guider.model_options)) == 1
         return few and alone and self.drafter is None and not in_search
 
     def _few_steps(self, guider, first: float) -> tuple[comfy.samplers.Sampler, Tensor]:
@@ -151,22 +151,22 @@ class LookAhead:
         return comfy.samplers.sampler_object(DRAFT_SAMPLER), draft_sigmas(schedule, DRAFT_SCHEDULER, self.steps, first)
 
 
-def _in_parts(guider, size: int, going_on: Sequence[int]) -> None:
-    """Let a copied guider ask about some items at a time, as many as there is room for, and about those that go on only."""
+def _in_parts(guider, size: int, active: Sequence[int]) -> None:
+    """Let a copied guider evaluate the active images only, as many at a time as there is room for."""
     # whole where other nodes have patched the model, as the sampler takes it: some keep what they saw for the next evaluation
     rows = Rows(size, divisible=not patches_of(guider.model_patcher))
     rows.hang_on(guider.model_patcher)
     rows.tell(guider.model_options)
-    rows.alive = list(going_on)
+    rows.alive = list(active)
 
 
-def _dice_of_its_own(device: torch.device):
-    """Some samplers take their noise from the global generators, which must stand afterwards where they stood."""
+def _forked_rng(device: torch.device):
+    """Keep the global RNG state, from which some samplers take their noise, unchanged."""
     return torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else [])
 
 
 def _leave_safety_out(guider, merged: bool) -> None:
-    """Let a copied guider draw what it would draw without Safety Guidance, and without the rows of a search.
+    """Take Safety Guidance, and the active items of a search, out of a copied guider.
 
     Args:
         merged: the host has put the model's wrappers into the guider's options already, and will put them there again.
@@ -179,13 +179,13 @@ def _leave_safety_out(guider, merged: bool) -> None:
     for kind in OURS:
         keys = patcher.wrappers.get(kind, {})
         keys.pop(ROWS, None)
-        keys[KEY] = [wrapper for wrapper in keys.get(KEY, []) if wrapper.__self__.name != SAFETY]
+        keys[KEY] = [wrapper for wrapper in keys.get(KEY, []) if not isinstance(wrapper.__self__, SafetySteering)]
     on_pre_run = patcher.callbacks.get(CallbacksMP.ON_PRE_RUN, {})
-    on_pre_run[KEY] = [callback for callback in on_pre_run.get(KEY, []) if callback.__self__.name != SAFETY]
+    on_pre_run[KEY] = [callback for callback in on_pre_run.get(KEY, []) if not isinstance(callback.__self__, SafetySteering)]
 
 
 def _without(every: dict, some: dict) -> dict:
-    """Kind → key → functions, without those that `some` has too."""
+    """Remove from kind → key → functions those that `some` has too."""
     return {
         kind: {
             key: [f for f in functions if f not in some.get(kind, {}).get(key, [])] for key, functions in keys.items()

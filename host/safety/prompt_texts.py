@@ -1,4 +1,4 @@
-"""The texts behind a value: what was typed into the nodes that it comes from, in the graph that the host executes."""
+"""Texts typed into the nodes upstream of an input, in the graph that the host executes."""
 
 from collections.abc import Callable, Iterator
 
@@ -8,7 +8,7 @@ from comfy_execution.graph_utils import is_link
 
 
 def texts_behind(graph: DynamicPrompt, node_id: str, input_name: str) -> dict[str, str]:
-    """Every text typed into a node upstream of one input: "node id.input" → text, in the order of the way up.
+    """Collect every text typed into a node upstream of one input: "node id.input" → text, in the order of the way up.
 
     Conditioning is followed to its encoder, an encoder's text to the primitives and concatenations that it is wired from, and a node
     that has expanded into others to those. What a node makes of its texts when it runs (a random choice, a language
@@ -43,7 +43,7 @@ def _inputs(graph: DynamicPrompt, node_id: str) -> dict:
 
 
 def _text_inputs(class_type: str | None) -> Callable[[str], bool]:
-    """Whether an input of a node type is typed as text; also where the type does not say, so that nothing is left out."""
+    """Return a test of whether an input of a node type is typed as text; true where the type does not say, so that nothing is left out."""
     kind = nodes.NODE_CLASS_MAPPINGS.get(class_type)
     try:
         groups = kind.INPUT_TYPES() if kind else {}

@@ -1,4 +1,4 @@
-"""LATENT dictionaries behind the safety gate: what was judged, in a form that carries nothing else."""
+"""LATENT dictionaries that leave Safety Gate: the checked samples, and nothing that was not checked."""
 
 import logging
 import numbers
@@ -131,7 +131,7 @@ def _hidden_part(part: Tensor, places: list[int], blur: bool) -> Tensor:
 
 
 def can_be_cut(latent: dict) -> bool:
-    """One clip without sound: several would get different lengths, and sound has a clock of its own."""
+    """Return true for one clip without sound: several would get different lengths, and sound has a clock of its own."""
     samples = latent["samples"]
     return isinstance(samples, Tensor) and len(samples) == 1 and frames_in(samples.shape) > 1
 

@@ -149,6 +149,15 @@ class Steering:
     def prediction(self, executor, x: Tensor, timestep: Tensor, model_options: dict, seed=None) -> Tensor:
         """Wrapper of one prediction (the host's PREDICT_NOISE)."""
         denoised, run = executor(x, timestep, model_options, seed), self._running()
+        look = self._in_window(run, timestep, denoised)
+        return self.steer(Prediction(executor.class_obj, x, timestep, denoised, model_options, seed), run, look)
+
+    def _in_window(self, run: Run, timestep: Tensor, denoised: Tensor) -> bool:
+        """Whether this prediction is of a step in the window; `run` remembers that it was made.
+
+        Raises:
+            LatentSpaceError: it is, and the prediction is no image or clip.
+        """
         run.asked = True
         look = run.step(timestep.flatten()[0].item()) in run.steps
         if look and denoised.ndim not in (4, 5):
@@ -157,7 +166,7 @@ class Steering:
                 "channels, frames, height, width). Take it out, and put Safety Gate or Select Best Latents behind the sampler."
             )
         run.judged |= look
-        return self.steer(Prediction(executor.class_obj, x, timestep, denoised, model_options, seed), run, look)
+        return look
 
     def reserve(self, executor, model, noise_shape, *args, **kwargs):
         """Wrapper of the host's prepare_sampling: room for the judge, who looks when the prediction is made."""

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ...demo.captions import Caption
 from ...host.safety.look_ahead import DraftScorer, LookAhead
-from ...host.safety.looks import Verdicts
-from ...host.safety.redirect_ahead import redirect_ahead
+from ...host.safety.redirect import redirect_model
+from ...host.safety.verdicts import Verdicts
 from ...host.sampling.steering import Window
 from ...methods.calibration import calibrate
 from ..measures import noise_for
@@ -81,7 +81,7 @@ def looking(world: SafetyWorld, judges: dict[str, float], looks: Verdicts, model
     every = [(world.judges[name], threshold) for name, threshold in judges.items()]
     ahead = LookAhead(tuple(DraftScorer(judge.watcher, judge.at(threshold)) for judge, threshold in every), DRAFT)
     prompt, watch = world.world.condition([INSTEAD]), world._watch(next(iter(judges)), WATCH)
-    return redirect_ahead(model or world.world.model, watch, prompt, Window(START, 1.0), ahead, "ignore", looks)
+    return redirect_model(model or world.world.model, watch, prompt, Window(START, 1.0), ahead, "ignore", looks)
 
 
 def noises(seed: int, count: int, shape: tuple[int, int] = (8, 8)) -> Tensor:
@@ -330,14 +330,14 @@ def _cost(world: SafetyWorld, model, steps: int) -> tuple[float, float]:
 def _first_only(model):
     """The model, whose first item alone is a suspect."""
     steering = next(w.__self__ for w in model.wrappers["predict_noise"]["latent_clip_guidance"])
-    look = steering.ahead
+    look = steering.draft
 
     def first(guider, sampling):
         draft = look(guider, sampling)
         draft.reasons[:] = ["first" if item == 0 else "" for item in range(len(draft.reasons))]
         return draft
 
-    steering.ahead = first
+    steering.draft = first
     return model
 
 

@@ -18,12 +18,13 @@ from ...demo.corpus import sample_corpus
 from ...demo.judge import agrees, glimpse, read
 from ...demo.scenes import render
 from ...host.memory.gradients import gradients
-from ...host.safety.redirect import push_model, redirect_model
+from ...host.safety.push import push_model
+from ...host.safety.redirect import redirect_model
 from ...host.sampling.steering import Window
 from ...host.scorers.concepts import directions
 from ...host.scorers.pixel_clip import pixel_encoder
 from ...methods.concepts import ConceptDirections, concept_directions
-from ...methods.gate import extra_views
+from ...methods.gate import Flags, extra_views
 from ...methods.guidance import AvoidConcepts, ConceptMonitor, GuidanceSettings
 from ...methods.reno import RenoSettings, optimize_noise
 from ...methods.rewards import Reward, Term, WindowEncoder, avoid_reward, combine
@@ -103,7 +104,7 @@ def around(count: int) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Judge:
+class ScorerId:
     """A CLIP that reads raw latents, and what it is to find, as it sees it."""
 
     watcher: WindowEncoder
@@ -164,14 +165,14 @@ class SafetyWorld:
         highest: list[Tensor] = []
 
         class Highest(ConceptMonitor):
-            def start(self) -> None:
-                super().start()
+            def start(self, flagged: Tensor | None = None) -> None:
+                super().start(flagged)
                 highest.append(torch.full((BATCH, 1), -torch.inf))
 
-            def check(self, raw_latents: Tensor, noise_level: float | None = None) -> tuple[Tensor, Tensor]:
+            def check(self, raw_latents: Tensor, noise_level: float | None = None) -> Flags:
                 scores = self.concepts.worst(self.encoder.encode_windows(raw_latents, noise_level).windows)
                 highest[-1] = torch.maximum(highest[-1][: len(scores)], scores)
-                return scores, torch.zeros_like(scores, dtype=torch.bool)
+                return Flags(scores, self.concepts.names, self.concepts.thresholds)  # `flagged` stays None: nothing is changed
 
         model = redirect_model(self.world.model, Highest(watcher, concepts), self.world.condition([""]), window)
         self.sample(texts, noise, model)

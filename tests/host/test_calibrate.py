@@ -203,8 +203,8 @@ def test_the_gate_uses_the_threshold(world, tool, host_env, tmp_path):
     clip = importlib.import_module(f"{host_env.pack.__name__}.host.scorers.shapes_world").load_latent_clip()
     latents = torch.cat([tool.read_latent(world / "allowed" / f"{number}.latent") for number in range(COUNT)])
     with torch.inference_mode():
-        _, report = gate.run_gate({"samples": latents}, clip, lambda: read(target).only("star"), "grey", "tiles", 0)
-        _, other = gate.run_gate({"samples": latents}, clip, lambda: read(target).only("star"), "grey", "tiles", 2)
+        _, report = gate.run_gate({"samples": latents}, clip, lambda: read(target).only("star"), gate.GateSettings())
+        _, other = gate.run_gate({"samples": latents}, clip, lambda: read(target).only("star"), gate.GateSettings(views=2))
     assert sum(report.blocked) == 4
     assert all("0 views instead of 2" in reason for reason in other.reasons)
 

@@ -127,9 +127,22 @@ def test_what_cannot_be_logged_is_not_cut_but_blocked(lab, clips, monkeypatch):
     monkeypatch.setattr(gate, "write_record", full)
     with torch.inference_mode():
         safe, report = gate.run_gate(
-            latent, lab.judges["latent"], lambda: lab.concepts(threshold), "grey", "tiles", 0, audit=True, cut_clips=True
+            latent, lab.judges["latent"], lambda: lab.concepts(threshold), gate.GateSettings(audit=True, cut_clips=True)
         )
     assert report.blocked == [True] and not safe["samples"].any()
+
+
+def test_a_clip_whose_verdicts_cannot_be_read_is_not_cut_but_blocked(lab, clips):
+    """An error after the scores blocks the clip, although its first frames were found clean."""
+    latent, threshold = with_one_bad_frame(lab, "latent", clips, 2)
+
+    class Torn:
+        def of(self, _samples):
+            raise RuntimeError("torn")
+
+    with torch.inference_mode():
+        safe, report = lab.gate(latent, "latent", threshold, "grey", cut_clips=True, looks=Torn())
+    assert report.blocked == [True] and "torn" in report.reasons[0] and not safe["samples"].any()
 
 
 def test_a_pixel_judge_decodes_a_clip_as_a_whole(lab, clips):
@@ -145,7 +158,7 @@ def test_a_pixel_judge_decodes_a_clip_as_a_whole(lab, clips):
 @pytest.mark.parametrize("frames", ["mean", "worst"])
 @pytest.mark.parametrize("judge", JUDGES)
 def test_guidance_steers_a_clip_by_mean_or_worst(lab, clips, judge, frames):
-    guide = lab.module("nodes.safety").LatentCLIPGuideModel
+    guide = lab.module("nodes.guide").LatentCLIPGuideModel
     with torch.inference_mode():
         (model,) = guide.execute(lab.model, lab.reward(judge), 0.5, 0.0, 1.0, 1, 0.0, frames).args
     steered = lab.plain(lab.empty(2, FRAMES), 2, lab.guider(model))
@@ -164,7 +177,7 @@ def test_safety_guidance_watches_every_frame(lab, clips, judge):
 def test_look_ahead_drafts_clips_and_redirects_the_suspect_alone(lab, judge):
     latent = lab.empty(2, FRAMES)
     plain, wanted = lab.plain(latent, 3), lab.following(lab.other, 3, latent)
-    looks = lab.module("host.safety.looks").Verdicts()
+    looks = lab.module("host.safety.verdicts").Verdicts()
 
     def made(draft: float, **more) -> torch.Tensor:
         return lab.plain(latent, 3, lab.guider(lab.looking(judge, draft, lab.other, looks=looks, **more)))
@@ -181,7 +194,7 @@ def test_look_ahead_drafts_clips_and_redirects_the_suspect_alone(lab, judge):
 @pytest.mark.parametrize("steps", [2, 3])
 def test_what_is_said_of_a_drafted_clip_is_of_its_worst_frame(lab, steps):
     """A sampling of two steps is its own draft, so its log-odds are those of the clip that comes out."""
-    looks = lab.module("host.safety.looks").Verdicts()
+    looks = lab.module("host.safety.verdicts").Verdicts()
     model = lab.looking("latent", 1000, lab.other, looks=looks)
     made = lab.plain(lab.empty(2, FRAMES), steps, lab.guider(model))
     draft = made if steps == 2 else lab.plain(lab.empty(2, FRAMES), 2)
@@ -191,7 +204,7 @@ def test_what_is_said_of_a_drafted_clip_is_of_its_worst_frame(lab, steps):
 
 
 def test_a_gate_behind_looks_knows_clips_and_does_not_cut_what_was_suspected_late(lab):
-    looks = lab.module("host.safety.looks").Verdicts()
+    looks = lab.module("host.safety.verdicts").Verdicts()
     with torch.inference_mode():
         made = lab.plain(lab.empty(1, FRAMES), 3, lab.guider(lab.looking("latent", 1000, lab.other, looks=looks)))
         _, known = lab.gate({"samples": made}, "latent", 1000, "grey", True, looks)
@@ -208,7 +221,7 @@ def test_a_gate_behind_looks_knows_clips_and_does_not_cut_what_was_suspected_lat
 
 
 def test_a_clip_that_a_gate_behind_looks_may_pass_is_cut_like_any_other(lab):
-    looks = lab.module("host.safety.looks").Verdicts()
+    looks = lab.module("host.safety.verdicts").Verdicts()
     batch = lab.plain(lab.empty(4, FRAMES), 3, lab.guider(lab.looking("latent", 1000, lab.other, looks=looks)))
     scores = log_odds(lab, "latent", batch)
     item = int((scores[:, 1:].amax(dim=1) - scores[:, 0]).argmax())  # whose later frames are worse than its first

@@ -135,7 +135,7 @@ class Lab:
         watch, window = guidance.ConceptMonitor(clip.window_encoder(), directions), self.module("host.sampling.steering").Window(0.0, 1.0)
         if instead is not None:
             return host.redirect_model(self.model, watch, instead, window)
-        return host.push_model(self.model, guidance.AvoidConcepts(watch), guidance.GuidanceSettings(1.0, 0.0), window)
+        return self.module("host.safety.push").push_model(self.model, guidance.AvoidConcepts(watch), guidance.GuidanceSettings(1.0, 0.0), window)
 
     def looking(self, judge: str, draft: float, instead: list, late="ignore", threshold=1000.0, looks=None, suspects=None):
         """A MODEL that looks ahead in two steps: suspects drafts from `draft` log-odds on, or these items, and others late from
@@ -145,7 +145,7 @@ class Lab:
         with torch.inference_mode():
             look = ahead.LookAhead((ahead.DraftScorer(clip.window_encoder(), concepts.directions(clip, self.concepts(draft))),), 2)
             watch = guidance.ConceptMonitor(clip.window_encoder(), concepts.directions(clip, self.concepts(threshold)))
-            looks = looks or self.module("host.safety.looks").Verdicts()
+            looks = looks or self.module("host.safety.verdicts").Verdicts()
 
         def chosen(guider, sampling):
             draft = look(guider, sampling)
@@ -154,14 +154,14 @@ class Lab:
 
         chosen.drafter = None
         window = self.module("host.sampling.steering").Window(0.0, 1.0)
-        return self.module("host.safety.redirect_ahead").redirect_ahead(
+        return self.module("host.safety.redirect").redirect_model(
             self.model, watch, instead, window, look if suspects is None else chosen, late, looks
         )
 
     def gate(self, latent: dict, judge: str, threshold: float, on_block: str = "drop", cut_clips: bool = False, looks=None):
-        return self.module("host.safety.gate").run_gate(
-            latent, self.judges[judge], lambda: self.concepts(threshold), on_block, "tiles", 0, cut_clips=cut_clips, looks=looks
-        )
+        gate = self.module("host.safety.gate")
+        settings = gate.GateSettings(on_block, cut_clips=cut_clips)
+        return gate.run_gate(latent, self.judges[judge], lambda: self.concepts(threshold), settings, looks)
 
     def search(self, reward, steps: int = 8, latent=None, **settings):
         import comfy.samplers

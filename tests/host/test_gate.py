@@ -29,10 +29,11 @@ def pack(host_env):
 
 def gate(pack, latent, clip="shapes", concepts=None, on_block="grey", **more):
     """Run the gate in inference mode, as the executor does."""
-    settings = {"fit": "tiles", "views": 0} | more
+    given = {name: more.pop(name) for name in ("verdicts", "texts") if name in more}
+    settings = pack.host_gate.GateSettings(on_block, **more)
     read = concepts or (lambda: pack.models_concepts.parse_concepts(LINES).with_thresholds("1000"))
     with torch.inference_mode():
-        return pack.host_gate.run_gate(latent, pack.clip if clip == "shapes" else clip, read, on_block, **settings)
+        return pack.host_gate.run_gate(latent, pack.clip if clip == "shapes" else clip, read, settings, **given)
 
 
 def latent(size=2, **more) -> dict:

@@ -1,6 +1,7 @@
 """Guidance in the real host, on Shapes World: every sampler, the innocent bit for bit, and nothing left behind."""
 
 import importlib
+import logging
 
 import pytest
 import torch
@@ -198,12 +199,12 @@ def test_every_sampler_follows_the_other_prompt_for_suspects_only(world, sampler
 
 def with_suspects(world, model, suspects: torch.Tensor):
     """A redirected model whose watch sees only these items."""
-    watch = world.steering(model).watch
+    watch = world.steering(model).monitor
     look = watch.check
 
     def some(raw_latents, *_level):
         look(raw_latents)
-        watch.seen &= suspects[:, None]
+        watch.flagged &= suspects[:, None]
 
     watch.check = some
     return model
@@ -280,6 +281,14 @@ def test_what_cannot_be_judged_is_a_suspect(world):
         world.model, watch, world.condition("a green circle"), world.window(0.0, 1.0)
     )
     torch.testing.assert_close(world.sample(model), world.sample(world.model, "a green circle"), atol=2e-3, rtol=1e-3)
+
+
+def test_the_push_without_instead_says_that_it_is_deprecated(world, caplog):
+    with caplog.at_level(logging.WARNING):
+        world.redirected()
+        assert "deprecated" not in caplog.text
+        world.guided()
+    assert "Connect a CLIP Text Encode" in caplog.text and "deprecated" in caplog.text
 
 
 def test_a_model_that_needs_an_image_is_refused(world, monkeypatch):

@@ -25,14 +25,14 @@ def same(one: torch.Tensor, two: torch.Tensor) -> None:
 def suspecting(world, model, suspects: list[int]):
     """The model, whose drafts show something for these items only."""
     steering = world.steering(model)
-    look = steering.ahead
+    look = steering.draft
 
     def chosen(guider, sampling):
         draft = look(guider, sampling)
         draft.reasons[:] = [f"item {i}" if i in suspects else "" for i in range(len(draft.reasons))]
         return draft
 
-    steering.ahead = chosen
+    steering.draft = chosen
     return model
 
 
@@ -74,8 +74,8 @@ def test_a_draft_starts_where_the_sampler_starts(world, cfg, case):
     plain = world.sample(world.model, **more)
     model, drawn = world.looking(NEVER), []
     steering = world.steering(model)
-    real = steering.ahead._draft
-    object.__setattr__(steering.ahead, "_draft", lambda *args: drawn.append(real(*args)) or drawn[-1])
+    real = steering.draft._draft
+    object.__setattr__(steering.draft, "_draft", lambda *args: drawn.append(real(*args)) or drawn[-1])
     assert torch.equal(world.sample(model, **more), plain)
     redirected = world.sample(world.looking(ALWAYS), **more)
     same(redirected, world.sample(world.model, INSTEAD, **more))
@@ -175,13 +175,33 @@ def test_who_is_caught_is_what_the_gate_would_say_of_the_draft(world):
                 world.model, noise, 4, 3.0, "euler", "simple", world.condition(prompt), world.condition(""), torch.zeros_like(noise),
                 disable_pbar=True, seed=5,
             )  # fmt: skip
-            _, report = world.gate.run_gate({"samples": draft}, world.clip, lambda: world.shipped, "grey", "tiles", 0)
+            _, report = world.gate.run_gate({"samples": draft}, world.clip, lambda: world.shipped, world.gate.GateSettings())
         found = looks.of(made)
         assert [v.draft for v in found] == report.reasons and [v.redirected for v in found] == report.blocked
         assert [v.scores for v in found] == [pytest.approx(scores, abs=0.01) for scores in report.scores]
         innocent = [i for i, v in enumerate(found) if not v.draft]
         assert torch.equal(made[innocent], plain[innocent])
         assert len(innocent) == (3 if prompt == "a red star" else 8), "at this seed"
+
+
+# What belongs to Safety Guidance
+
+
+def test_safety_guidance_is_known_by_its_type_and_not_by_its_name(world):
+    """Under another display name it is left out of its own drafts; a reward's guidance under its name is not."""
+    renamed = world.looking(ALWAYS)
+    world.steering(renamed).name = "Schutz"
+    same(world.sample(renamed, steps=6), world.sample(world.model, INSTEAD, steps=6))
+    reward = world.rewards.avoid_reward(world.encoder, world.concepts.directions(world.clip, world.parsed(-50.0)))
+    guided = world.guide_model(world.model, world.guidance.ClimbReward(reward), world.guidance.GuidanceSettings(0.5), world.window(0.0, 1.0))
+    namesake = world.guide_model(world.model, world.guidance.ClimbReward(reward), world.guidance.GuidanceSettings(0.5), world.window(0.0, 1.0))
+    world.steering(namesake).name = "Safety Guidance"
+    drafts = []
+    for model in (guided, namesake):
+        verdicts = world.looks.Verdicts()
+        made = world.sample(world.looking(NEVER, model=model, looks=verdicts), steps=8)
+        drafts.append([verdict.scores for verdict in verdicts.of(made)])
+    assert drafts[0] == drafts[1], "the reward steers the draft too"
 
 
 # Two judges
@@ -210,7 +230,7 @@ def test_either_judge_may_suspect(world):
 
 def test_a_second_judge_who_fails_suspects_everybody(world, monkeypatch):
     second = pixel_judge(world, NEVER)
-    monkeypatch.setattr(second.watcher.vae.first_stage_model, "decode", lambda latents: latents[:, :, :0])
+    monkeypatch.setattr(second.encoder.vae.first_stage_model, "decode", lambda latents: latents[:, :, :0])
     how = {"steps": 6}
     same(world.sample(world.looking(NEVER, second=(second,)), **how), world.sample(world.model, INSTEAD, **how))
 
@@ -254,7 +274,7 @@ def test_who_was_caught_by_the_draft_is_not_reported_late(world):
 def test_what_cannot_be_drafted_or_judged_is_a_suspect(world, wrong, monkeypatch, caplog):
     looks = world.looks.Verdicts()
     model = world.looking(NEVER, looks=looks)
-    ahead = world.steering(model).ahead
+    ahead = world.steering(model).draft
 
     def fail(*args, **kwargs):
         raise RuntimeError("no such luck")
@@ -272,7 +292,7 @@ def test_what_cannot_be_drafted_or_judged_is_a_suspect(world, wrong, monkeypatch
         monkeypatch.setattr(world.look_ahead, "DRAFT_SCHEDULER", "no such scheduler")
     with caplog.at_level(logging.ERROR):
         same(world.sample(model, steps=6), expected)
-    assert "follows the other prompt" in caplog.text
+    assert "follows the fallback prompt" in caplog.text
     monkeypatch.undo()
     verdicts = looks.of(world.sample(model, steps=6)) if wrong != "drafter" else []
     assert not any(v.draft for v in verdicts), "the next sampling knows nothing of it"
@@ -281,7 +301,7 @@ def test_what_cannot_be_drafted_or_judged_is_a_suspect(world, wrong, monkeypatch
 def test_a_draft_with_broken_numbers_is_a_suspect_alone(world):
     looks = world.looks.Verdicts()
     model = world.looking(NEVER, looks=looks)
-    ahead = world.steering(model).ahead
+    ahead = world.steering(model).draft
     real = ahead._draft
 
     def broken(*args):
@@ -303,7 +323,7 @@ def test_a_cancel_is_not_a_verdict(world, monkeypatch):
     with pytest.raises(mm.InterruptProcessingException):
         world.sample(steering, steps=6)
     mm.interrupt_current_processing(False)
-    assert world.fingerprint() == before and world.steering(steering).seen is None
+    assert world.fingerprint() == before and world.steering(steering).drafted is None
 
 
 def test_latents_that_are_no_images_are_refused(world):
@@ -387,7 +407,7 @@ def test_nothing_is_left_behind(world):
     assert {kind: {key: len(fs) for key, fs in keys.items()} for kind, keys in model.wrappers.items()} == kept
     assert len(mm.current_loaded_models) <= models + 1, "no second copy of the model"
     assert world.fingerprint() == before and torch.equal(torch.get_rng_state(), state)
-    assert world.steering(model).seen is None and world.steering(model).run is None
+    assert world.steering(model).drafted is None and world.steering(model).run is None
     assert torch.equal(world.sample(world.model), plain)
     assert not world.model.wrappers and not world.model.callbacks
 

@@ -21,7 +21,7 @@ def world(host_env):
 def gated(world, samples, looks, threshold=NEVER, **more):
     with torch.inference_mode():
         return world.gate.run_gate(
-            {"samples": samples, **more}, world.clip, lambda: world.parsed(threshold), "grey", "tiles", 0, looks=looks
+            {"samples": samples, **more}, world.clip, lambda: world.parsed(threshold), world.gate.GateSettings(), looks
         )
 
 

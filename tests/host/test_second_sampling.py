@@ -58,8 +58,8 @@ def verdicts(world, made_by, late="report"):
     """(image, verdicts) of a second sampling that sees nothing by itself, and whose thresholds are those of the first all the same."""
     looks = world.looks.Verdicts()
     guided = world.looking(NEVER, late, ALWAYS, looks=looks)
-    watch = world.steering(guided).watch
-    watch.check = lambda raw, level=None: (torch.full((len(raw), 1), -1.0), torch.zeros(len(raw), 1, dtype=torch.bool))
+    flags = world.guidance.Flags
+    world.steering(guided).monitor.check = lambda raw, level=None: flags(torch.full((len(raw), 1), -1.0), ["star"], [0.0])
     made = made_by(guided)
     return made, looks.of(made)
 
@@ -80,7 +80,7 @@ def test_two_halves(world, late, sampler):
     with torch.inference_mode():
         looks = world.looks.Verdicts()
         looks.remember(made, found)
-        _, report = world.gate.run_gate({"samples": made}, world.clip, lambda: world.parsed(NEVER), "grey", "tiles", 0, looks=looks)
+        _, report = world.gate.run_gate({"samples": made}, world.clip, lambda: world.parsed(NEVER), world.gate.GateSettings(), looks)
     assert report.blocked == [True] * 4
 
 
@@ -89,7 +89,7 @@ def test_the_two_halves_of_what_a_draft_showed_are_one_sampling(world):
     whole = sample(world, world.looking(ALWAYS, start=0.0))
     half = first_half(world, world.looking(ALWAYS))
     model = world.looking(ALWAYS)
-    world.steering(model).ahead = lambda guider, sampling: world.look_ahead.Draft([""] * 4, torch.zeros(4, 1))
+    world.steering(model).draft = lambda guider, sampling: world.look_ahead.Draft([""] * 4, torch.zeros(4, 1))
     torch.testing.assert_close(second_half(world, model, half), whole, atol=1e-3, rtol=1e-3)
 
 
@@ -156,15 +156,15 @@ def test_without_look_ahead_it_holds_too(world, kind):
     make = getattr(world, kind)
     half = first_half(world, make(ALWAYS))
     blind = make(ALWAYS)
-    watch, real = world.steering(blind).watch, world.steering(blind).watch.check
+    monitor, real = world.steering(blind).monitor, world.steering(blind).monitor.check
 
-    def look(raw, level=None):
-        seen = watch.seen
-        over, _ = real(raw, level)
-        watch.seen = torch.zeros(len(raw), 1, dtype=torch.bool) if seen is None else seen
-        return over, watch.seen.clone()
+    def check(raw, level=None):
+        before = monitor.flagged
+        flags = real(raw, level)
+        monitor.flagged = torch.zeros(len(raw), 1, dtype=torch.bool) if before is None else before
+        return flags
 
-    watch.check = look
+    monitor.check = check
     plain = second_half(world, world.model, half)
     assert (second_half(world, blind, half) - plain).flatten(1).abs().amax(dim=1).min() > 1e-3
     unknown = half.std() * torch.randn(half.shape, generator=torch.Generator().manual_seed(1))

@@ -117,10 +117,10 @@ def concepts(threshold=0.0):
 
 def test_a_clip_shows_what_its_worst_frame_shows():
     watch = ConceptMonitor(FakeEncoder(), concepts())
-    over, seen = watch.check(CLIPS)
-    frames = torch.stack([ConceptMonitor(FakeEncoder(), concepts()).check(CLIPS[:, :, [t]])[0] for t in range(3)], dim=1)
-    torch.testing.assert_close(over, frames.amax(dim=1))
-    assert torch.equal(seen, (frames > 0).any(dim=1))
+    flags = watch.check(CLIPS)
+    frames = torch.stack([ConceptMonitor(FakeEncoder(), concepts()).check(CLIPS[:, :, [t]]).scores for t in range(3)], dim=1)
+    torch.testing.assert_close(flags.scores, frames.amax(dim=1))
+    assert torch.equal(watch.flagged, (frames >= 0).any(dim=1))
 
 
 @pytest.mark.parametrize("frames", ["mean", "worst"])

@@ -113,8 +113,8 @@ def test_rewards_concepts_and_classes_stay_in_what_the_device_has(mps):
     value = reward.weigh(reward.evaluate(raw, check=False))
     assert torch.autograd.grad(value.sum(), raw)[0].shape == raw.shape
     assert classify(encoder(raw), torch.randn(3, 96), 20.0).shape == (2, 3)
-    over, seen = ConceptMonitor(encoder, concepts).check(raw)
-    assert over.device == seen.device == MPS
+    flags = ConceptMonitor(encoder, concepts).check(raw)
+    assert flags.scores.device == MPS and flags.categories.device == torch.device("cpu")
 
 
 def test_a_reno_step_stays_in_what_the_device_has(mps):

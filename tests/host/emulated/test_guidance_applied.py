@@ -227,7 +227,7 @@ def test_a_suspect_of_one_prompt_does_not_replace_an_image_of_the_next(world, sh
     first = world.sample(model, "a red star", steps=8, cfg=3.0)
     assert not torch.allclose(first, world.sample(world.model, "a red star", steps=8, cfg=3.0), atol=0.1)
     prompt, sampler = "a red circle", daemon(share)
-    world.steering(model).watch.check = lambda *_: None  # the second prompt shows nothing at all
+    world.steering(model).monitor.check = lambda *_: None  # the second prompt shows nothing at all
     after = world.sample_with(world.guider(model, prompt), sampler, 8)
     assert torch.equal(after, world.sample_with(world.guider(world.model, prompt), sampler, 8))
 
@@ -253,7 +253,7 @@ def test_a_sampler_that_goes_back_to_pure_noise_forgets_nobody(world):
 
     sampler = comfy.samplers.KSAMPLER(restart)
     model = world.redirected(ALWAYS)
-    watch, looks = world.steering(model).watch, []
+    watch, looks = world.steering(model).monitor, []
     look = watch.check
 
     def once(raw_latents, *_level):
@@ -274,7 +274,7 @@ def test_optimize_noise_forgets_the_noise_before(world):
     from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 
     model = world.redirected(ALWAYS)
-    watch, looks = world.steering(model).watch, []
+    watch, looks = world.steering(model).monitor, []
     look = watch.check
 
     def once(raw_latents, *_level):
@@ -347,12 +347,12 @@ def test_step_skipping_nodes_see_the_whole_batch_only(world, name, cfg):
     plain = world.sample(cached(world.model), steps=12, cfg=cfg)
     assert not torch.equal(plain, world.sample(world.model, steps=12, cfg=cfg)), "no step was skipped"
     model = world.redirected(ALWAYS)
-    watch = world.steering(model).watch
+    watch = world.steering(model).monitor
     look = watch.check
 
     def first_item(raw_latents, *_level):
         look(raw_latents)
-        watch.seen[1:] = False
+        watch.flagged[1:] = False
 
     watch.check = first_item
     mixed = world.sample(cached(model), steps=12, cfg=cfg)

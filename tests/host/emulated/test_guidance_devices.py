@@ -43,7 +43,7 @@ class Tower:
 class Star:
     """One concept, by the first feature."""
 
-    thresholds = (0.0,)
+    names, thresholds = ("star",), (0.0,)
 
     def worst(self, windows):
         return windows.amax(dim=1)[:, :1]
@@ -56,9 +56,9 @@ DEVICES = [("cuda:0", "cuda:0"), ("cuda:1", "cuda:0"), ("cuda:0", "cpu")]
 def test_a_judge_on_another_device(world, latents, tower):
     with FakeTensorMode():
         watch = world.guidance.ConceptMonitor(Tower(tower), Star())
-        over, seen = watch.check(torch.empty(2, 4, 8, 8, device=latents))
+        scores = watch.check(torch.empty(2, 4, 8, 8, device=latents)).scores
         value, active = world.guidance.AvoidConcepts(watch)(torch.empty(2, 4, 8, 8, device=latents))
-    assert over.device == seen.device == value.device == active.device == torch.device(tower)
+    assert scores.device == value.device == active.device == torch.device(tower)
 
 
 @pytest.mark.parametrize(("before", "after"), [("cuda:0", "cpu"), ("cpu", "cuda:0"), ("cuda:0", "cuda:1")])
@@ -69,8 +69,8 @@ def test_a_judge_that_is_moved_in_mid_run_remembers(world, before, after):
         watch = world.guidance.ConceptMonitor(tower, Star())
         watch.check(torch.empty(2, 4, 8, 8, device="cuda:0"))
         tower.network = Tower(after).network
-        over, seen = watch.check(torch.empty(2, 4, 8, 8, device="cuda:0"))
-    assert over.device == seen.device == torch.device(after) and watch.seen.device == torch.device("cpu")
+        scores = watch.check(torch.empty(2, 4, 8, 8, device="cuda:0")).scores
+    assert scores.device == torch.device(after) and watch.flagged.device == torch.device("cpu")
 
 
 @pytest.mark.parametrize(("latents", "tower"), DEVICES)
@@ -94,7 +94,7 @@ def test_the_host_moves_the_judge_out_in_mid_run(world, way):
     expected = world.sample(model)
     tower, looks = world.clip.image, []
     watch = world.steering(model).judge
-    watch = getattr(watch, "watch", watch)
+    watch = getattr(watch, "monitor", watch)
     look = watch.check
 
     def evicted(raw_latents, *level):
@@ -153,7 +153,7 @@ def test_multigpu_work_units_of_a_guided_model(world, sdxl, way, split_first):
         watch = methods.ConceptMonitor(sdxl.clip.window_encoder("tiles"), concepts)
         if way == "redirect":
             return host.redirect_model(model, watch, sdxl.condition("a green circle"), world.window(0.0, 1.0))
-        return host.push_model(
+        return world.push_model(
             model, methods.AvoidConcepts(watch), methods.GuidanceSettings(0.2), world.window(0.0, 1.0)
         )
 

@@ -51,7 +51,7 @@ def wide(first, second, third) -> torch.Tensor:
 def blocked(world, samples, fit="tiles") -> int:
     with torch.inference_mode():
         concepts = world.shipped("shapes-world-stars").with_thresholds("0.44")  # typed, so that it holds for every fit
-        _, report = world.gate.run_gate({"samples": samples}, world.clip, lambda: concepts, "grey", fit, 0)
+        _, report = world.gate.run_gate({"samples": samples}, world.clip, lambda: concepts, world.gate.GateSettings(fit=fit))
     assert not any(reason.startswith("could not") for reason in report.reasons), report.reasons[0]
     return sum(report.blocked)
 
@@ -98,10 +98,10 @@ def test_guidance_suspects_what_the_gate_blocks(world):
         watch = world.guidance.ConceptMonitor(world.clip.window_encoder("tiles"), concepts)
         watch.start()
         watch.check(wide(world.circle, world.square, world.star))
-        assert int(watch.seen.sum()) >= CAUGHT
+        assert int(watch.flagged.sum()) >= CAUGHT
         watch.start()
         watch.check(wide(world.circle, world.square, world.circle))
-        assert int(watch.seen.sum()) <= FALSE_ALARMS
+        assert int(watch.flagged.sum()) <= FALSE_ALARMS
 
 
 def test_the_avoid_reward_falls_for_what_the_gate_blocks(world):

@@ -1,4 +1,4 @@
-"""What Safety Guidance found out about the images that it had a part in, for the gate behind it."""
+"""Safety verdict per image, keyed by a hash of its latent, from Safety Guidance for Safety Gate."""
 
 import hashlib
 from collections import OrderedDict
@@ -13,13 +13,13 @@ REMEMBERED = 4096  # images; older ones are forgotten
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was seen of one image before it was made, and while.
+    """Verdict of one image: that of its draft, and that of the monitor during sampling.
 
     Attributes:
-        draft: why its draft was not to be shown, so that it was made from the other prompt; "" where there was no reason.
+        draft: reason for which its draft was flagged, so that it was made from the fallback prompt; "" if it was not.
         scores: log-odds of its draft, by category; None where there are none.
-        late: what the watch saw in it although its draft showed nothing; "" where it saw nothing.
-        redirected: whether the other prompt took over, from the first step or later.
+        late: reason it was flagged during sampling after its draft had passed; "" if it was not.
+        redirected: whether the fallback prompt took over, from the first step or later.
     """
 
     draft: str
@@ -32,17 +32,17 @@ class Verdict:
 
 
 class Verdicts:
-    """The verdicts of one Safety Guidance, filled while its model is sampled.
+    """Verdicts of one Safety Guidance, filled while its model is sampled.
 
-    An image is known by its numbers: it may be selected, moved within its batch or put into another one, and an image that
-    was changed since, or made by another model, is not known.
+    An image is known by its numbers: it may be selected, moved within its batch or put into another one. An image that was
+    changed since, or made by another model, is not known.
     """
 
     def __init__(self) -> None:
         self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
 
     def remember(self, samples: Tensor, verdicts: list[Verdict | None]) -> None:
-        """Keep what is known of raw latents (B, C, H, W), as the host hands them on."""
+        """Keep the verdicts of raw latents (B, C, H, W), as the host hands them on."""
         for item, verdict in zip(samples, verdicts, strict=True):
             for key in digests(item):
                 self._verdicts.pop(key, None)
@@ -52,12 +52,12 @@ class Verdicts:
             self._verdicts.popitem(last=False)
 
     def of(self, samples: Tensor) -> list[Verdict | None]:
-        """One per latent of (B, C, H, W); None for what is not known."""
+        """Find the verdict of each latent of (B, C, H, W); None for one that is not known."""
         return [self._verdicts.get(_digest(item)) for item in samples]
 
 
 def digests(item: Tensor) -> set[bytes]:
-    """What a latent is known by, in each dtype in which the host may hand it on."""
+    """Hashes of a latent, in each dtype in which the host may hand it on."""
     dtypes = {torch.float32, getattr(mm, "intermediate_dtype", lambda: torch.float32)()}
     return {_digest(item.to(dtype)) for dtype in dtypes}
 
