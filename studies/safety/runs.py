@@ -104,7 +104,7 @@ def around(count: int) -> list[str]:
 
 
 @dataclass(frozen=True)
-class ScorerId:
+class Judge:
     """A CLIP that reads raw latents, and what it is to find, as it sees it."""
 
     watcher: WindowEncoder

@@ -98,6 +98,6 @@ class Scores:
 
 
 class Encoder:
-    def encode_windows(self, raw_latents):
+    def encode_windows(self, raw_latents, noise_level=None):
         features = torch.zeros(len(raw_latents), 8)
         return WindowFeatures(features, features[:, None])
