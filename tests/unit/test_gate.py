@@ -98,6 +98,8 @@ class Scores:
 
 
 class Encoder:
+    reads_clips = False
+
     def encode_windows(self, raw_latents, noise_level=None):
         features = torch.zeros(len(raw_latents), 8)
         return WindowFeatures(features, features[:, None])
