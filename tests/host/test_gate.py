@@ -120,7 +120,7 @@ def test_what_one_window_of_one_view_cannot_say_blocks(pack, monkeypatch):
 
     given = {"samples": torch.randn(3, 4, 8, 24, generator=torch.Generator().manual_seed(0)) * 7}
     clip = Broken(pack.clip)
-    clip.watcher = lambda fit, closer: OneBroken()
+    clip.window_encoder = lambda fit, closer: OneBroken()
     assert gate(pack, given, clip, views=2)[1].blocked == [False, True, False]
 
 
@@ -233,7 +233,7 @@ class Broken:
         self.space, self.image, self.grid, self.config = real.space, real.image, real.grid, real.config
         self.logit_scale = real.logit_scale if scale is None else scale
         self.name, self.identity = real.name, real.identity
-        self.encode_text, self.watcher = encode or real.encode_text, real.watcher
+        self.encode_text, self.window_encoder = encode or real.encode_text, real.window_encoder
 
 
 def broken_clips(pack) -> dict:
