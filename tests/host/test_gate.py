@@ -21,7 +21,7 @@ def pack(host_env):
         return importlib.import_module(f"{host_env.pack.__name__}.{name}")
 
     names = ("host.safety.gate", "host.safety.audit", "host.scorers.concepts", "host.scorers.shapes_world", "models.concepts")
-    found = SimpleNamespace(**{name.replace(".", "_"): module(name) for name in names})
+    found = SimpleNamespace(**{f"{name.split('.')[0]}_{name.split('.')[-1]}": module(name) for name in names})
     with torch.inference_mode():
         found.clip = found.host_shapes_world.load_latent_clip()
     return found
