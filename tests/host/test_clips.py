@@ -287,7 +287,7 @@ def test_the_picture_part_of_video_with_sound_is_judged_and_the_sound_goes_along
 
 
 def test_a_sampler_of_video_with_sound_is_not_steered_in_silence(lab, with_sound):
-    steering = importlib.import_module(f"{lab.module('host').__name__}.steering")
+    steering = lab.module("host.sampling.steering")
     packed = torch.zeros(1, 1, 4000)
 
     class Packed(steering.Steering):

@@ -152,7 +152,7 @@ class Lab:
             draft.reasons[:] = [f"item {i}" if i in suspects else "" for i in range(len(draft.reasons))]
             return draft
 
-        chosen.drafter = None
+        chosen.drafter, chosen.scorers = None, look.scorers
         window = self.module("host.sampling.steering").Window(0.0, 1.0)
         return self.module("host.safety.redirect").redirect_model(
             self.model, watch, instead, window, look if suspects is None else chosen, late, looks
