@@ -108,7 +108,7 @@ def test_what_one_window_of_one_view_cannot_say_blocks(pack, monkeypatch):
     real = pack.clip.window_encoder("tiles")
 
     class OneBroken:
-        backward, patchers, space, memory_per_item = 1, real.patchers, real.space, real.memory_per_item
+        limit, patchers, space, memory_per_item = real.limit, real.patchers, real.space, real.memory_per_item
         looks, reads_clips = 0, False
 
         def encode_windows(self, raw, noise_level=None):
