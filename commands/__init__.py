@@ -1,6 +1,6 @@
-"""`latent-clip COMMAND`: one thin file per subcommand, with `add_arguments`, `run` and the `ERRORS` that are the user's to mend.
+"""Command line `latent-clip COMMAND`: one thin file per subcommand, with `add_arguments`, `run` and `ERRORS`, the errors of its input.
 
-What a command does stands in methods, models, host, training or evaluation; never here.
+The work itself is done in methods, models, host, training and evaluation.
 """
 
 import argparse
@@ -9,12 +9,12 @@ from pathlib import Path
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command line; 0 where it did what it was asked to."""
+    """Run a command line; return its exit status, 0 or 1."""
     from . import calibrate, card, convert, embed, finetune_vae, train
 
     modules = {"convert": convert, "calibrate": calibrate, "embed": embed, "train": train}
     modules |= {"finetune-vae": finetune_vae, "card": card}
-    if (Path(__file__).parent / "evaluate.py").is_file():  # not in the registry's archive: it talks to servers
+    if (Path(__file__).parent / "evaluate.py").is_file():  # missing in the registry's archive, since it talks to servers
         from . import evaluate
 
         modules["evaluate"] = evaluate

@@ -28,7 +28,7 @@ ERRORS = (ValueError, OSError)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+    """Define the command line."""
     parser.add_argument("target", type=Path, help="the concept set to write, .json")
     parser.add_argument(
         "--category", nargs=3, action="append", required=True, metavar=("NAME", "ALLOWED", "UNWANTED"),
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """Calibrate and write; the report."""
+    """Calibrate and write the concept set; return the report."""
     if options.target.suffix != ".json":
         raise CalibrationError(f"{options.target.name}: the target must end in .json.")
     _check_places(options)
@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> str:
 
 
 def _check_places(options: argparse.Namespace) -> None:
-    """Raises: ValueError: a file that is there would be written over, or a folder is missing; said before the hours of scoring."""
+    """Raise ValueError if a file would be overwritten or a folder is missing, before the hours of scoring."""
     for path in (options.target, options.plot):
         if path is not None:
             check_new(path, options.force)
@@ -98,7 +98,7 @@ def _check_places(options: argparse.Namespace) -> None:
 
 
 def _write(path: Path, concepts: ConceptSet) -> None:
-    """Raises: CalibrationError: it does not read back; nothing is written then."""
+    """Raise CalibrationError if the set does not read back; nothing is written then."""
 
     def check(part: Path) -> None:
         if read_concepts(part) != concepts:
@@ -109,7 +109,7 @@ def _write(path: Path, concepts: ConceptSet) -> None:
 
 
 def calibrated(concepts: ConceptSet, found: dict[str, Calibration], about: dict) -> ConceptSet:
-    """The set with the new thresholds, and in its provenance how they were found."""
+    """Return the set with the new thresholds, and their calibration in its provenance."""
     categories = tuple(
         replace(category, threshold=found[category.name].threshold) if category.name in found else category
         for category in concepts.categories
@@ -126,7 +126,7 @@ def calibrated(concepts: ConceptSet, found: dict[str, Calibration], about: dict)
 
 
 def report(name: str, found: Calibration, rate: float) -> str:
-    """A few lines for the terminal, with what the numbers of images allow to say."""
+    """Format the report: thresholds, and error rates as far as the numbers of images support them."""
     low, high = found.auc_interval
     lines = [
         f"{name}: threshold {found.threshold:.4f}, area under the ROC curve {found.auc:.4f} (95 %: {low:.4f} to {high:.4f})",
@@ -152,7 +152,7 @@ def _share(share: Share) -> str:
 
 
 def plot(path: Path, curves: dict[str, tuple[list[float], list[float]]], found: dict[str, Calibration]) -> None:
-    """The ROC curves with the chosen points, as PNG."""
+    """Plot the ROC curves with the chosen points, as PNG."""
     pyplot = _pyplot()
     figure, axis = pyplot.subplots(figsize=(6, 5), layout="constrained")
     for name, (allowed, unwanted) in curves.items():

@@ -14,14 +14,14 @@ ERRORS = (ValueError, OSError)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+    """Define the command line."""
     parser.add_argument("model", type=Path, help="the .safetensors file")
     parser.add_argument("--output", type=Path, help="the .md file to write; default: print it")
     parser.add_argument("--force", action="store_true", help="replace the .md file if it is there")
 
 
 def run(options: argparse.Namespace) -> str:
-    """The card, or where it was written."""
+    """Return the card, or the path that it was written to."""
     from ..training.release import model_card
 
     if options.output is not None:

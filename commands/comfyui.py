@@ -1,18 +1,18 @@
-"""ComfyUI for commands that need its code: the one that the user names, or the one that this pack is installed in."""
+"""Import path of ComfyUI for commands that need its code: a folder given by the user, or the ComfyUI around this pack."""
 
 import sys
 from pathlib import Path
 
 import torch
 
-INSTALLED_IN = Path(__file__).resolve().parents[3]  # ComfyUI, where this pack lies in its custom_nodes
+INSTALLED_IN = Path(__file__).resolve().parents[3]  # ComfyUI, if this pack is in its custom_nodes
 
 
 def find_host(folder: Path | None, cpu: bool) -> None:
-    """Put ComfyUI on the path and, where there is no GPU or none is wanted, on the CPU.
+    """Put ComfyUI on the import path; run it on the CPU if asked, or without a GPU.
 
     Raises:
-        ValueError: there is none in `folder`, or none around this pack.
+        ValueError: no ComfyUI in `folder`, or around this pack.
     """
     if folder is None and (INSTALLED_IN / "comfy" / "sd.py").is_file():
         folder = INSTALLED_IN

@@ -1,4 +1,4 @@
-"""A small safetensors file of a Latent-CLIP checkpoint: the two towers, without the VAE encoder and the optimizer.
+"""Convert a Latent-CLIP checkpoint to a small safetensors file: the two towers, without the VAE encoder and the optimizer.
 
     latent-clip convert epoch_34.pt latent-clip-b-4-plus.safetensors --dtype fp16
 
@@ -21,7 +21,7 @@ ERRORS = (ValueError, OSError, SafetensorError)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+    """Define the command line."""
     parser.add_argument("source", type=Path, help="epoch_34.pt of the authors, or an earlier result")
     parser.add_argument("target", type=Path, help="the .safetensors file to write")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="default: fp32, exact; fp16 is half the size")
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """Write the target; the report."""
+    """Write the target; return the report."""
     start = time.perf_counter()
     _check_target(options.source, options.target, options.force)
     result = convert(options.source, options.target, options.dtype)
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> str:
 
 
 def peak_memory() -> str:
-    """Largest resident size of this process so far, where the system tells it."""
+    """Largest resident size of this process so far; "unknown" on Windows."""
     try:
         import resource
     except ImportError:  # Windows
@@ -47,12 +47,12 @@ def peak_memory() -> str:
 
 
 def megabytes(size: int) -> str:
-    """In MB of 10⁶ bytes, as file managers show it; kB for the tiny files of tests."""
+    """Format a size in MB of 10⁶ bytes, as file managers do; kB for the tiny files of tests."""
     return f"{size / 1e6:.0f} MB" if size >= 1e7 else f"{size / 1e3:.0f} kB"
 
 
 def report(result: Conversion, target: Path, dtype: str, seconds: float) -> str:
-    """A few lines for the terminal."""
+    """Format the report."""
     left_out = result.source_size - result.kept_size
     return "\n".join(
         [

@@ -24,7 +24,7 @@ SHAPES_WORLD = "shapes-world"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+    """Define the command line."""
     add = parser.add_argument
     add(
         "source",
@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """Embed; the report."""
+    """Embed the pictures; return the report."""
     from ..training.embed import Settings, embed
     from ..training.matching import examples
     from ..training.pictures import VIEWS
@@ -86,9 +86,9 @@ def run(options: argparse.Namespace) -> str:
     if unknown := set(views) - set(VIEWS):
         raise ValueError(f"Got the view {sorted(unknown)[0]!r}, expected some of {', '.join(VIEWS)}.")
     source = read_source(options.source, options.captions, options.require_captions)
-    rows = source.rows
+    records = source.rows
     for note in source.notes:
-        _say(note)
+        _log(note)
     find_host(options.comfyui, options.cpu)
     from ..host.offline.embed import HostEncoder
 
@@ -99,14 +99,14 @@ def run(options: argparse.Namespace) -> str:
         from ..training.ray_embed import embed_on_ray
 
         counts = embed_on_ray(
-            rows, options.target, dataset, settings, (_tools, (options,)), options.ray, options.ray_encoders, _say
+            records, options.target, dataset, settings, (_tools, (options,)), options.ray, options.ray_encoders, _log
         )
     else:
-        counts = embed(rows, options.target, dataset, settings, _tools(options, encoder), _say)
+        counts = embed(records, options.target, dataset, settings, _tools(options, encoder), _log)
     left_out = source.left_out + Counter({reason: n for reason, n in counts.items() if reason not in ("written", "there")})
     if not counts["written"] + counts["there"]:
         reasons = ", ".join(f"{number} × {reason}" for reason, number in sorted(left_out.items()))
-        raise ValueError(f"{options.target}: none of {len(rows)} pictures could be embedded ({reasons}). Check the source.")
+        raise ValueError(f"{options.target}: none of {len(records)} pictures could be embedded ({reasons}). Check the source.")
     names: dict[str, list[str]] = {}
     for name, reason in finished(options.target).skipped.items():
         names.setdefault(reason, []).append(name)
@@ -122,7 +122,7 @@ def run(options: argparse.Namespace) -> str:
 
 
 def _tools(options: argparse.Namespace, encoder=None):
-    """What pictures are shown to; in a worker of Ray its own."""
+    """Load the encoders of pictures and captions; each worker of Ray loads its own."""
     find_host(options.comfyui, options.cpu)
     from ..host.offline.embed import HostEncoder
     from ..host.offline.predictions import Predictor
@@ -165,7 +165,7 @@ def _dataset(encoder, settings, options: argparse.Namespace):
     )  # fmt: skip
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
@@ -176,5 +176,5 @@ def _predictions(options: argparse.Namespace) -> dict | None:
 
 
 def _shown(source: str) -> str:
-    """What the shards and the card tell of a source: no folders of this machine."""
+    """Name of a source for shards and card, without folders of this machine."""
     return source if "://" in source else Path(source).name

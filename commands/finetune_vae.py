@@ -1,4 +1,4 @@
-"""Train the encoder of a VAE together with a Latent-CLIP for it, on a leash that keeps its diffusion model working (research).
+"""Train the encoder of a VAE together with a Latent-CLIP for it, with regularisers that keep its diffusion model working (research).
 
     latent-clip finetune-vae pictures/ --vae ae.safetensors --clip my-clip.safetensors --distil 1 --teacher open_clip_model.safetensors \\
         --output-vae my-vae.safetensors --output my-clip-2.safetensors
@@ -14,13 +14,13 @@ from dataclasses import fields
 from pathlib import Path
 
 from .comfyui import find_host
-from .embed import SHAPES_WORLD, _say, _shown, _teacher
+from .embed import SHAPES_WORLD, _log, _shown, _teacher
 
 ERRORS = (ValueError, OSError)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line; flags as those of embed and train."""
+    """Define the command line; flags are those of embed and train."""
     parts = _parts()
     if parts is None:
         parser.epilog = "This needs the package webdataset."
@@ -43,11 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--teacher-licence", default="", help="for the card")
     add("--train-text", action="store_true", help="with --contrastive: train the text tower too")
     add("--decoder", action="store_true", help="train the decoder too; default: only the encoder")
-    add("--l1", type=float, default=leash.l1, help=f"leash: weight of the round trip's mean absolute error, pixels 0 to 1; default {leash.l1:g}")
-    add("--lpips", type=float, default=leash.lpips, help="leash: weight of the round trip's LPIPS; needs the package lpips; default 0")
+    add("--l1", type=float, default=leash.l1, help=f"regulariser: weight of the round trip's mean absolute error, pixels 0 to 1; default {leash.l1:g}")
+    add("--lpips", type=float, default=leash.lpips, help="regulariser: weight of the round trip's LPIPS; needs the package lpips; default 0")
     add("--lpips-vgg", type=Path, help="with --lpips: torchvision's vgg16-397923af.pth")
-    add("--kl", type=float, default=leash.kl, help=f"leash: weight of the posterior's divergence from the unit normal; default {leash.kl:g}")
-    add("--distance", type=float, default=leash.distance, help=f"leash: weight of the latents' squared distance to the old, in variances of each channel; default {leash.distance:g}")  # fmt: skip
+    add("--kl", type=float, default=leash.kl, help=f"regulariser: weight of the posterior's divergence from the unit normal; default {leash.kl:g}")
+    add("--distance", type=float, default=leash.distance, help=f"regulariser: weight of the latents' squared distance to the old, in variances of each channel; default {leash.distance:g}")  # fmt: skip
     add("--views", default="centre", help="one of these is seen of a picture: centre, flip, random and random-flip, with commas; default centre")
     add("--train-num-samples", type=int, default=options.train_num_samples, help=f"how many pictures are seen in all; default {options.train_num_samples}")  # fmt: skip
     add("--batch-size", type=int, default=options.batch_size)
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> str:
-    """Train; the report."""
+    """Train; return the report."""
     parts = _parts()
     if parts is None:
         raise ValueError("Training needs webdataset, which is not installed. Install that package")
@@ -81,9 +81,9 @@ def run(arguments: argparse.Namespace) -> str:
     if unknown := set(views) - set(VIEWS):
         raise ValueError(f"Got the view {sorted(unknown)[0]!r}, expected some of {', '.join(VIEWS)}.")
     source = read_source(arguments.source, arguments.captions)
-    rows = source.rows
+    records = source.rows
     for note in (*source.notes, *_left_out_of(source.left_out)):
-        _say(note)
+        _log(note)
     held_out = rows_of(arguments.held_out) if arguments.held_out else None
     find_host(arguments.comfyui, arguments.cpu)
     from comfy.model_management import get_torch_device
@@ -95,11 +95,11 @@ def run(arguments: argparse.Namespace) -> str:
     leash = parts.Leash(arguments.l1, arguments.lpips, arguments.kl, arguments.distance)
     logs = arguments.logs or arguments.output.with_suffix(".logs")
     options = parts.Options(**named | {"leash": leash, "logs": logs, "device": str(get_torch_device())})
-    vae, told, channels, downscale = load_trainable_vae(arguments.vae, arguments.grad_checkpointing)
-    start, side = _start(parts, arguments, views, told, channels, downscale)
+    vae, vae_info, channels, downscale = load_trainable_vae(arguments.vae, arguments.grad_checkpointing)
+    start, side = _start(parts, arguments, views, vae_info, channels, downscale)
     if options.contrastive:
-        rows = _with_captions(rows)
-    pictures = Pictures(rows, side, options.batch_size, options.steps, options.seed, views, arguments.workers)
+        records = _with_captions(records)
+    pictures = Pictures(records, side, options.batch_size, options.steps, options.seed, views, arguments.workers)
     others = Pictures(held_out, side, min(len(held_out), options.batch_size), 1) if held_out else None
     said: list[str] = []
     parts.finetune(
@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace) -> str:
 
 
 def _parts():
-    """The training, or None where what it needs is missing."""
+    """Import the training; None if a package that it needs is missing."""
     try:
         from ..training import finetune_vae
     except ImportError as error:
@@ -120,7 +120,7 @@ def _parts():
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Raises: ValueError: a file would be written over what is read, or would not be safetensors."""
+    """Raise ValueError if an output would overwrite an input, or is not named .safetensors."""
     for path in (arguments.output, arguments.output_vae):
         if path.suffix != ".safetensors":
             raise ValueError(f"{path.name}: the output must end in .safetensors.")
@@ -131,10 +131,10 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _start(parts, arguments: argparse.Namespace, views: tuple[str, ...], vae: dict, channels: int, downscale: int):
-    """The Latent-CLIP to begin with, and the side of the pictures that it sees.
+    """Load the Latent-CLIP to start from; return it with the side of its pictures in pixels.
 
     Raises:
-        ValueError: it reads the latents of another VAE.
+        ValueError: the Latent-CLIP reads the latents of another VAE.
     """
     from ..models import shapes_world
     from ..models.checkpoint import read_checkpoint, sha256_of
@@ -146,14 +146,14 @@ def _start(parts, arguments: argparse.Namespace, views: tuple[str, ...], vae: di
     from ..models.vae_signature import difference, is_another
     from ..training.shards import Dataset
 
-    told: dict[str, str] = {}
+    metadata: dict[str, str] = {}
     if arguments.clip == SHAPES_WORLD:
         (weights, config), space, name = shapes_world.load_weights("latent_clip"), LATENT_SPACES[SHAPES_WORLD], SHAPES_WORLD
     else:
         checkpoint = read_checkpoint(arguments.clip)
-        weights, config, space, told = checkpoint.state_dict, checkpoint.config, checkpoint.space, checkpoint.metadata
+        weights, config, space, metadata = checkpoint.state_dict, checkpoint.config, checkpoint.space, checkpoint.metadata
         name = Path(arguments.clip).name
-    known = vae_of(told)
+    known = vae_of(metadata)
     apart = difference(known, vae)
     another = is_another(apart) or (apart is None and known.get("sha256") not in (None, "", vae["sha256"]))
     if (space.channels, space.downscale) != (channels, downscale) or another:
@@ -163,7 +163,7 @@ def _start(parts, arguments: argparse.Namespace, views: tuple[str, ...], vae: di
         )
     model = LatentCLIP(config)
     model.load_state_dict(weights)
-    teacher = object_of(told, "teacher") or None
+    teacher = object_of(metadata, "teacher") or None
     if arguments.teacher:
         path = shapes_world.FOLDER / "pixel_clip.safetensors" if arguments.teacher == SHAPES_WORLD else Path(arguments.teacher)
         teacher = {"name": path.name, "sha256": sha256_of(path), "licence": arguments.teacher_licence}
@@ -173,10 +173,10 @@ def _start(parts, arguments: argparse.Namespace, views: tuple[str, ...], vae: di
     return parts.Start(name, model, config, dataset), side
 
 
-def _with_captions(rows: list) -> list:
-    kept = [row for row in rows if row.captions]
-    if len(kept) < len(rows):
-        _say(f"{len(rows) - len(kept)} of {len(rows)} pictures have no caption and are left out")
+def _with_captions(records: list) -> list:
+    kept = [record for record in records if record.captions]
+    if len(kept) < len(records):
+        _log(f"{len(records) - len(kept)} of {len(records)} pictures have no caption and are left out")
     return kept
 
 

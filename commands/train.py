@@ -12,7 +12,7 @@ ERRORS = (ValueError, OSError)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line: that of training/options.py."""
+    """Define the command line, from training/options.py."""
     options = _options()
     if options is None:
         parser.epilog = "This needs the package webdataset."
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> str:
-    """Train; the report."""
+    """Train; return the report."""
     options = _options()
     if options is None:
         raise ValueError("Training reads shards with webdataset, which is not installed. Install that package")

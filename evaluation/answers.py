@@ -1,4 +1,4 @@
-"""HTTP requests whose answers end: each has a deadline and a limit of bytes, whatever the server sends. Standard library only."""
+"""HTTP requests with a deadline and a size limit on each answer, whatever the server sends. Standard library only."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ HEAD_BYTES = 1 << 18  # for status line and header fields, beside the limit of t
 
 
 class AnswerError(EvaluationError):
-    """No answer, a broken one, or one that does not end."""
+    """A missing, broken, late or oversized answer."""
 
 
 class _EndedError(Exception):
-    """A bound was reached. No ValueError, which http.client would take for a broken chunk."""
+    """A limit was reached. It is no ValueError, which http.client would take for a broken chunk."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one answer: its content in bytes, and the seconds from the request to its last byte."""
+    """Limits of one answer: bytes of content, and seconds from the request to the last byte."""
 
     content: int
     seconds: float
@@ -46,7 +46,7 @@ class Answer:
 
 
 class _Bound(io.RawIOBase):
-    """Bytes of a socket up to a deadline, a limit, and the end of the run."""
+    """Raw stream of a socket that ends at a deadline, a size limit or the end of the run."""
 
     def __init__(self, sock: socket.socket, limits: Limits, deadline: float, stopped: threading.Event):
         self.sock, self.limits, self.deadline, self.stopped = sock, limits, deadline, stopped
@@ -89,7 +89,7 @@ class _Source:
 
 
 class _Handler(urllib.request.AbstractHTTPHandler):
-    """http: and https: with answers bound by `limits`."""
+    """Handler of http: and https: that applies `limits` to every answer."""
 
     def __init__(self, limits: Limits, stopped: threading.Event):
         super().__init__()
@@ -113,7 +113,7 @@ class _Handler(urllib.request.AbstractHTTPHandler):
 
 
 def is_http(address: str) -> bool:
-    """Whether this is an address that `ask` can take."""
+    """Return True if `ask` can take this address."""
     try:
         parts = urllib.parse.urlsplit(address)
         return (
@@ -128,13 +128,13 @@ def is_http(address: str) -> bool:
 
 
 def ask(request: urllib.request.Request, limits: Limits, stopped: threading.Event) -> Answer:
-    """Send a request and read its answer, of whatever status. Redirects are not followed.
+    """Send a request and read its answer, with any status. Redirects are not followed.
 
     Args:
         stopped: ends the wait when it is set.
 
     Raises:
-        AnswerError: nobody answers, or the answer is broken, too large or too late.
+        AnswerError: no answer, or one that is broken, too large or too late.
     """
     opener = urllib.request.OpenerDirector()
     for handler in (urllib.request.ProxyHandler(), _Handler(limits, stopped)):
@@ -144,7 +144,7 @@ def ask(request: urllib.request.Request, limits: Limits, stopped: threading.Even
             return Answer(response.status, _content(response, limits), response.headers.get("Location", "") or "")
     except (http.client.HTTPException, EOFError) as error:  # such as a server that dies while it answers
         raise AnswerError(f"its answer broke off or is no HTTP ({error!r})") from error
-    except Exception as error:  # whatever else a server's bytes set off in the library
+    except Exception as error:  # a server's bytes can raise any error in the library
         raise AnswerError(str(getattr(error, "reason", None) or error) or repr(error)) from error
 
 

@@ -1,4 +1,4 @@
-"""Work handed out over servers: what one does not finish, another does; nothing twice, nothing lost."""
+"""Distribution of tasks over servers with retries: each task is finished once, or given up with a reason."""
 
 from __future__ import annotations
 
@@ -14,19 +14,14 @@ from . import EvaluationError
 from .servers import IN_FLIGHT, Made, Server, ServerGoneError, TaskFailedError
 
 Task = TypeVar("Task", bound=Hashable)
-STRIKES = 3  # failures in a row after which a server gets no more work; losses of a task after which it counts as failed there
-PAUSES = (
-    5.0,
-    15.0,
-    30.0,
-    60.0,
-)  # seconds before a server that is gone is asked again; a restart takes about the first three
-GOODBYE_SECONDS = 5
+STRIKES = 3  # failures in a row that dismiss a server; losses of a task that count as its failure
+PAUSES = (5.0, 15.0, 30.0, 60.0)  # seconds before each new try of a lost server; a restart takes about the first three
+STOP_SECONDS = 5  # for the threads to withdraw their prompts
 
 
 @dataclass(frozen=True)
 class Outcome(Generic[Task]):
-    """A task that is finished, or given up with the reason: `made` or `error`."""
+    """Result of a task: `made` if it is finished, `error` if it was given up."""
 
     task: Task
     server: str
@@ -38,19 +33,19 @@ def dispatch(
     tasks: Sequence[Task], servers: Sequence[Server], work: Callable[[Server, Task], Made], in_flight: int = IN_FLIGHT,
     pauses: Sequence[float] | None = None, troubles: dict[str, str] | None = None,
 ) -> Iterator[Outcome[Task]]:  # fmt: skip
-    """Do every task once, on whichever server is free; yields as they end, in any order.
+    """Do every task once, on any free server; yield outcomes as they come, in any order.
 
-    A server that is gone gives its tasks back, is asked again after each of the pauses, and works on if it answers. A task that
-    fails is tried on every other server before it is given up, and so is one that was lost with its server `STRIKES` times. A
-    server that fails or goes `STRIKES` times in a row gets no more. A caller that stops reading stops the work.
+    A lost server's tasks go back to the queue; the server is tried again after each of the pauses, and continues if it answers. A task
+    that fails is tried on every other server before it is given up, and so is a task that was lost with a server `STRIKES` times. A
+    server that fails or is lost `STRIKES` times in a row gets no more tasks. A caller that stops iterating stops the work.
 
     Args:
-        work: called in threads of the servers, by `Server.do`.
-        pauses: seconds; default: PAUSES; empty: a server that is gone is not asked again.
-        troubles: filled, at the end, with the last failure of each server that was out or away then.
+        work: called in the servers' threads, by `Server.do`.
+        pauses: seconds; default: PAUSES; empty: a lost server is not tried again.
+        troubles: filled, at the end, with the last failure of each server that was lost or dismissed.
 
     Raises:
-        ServerGoneError: no server is left, and tasks are.
+        ServerGoneError: tasks are left, and no server.
     """
     dispatcher, threads = _Dispatcher(tasks, servers, PAUSES if pauses is None else pauses), []
     for server in servers:
@@ -68,8 +63,8 @@ def dispatch(
             yield outcome
     finally:
         dispatcher.close()
-        deadline = time.monotonic() + GOODBYE_SECONDS
-        for thread in threads:  # they take back what they have queued
+        deadline = time.monotonic() + STOP_SECONDS
+        for thread in threads:  # they withdraw their queued prompts
             thread.join(max(0.0, deadline - time.monotonic()))
         if troubles is not None:
             with dispatcher.change:
@@ -77,14 +72,14 @@ def dispatch(
 
 
 class _Dispatcher(Generic[Task]):
-    """The tasks that are open, and who may take which; `outcomes` ends with None where no server is left."""
+    """Queue of open tasks, and the servers that may take each; `outcomes` gets None when no server is left."""
 
     def __init__(self, tasks: Sequence[Task], servers: Sequence[Server], pauses: Sequence[float]):
         self.open = deque(tasks)
         self.left = len(tasks)
         self.servers = servers
         self.pauses = pauses
-        self.alive = set(servers)  # those that may get work, now or when they are back
+        self.alive = set(servers)  # servers that get tasks, now or once they are back
         self.away: set[Server] = set()
         self.losses: Counter[Task] = Counter()
         self.tried: dict[Task, dict[Server, str]] = {}
@@ -94,7 +89,7 @@ class _Dispatcher(Generic[Task]):
         self.change = threading.Condition()
 
     def serve(self, server: Server, work: Callable[[Server, Task], Made]) -> None:
-        """Thread body: take and do tasks until there are none, or until the server is out."""
+        """Take and do tasks until none is left or the server is dismissed (body of a thread)."""
         while (task := self._take(server)) is not None:
             self._do(server, task, work)
 
@@ -106,7 +101,7 @@ class _Dispatcher(Generic[Task]):
                 self._ask_again(server, str(error))
         except TaskFailedError as error:
             self._fail(server, task, str(error))
-        except BaseException as error:  # a mistake of ours: whoever reads the outcomes shall see it
+        except BaseException as error:  # a fault of this program: raised again for the reader of the outcomes
             self.outcomes.put(error)
         else:
             self._finish(Outcome(task, str(server), made), server)
@@ -132,9 +127,9 @@ class _Dispatcher(Generic[Task]):
             self.change.notify_all()
 
     def _give_back(self, server: Server, task: Task, reason: str) -> bool:
-        """A task of a server that is gone; whether this is news and the server is to be asked again."""
+        """Put the task of a lost server back; return True if the loss is new and the server is to be tried again."""
         with self.change:
-            self.open.append(task)  # last, so that one which kills its server does not hold up the others
+            self.open.append(task)  # at the end, so that a task that kills its server does not block the others
             self.losses[task] += 1
             if self.losses[task] >= STRIKES:
                 self.tried.setdefault(task, {})[server] = f"lost {self.losses[task]} times, the last: {reason}"
@@ -152,7 +147,7 @@ class _Dispatcher(Generic[Task]):
             return news
 
     def _ask_again(self, server: Server, reason: str) -> None:
-        """Wait until a server answers; dismiss it after the last pause."""
+        """Try a lost server after each pause until it answers; dismiss it after the last one."""
         for pause in self.pauses:
             if server.stopped.wait(pause):
                 return
@@ -180,6 +175,7 @@ class _Dispatcher(Generic[Task]):
             self.change.notify_all()
 
     def _dismiss(self, server: Server, reason: str) -> None:
+        """Give a server no more tasks. Only with the lock."""
         if server in self.alive:
             self.reasons[server] = reason
         self.alive.discard(server)
@@ -189,7 +185,10 @@ class _Dispatcher(Generic[Task]):
         self.change.notify_all()
 
     def _give_up_exhausted(self) -> None:
-        """Give up what every server that is left has failed. Not where none is left: then the run ends, and goes on later."""
+        """Give up tasks that every remaining server has failed; none if no server remains, since the run then ends and continues later.
+
+        Only with the lock.
+        """
         for task in list(self.open):
             tried = self.tried.get(task, {})
             if self.alive and self.alive <= tried.keys():
@@ -197,11 +196,11 @@ class _Dispatcher(Generic[Task]):
                 self._finish(Outcome(task, ", ".join(map(str, tried)), error=_reasons(tried)))
 
     def failure_summary(self) -> str:
-        """Why no server is left."""
+        """List the reason of each server's dismissal."""
         return "\n".join(["No server is left:", *(f"  {server}: {self.reasons[server]}" for server in self.servers)])
 
     def close(self) -> None:
-        """Let every thread end; prompts that are queued are taken back."""
+        """End every thread; queued prompts are withdrawn."""
         with self.change:
             self.left = 0
             for server in self.servers:
@@ -210,7 +209,7 @@ class _Dispatcher(Generic[Task]):
 
 
 def _reasons(tried: Mapping[Server, str]) -> str:
-    """The reason that all servers gave, or what each of them said."""
+    """Return the servers' common reason, or one reason for each server."""
     if len(set(tried.values())) == 1:
         return next(iter(tried.values()))
     return "; ".join(f"{server}: {reason}" for server, reason in tried.items())

@@ -1,6 +1,6 @@
-"""Pictures of a benchmark: the same prompts and seeds through several workflows, on any number of servers, in the official folders.
+"""Generation of a benchmark's pictures: the same prompts and seeds through several workflows, on any number of servers.
 
-run_folder.py says what a run's folder holds.
+See run_folder.py for the content of a run's folder.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True)
 class Report:
-    """Result of `generate`: pictures made now and there before, what was given up with the reason, and servers that fell out with theirs."""
+    """Result of `generate`: pictures made now and before, tasks that were given up, and servers that failed with the reason."""
 
     made: int
     there: int
@@ -54,14 +54,14 @@ class Report:
 def generate(
     plan: RunPlan, folder: Path, servers: Sequence[Server], log: Callable[[str], None] = lambda line: None
 ) -> Report:
-    """Make what is not there yet.
+    """Make the pictures of a plan that are missing.
 
     Args:
-        log: called with a line for every hundredth of the work, and for a server that is left out.
+        log: called with a line at every percent of the work, and for each server that is left out.
 
     Raises:
-        EvaluationError: another run is in the folder, the folder is of another run or holds files of others where this one writes, or no
-            server is left.
+        EvaluationError: another process uses the folder, the folder is of another run or holds other files where this run writes, or
+            no server is left.
     """
     versions, troubles = _versions(servers, log)
     able = [server for server in servers if str(server) in versions]
@@ -91,10 +91,10 @@ def generate(
 
 
 def _versions(servers: Sequence[Server], log: Callable[[str], None]) -> tuple[dict[str, dict], dict[str, str]]:
-    """Versions of the servers that answer, and the reasons of the others, if one answers.
+    """Return the versions of the servers that answer, and the errors of the others.
 
     Raises:
-        EvaluationError: none does.
+        EvaluationError: no server answers.
     """
     found: dict[str, dict] = {}
     errors: dict[str, EvaluationError] = {}
@@ -115,7 +115,7 @@ def _versions(servers: Sequence[Server], log: Callable[[str], None]) -> tuple[di
 
 
 def model_hashes(workflows: Sequence[Workflow], models: Path | None) -> dict[str, str]:
-    """sha256 of every file of ComfyUI's models folder that a workflow names."""
+    """Return the sha256 of every file in ComfyUI's models folder that a workflow names."""
     if models is None:
         return {}
     if not models.is_dir():
@@ -132,7 +132,7 @@ def model_hashes(workflows: Sequence[Workflow], models: Path | None) -> dict[str
 
 
 class _Maker:
-    """What is done with a task: in a server's thread fill the slots, run, and check what came; then keep it."""
+    """Work of a task: fill the slots, run the workflow and check its pictures (in a server's thread), then keep them."""
 
     def __init__(self, plan: RunPlan, known: Mapping[str, set[str]]):
         self.plan, self.known = plan, {file: set(hashes) for file, hashes in known.items()}
@@ -161,7 +161,7 @@ class _Maker:
         return replace(made, pictures=[_as_png(content) for content in made.pictures])
 
     def check_places(self, folder: Path, tasks: Sequence[PictureTask]) -> None:
-        """Raise EvaluationError where a file of others lies where a picture of these tasks goes."""
+        """Raise EvaluationError if a file that this run did not make lies at the path of a picture."""
         for task in tasks:
             for number in task.numbers:
                 self._check_place(folder, self.plan.file_of(task.arm, self.prompts[task.prompt], number))
@@ -174,7 +174,7 @@ class _Maker:
             )
 
     def keep(self, folder: Path, task: PictureTask, made: Made, server: str) -> None:
-        """Write the pictures and the lines about them, over no file of others."""
+        """Write the pictures and their records. Files that this run did not make are not overwritten."""
         rewards: Sequence[float | None] = made.rewards or [None] * task.count
         seconds = None if made.seconds is None else round(made.seconds / task.count, 4)
         files = [self.plan.file_of(task.arm, self.prompts[task.prompt], number) for number in task.numbers]
@@ -195,10 +195,10 @@ class _Maker:
 
 
 def _as_png(content: bytes) -> bytes:
-    """The same picture as the benchmarks expect it.
+    """Convert a picture to PNG, which the benchmarks expect.
 
     Raises:
-        TaskFailedError: it is none; a server that is out of disk leaves such files.
+        TaskFailedError: the content is no picture; a server with a full disk leaves such files.
     """
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""A server's account of a finished prompt: its pictures, seconds and rewards. Nothing in it is believed."""
+"""Reader of a server's history of a prompt: its pictures, seconds and rewards. The content is untrusted."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ SHOWN = 1000  # characters of a server's text in a message
 
 
 class ServerGoneError(EvaluationError):
-    """The server does not answer, answers what no ComfyUI does, or has forgotten a prompt because it was started again."""
+    """A server that does not answer, answers unlike any ComfyUI, or has lost a prompt in a restart."""
 
 
 class TaskFailedError(EvaluationError):
-    """The server answers, and refuses or fails this prompt."""
+    """A prompt that the server refused or failed."""
 
 
 def one_line(text: object, limit: int = SHOWN) -> str:
-    """A text of a server for a message: one line that a terminal can print, cut to `limit` characters."""
+    """Make a server's text safe for a message: one printable line of at most `limit` characters."""
     shown = str(text)[: 4 * limit]
     shown = " ".join("".join(c if c.isprintable() else " " for c in shown).split())
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 
 def as_object(content: bytes) -> dict:
-    """A JSON object.
+    """Parse a JSON object.
 
     Raises:
-        ValueError: it is none, or nested too deeply.
+        ValueError: the content is no JSON object, or nested too deeply.
     """
     try:
         answer = json.loads(content)
@@ -42,10 +42,10 @@ def as_object(content: bytes) -> dict:
 
 
 def images_of(history: dict, output: str | None) -> list[dict[str, str]]:
-    """The picture files of a finished prompt; saved ones before previews.
+    """Return the picture files of a finished prompt; saved files go before previews.
 
     Raises:
-        TaskFailedError: it failed, or it is not plain which pictures are meant.
+        TaskFailedError: the prompt failed, or several nodes have pictures.
     """
     _check_success(history["status"])
     outputs = {node: _files(_dict(out).get("images")) for node, out in _dict(history.get("outputs", {})).items()}
@@ -61,9 +61,9 @@ def images_of(history: dict, output: str | None) -> list[dict[str, str]]:
 
 
 def rewards_of(history: dict, count: int) -> list[float | None] | None:
-    """The rewards that Score, Select, Search or Optimize Noise report of the pictures; None where not exactly one report fits them.
+    """Return the rewards that Score, Select, Search or Optimize Noise report; None unless exactly one report fits the pictures.
 
-    A reward that is no finite number is None: a reward that nobody can compare.
+    A reward that is not finite is None, since it cannot be compared.
     """
     reports = [
         _dict(report)
@@ -75,7 +75,7 @@ def rewards_of(history: dict, count: int) -> list[float | None] | None:
 
 
 def _values(report: dict) -> list:
-    if report.get("winners") and report.get("rounds"):  # of Search: the last evaluation is of the finished pictures
+    if report.get("winners") and report.get("rounds"):  # Search: the last round scores the finished pictures
         scores = _dict(_dict(_list(report["rounds"])[-1]).get("scores", {}))
         values = [scores.get(str(winner)) for winner in _list(report["winners"])]
     else:
@@ -84,7 +84,7 @@ def _values(report: dict) -> list:
 
 
 def seconds_of(history: dict) -> float | None:
-    """Seconds that the host spent on this prompt by its own messages, without the wait in its queue; None where they do not say."""
+    """Return the seconds from start to success of a prompt by the host's own messages; None if these lack a time."""
     times = {kind: data.get("timestamp") for kind, data in _messages(history["status"]) if isinstance(data, dict)}
     began, ended = times.get("execution_start"), times.get("execution_success")
     if not (_is_number(began) and _is_number(ended)):
@@ -94,7 +94,7 @@ def seconds_of(history: dict) -> float | None:
 
 
 def refusal(answer: dict) -> str:
-    """One line from a refused POST /prompt."""
+    """Summarise a refused POST /prompt in one line."""
     lines = [
         f"{node['class_type']} #{key}: {error['message']}: {error['details']}"
         for key, node in (answer.get("node_errors") or {}).items()
@@ -107,10 +107,10 @@ def refusal(answer: dict) -> str:
 
 
 def reason_of(content: bytes) -> str:
-    """One line from any answer that refuses."""
+    """Summarise any refusing answer in one line."""
     try:
         return refusal(as_object(content))
-    except Exception:  # no ComfyUI's own answer: its text says more than what failed in reading it
+    except Exception:  # not ComfyUI's form: the text itself is the best reason
         return one_line(content[: 1 << 12].decode(errors="replace"), 200)
 
 
@@ -132,7 +132,7 @@ def _messages(status: dict) -> list[tuple[str, object]]:
 
 
 def _files(images: object) -> list[dict[str, str]]:
-    """The entries that name files; [] where one does not, as some packs have it."""
+    """Return the entries as files; [] if one of them names no file, as in some packs."""
     if not isinstance(images, list) or not all(isinstance(image, dict) for image in images):
         return []
     found = [{key: image.get(key, "") for key in KEYS} for image in images]

@@ -1,4 +1,4 @@
-"""Names of files and folders that come from lists and the command line: refused before any picture is made."""
+"""Checks of file and folder names from lists and the command line, before any picture is made."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|c
 
 
 def unfit(name: str, windows: bool = WINDOWS) -> str:
-    """Why no file can have this name; "" where one can.
+    """Return the reason why no file can have this name; "" if it can.
 
     Args:
-        windows: also by the rules of Windows.
+        windows: apply the rules of Windows too.
     """
     if name in ("", ".", ".."):
         return "is no name"
@@ -32,5 +32,5 @@ def unfit(name: str, windows: bool = WINDOWS) -> str:
 
 
 def is_device(name: str) -> bool:
-    """Whether Windows takes a name for a device, such as CON or nul.txt."""
+    """Return True if Windows takes the name for a device, such as CON or nul.txt."""
     return _DEVICES.fullmatch(name) is not None

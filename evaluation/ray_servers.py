@@ -1,7 +1,7 @@
-"""The servers of `generate` asked from the machines of a Ray cluster: the same tasks, handed out by the same rules (dispatch.py).
+"""Servers that are reached through workers on the machines of a Ray cluster.
 
-Each server has a worker on the cluster, which queues its prompts and fetches its pictures. A ComfyUI that listens at its own machine
-only, as it does by default, is thereby reached too: a loopback address means one server on every machine of the cluster.
+Each server has a worker on the cluster, which queues its prompts and fetches its pictures. A worker also reaches a ComfyUI that listens
+to its own machine only, as ComfyUI does by default: a loopback address means one server on every machine of the cluster.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from . import EvaluationError
 from .servers import IN_FLIGHT, Made, Server, ServerGoneError, Task
 
 STARTS = 3  # Ray gives its own processes 30 s, which a busy machine may need more than once
-GOODBYE_SECONDS = 2  # for a worker to take back what it has queued
+STOP_SECONDS = 2  # for a worker to withdraw its queued prompts
 ASKED_AT_ONCE = 32
 CONNECT_SECONDS = 10
-LOOK_SECONDS = 0.5  # between two looks whether the run was stopped while a worker is busy
+POLL_SECONDS = 0.5  # between two checks for the end of the run while a worker is busy
 
 
 @contextmanager
 def ray_servers(
     addresses: Sequence[str], cluster: str = "local", log: Callable[[str], None] = lambda line: None, cpus: int | None = None
 ) -> Iterator[list[RayServer]]:  # fmt: skip
-    """Servers that are asked from a cluster, while it is connected.
+    """Connect to a cluster and yield its servers; disconnect at the end.
 
     Args:
         addresses: as the cluster's machines see them; a loopback address means one on each machine that has one.
-        cluster: its address, such as HEAD:6379; "local": a Ray of its own on this machine. cpus: for that one; default: all.
+        cluster: its address, such as HEAD:6379; "local": a new Ray on this machine. cpus: processors of a local Ray; default: all.
         log: called with a line for each server that does not answer.
 
     Raises:
@@ -69,7 +69,7 @@ def _answering(servers: list[RayServer], log: Callable[[str], None]) -> list[Ray
 
 
 def placed(addresses: Sequence[str], machines: Sequence[str]) -> list[tuple[str, str]]:
-    """Each address with the machine that asks it, "" for any; a loopback address with every machine."""
+    """Pair each address with the machine whose worker talks to it, "" for any; a loopback address with every machine."""
     return [(a, machine) for a in addresses for machine in (machines if _is_loopback(a) else [""])]
 
 
@@ -83,17 +83,17 @@ def _is_loopback(address: str) -> bool:
 
 
 class RayServer(Server):
-    """A ComfyUI that a worker on the cluster talks to.
+    """Client of a ComfyUI that talks to it through a worker on the cluster.
 
     Args:
-        machine: Ray's id of the machine on which the worker runs; "": any. place: its name in records and messages.
+        machine: Ray's id of the worker's machine; "": any. place: name of the machine in records and messages.
     """
 
     def __init__(self, address: str, machine: str = "", place: str = "", limit: float = 3600):
         super().__init__(address, limit)
         self.machine, self.place = machine, place
         self.worker: Any = None
-        self.sent: tuple[object, Any] = (None, None)  # work, and where it lies in Ray's store
+        self.sent: tuple[object, Any] = (None, None)  # work, and its reference in Ray's store
         self.lock = threading.Lock()
 
     def __str__(self) -> str:
@@ -103,18 +103,18 @@ class RayServer(Server):
         return self._ask_worker(lambda worker: worker.versions.remote())
 
     def do(self, work: Callable[[Server, Task], Made], task: Task) -> Made:
-        """`work(server, task)` in the worker, with what it raises of ours."""
+        """Run `work(server, task)` in the worker; its EvaluationErrors are raised here."""
         return self._ask_worker(lambda worker: worker.do.remote(self._shared(work), task))
 
     def stop(self) -> None:
         super().stop()
         with self.lock:
-            worker, self.worker = self.worker, None  # Ray ends it once it has done what it was told
+            worker, self.worker = self.worker, None  # Ray ends the worker after its last call
         if worker is not None:
             worker.stop.remote()
 
     def _shared(self, work: Callable) -> object:
-        """Work as it lies in Ray's store: plan and workflows travel once, not with each task."""
+        """Put `work` into Ray's store, so that plan and workflows are sent once and not with each task."""
         with self.lock:
             if self.sent[0] is not work:
                 self.sent = work, _ray().put(work)
@@ -126,11 +126,11 @@ class RayServer(Server):
             worker = self.worker = self.worker or self._new_worker(ray)
         try:
             answer = call(worker)
-            while not ray.wait([answer], timeout=LOOK_SECONDS)[0]:
-                if self.stopped.is_set() and not ray.wait([answer], timeout=GOODBYE_SECONDS)[0]:
+            while not ray.wait([answer], timeout=POLL_SECONDS)[0]:
+                if self.stopped.is_set() and not ray.wait([answer], timeout=STOP_SECONDS)[0]:
                     raise ServerGoneError("stopped")
             found = ray.get(answer)
-        except ray.exceptions.RayTaskError:  # a mistake of ours in the worker
+        except ray.exceptions.RayTaskError:  # a fault of this program in the worker
             raise
         except ray.exceptions.RayError as error:
             with self.lock:
@@ -150,7 +150,7 @@ class RayServer(Server):
 
 
 class _Worker:
-    """In a process of the cluster. Errors of ours are answers, so that their text comes without a traceback of Ray's."""
+    """Worker in a process of the cluster. EvaluationErrors are returned, so that their text comes without Ray's traceback."""
 
     def __init__(self, address: str, limit: float):
         self.server = Server(address, limit)
@@ -195,7 +195,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _knock(cluster: str) -> None:
-    """Raise OSError or ValueError where nobody listens; Ray itself would try for minutes."""
+    """Raise OSError or ValueError if nothing listens at the address; Ray itself would try for minutes."""
     host, _, port = cluster.split("://")[-1].rpartition(":")
     socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
 

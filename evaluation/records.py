@@ -1,4 +1,4 @@
-"""Results as JSON lines, appended as they come: a run that is stopped at any moment goes on from what is in the file."""
+"""Append-only JSON lines, atomic files and the lock of a run: a run can be stopped at any moment and continues from its files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from . import EvaluationError
 
 NUMBER = (int, float)
 OPTIONAL = (int, float, type(None))
-# What every line of a file holds: field → its JSON types; one that may be null may be missing
+# Fields of every line: name → JSON types. A field that may be null may be missing.
 Fields = Mapping[str, tuple[type, ...]]
 PICTURE_FIELDS: Fields = {
     "arm": (str,), "prompt": (int,), "number": (int,), "seed": (int,), "file": (str,), "sha256": (str,),
@@ -29,17 +29,17 @@ SCORE_FIELDS: Fields = {
 
 
 def read_records(path: Path, fields: Fields | None = None) -> list[dict]:
-    """The lines of a file; [] where there is none. A half-written last line is left out.
+    """Read the lines of a file; [] without a file. A half-written last line is left out.
 
     Args:
-        fields: that every line must hold.
+        fields: fields that every line must have.
 
     Raises:
-        EvaluationError: another line is no JSON object with these fields, so that a result would be missing unseen.
+        EvaluationError: any other line is no JSON object with these fields; ignoring it would lose a result.
     """
     if not path.exists():
         return []
-    *lines, _ = path.read_bytes().split(b"\n")  # a line counts once it has its end
+    *lines, _ = path.read_bytes().split(b"\n")  # a line counts once its newline is written
     found = []
     for number, line in enumerate(lines, 1):
         try:
@@ -77,10 +77,10 @@ def _no_constant(name: str) -> float:
 
 
 def append_records(path: Path, records: Iterable[dict]) -> None:
-    """Add whole lines, and be sure that they are on the disk. A half-written last line of an earlier run goes.
+    """Append whole lines and sync them to disk. A half-written last line is removed first.
 
     Raises:
-        EvaluationError: the file ends in what is no half-written line of ours.
+        EvaluationError: the file ends in something other than a half-written record.
     """
     text = "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,11 +100,11 @@ def append_records(path: Path, records: Iterable[dict]) -> None:
 
 
 def write_file(path: Path, content: bytes | str, parts: Path | None = None, sync: bool = True) -> None:
-    """Write a file that is there either whole or not at all.
+    """Write a file atomically.
 
     Args:
-        parts: folder for the file while it is written, of the same file system; default: beside `path`.
-        sync: be sure that it is on the disk, for the case of a power cut.
+        parts: folder for the partial file, on the same file system; default: beside `path`.
+        sync: sync to disk, against a power cut.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = (parts or path.parent) / f".{_hash(path.name)}.{os.getpid()}.part"  # names may be long
@@ -120,13 +120,13 @@ def write_file(path: Path, content: bytes | str, parts: Path | None = None, sync
 
 
 def write_once(path: Path, content: str, parts: Path | None = None) -> None:
-    """Write a file that always has this content; one that has another is not ours.
+    """Write a file whose content never changes; leave an equal file as it is.
 
     Args:
         parts: see `write_file`.
 
     Raises:
-        EvaluationError: it has another.
+        EvaluationError: the file exists with other content.
     """
     if not path.exists():
         write_file(path, content, parts)
@@ -137,12 +137,12 @@ def write_once(path: Path, content: str, parts: Path | None = None) -> None:
 
 
 def remove_parts(folder: Path, names: Iterable[str]) -> int:
-    """Remove what killed processes left of `write_file` in a folder; how many files that was. Nothing else is touched.
+    """Remove partial files of `write_file` that killed processes left in a folder; return their number. Nothing else is touched.
 
-    Only for the holder of the run's lock: nobody else writes there, so that every part is of a process that is gone.
+    Only for the holder of the run's lock: no other process writes there, so that every partial file is abandoned.
 
     Args:
-        names: of the files that a run writes there.
+        names: names of the files that a run writes there.
     """
     if not folder.is_dir():
         return 0
@@ -164,7 +164,7 @@ def _hash(name: str) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file, read in pieces."""
+    """Hash a file, read in pieces."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while piece := file.read(1 << 20):
@@ -174,10 +174,10 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def only_run(folder: Path) -> Iterator[None]:
-    """Keep other runs off a folder. The system lets go of the lock when the process ends, however it ends.
+    """Lock a folder against other runs. The system releases the lock when the process ends, also when it is killed.
 
     Raises:
-        EvaluationError: another run is in it, or its file .lock is of another program.
+        EvaluationError: another run holds the lock, or the file .lock is of another program.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
@@ -200,7 +200,7 @@ def only_run(folder: Path) -> Iterator[None]:
 
 
 def _is_process(path: Path) -> bool:
-    """Whether a file holds a process's number or nothing, as a lock does."""
+    """Return True if the file holds a process number or nothing, as a lock does."""
     with path.open("rb") as file:
         return re.fullmatch(rb"[0-9]{0,20}", file.read(100)) is not None
 
@@ -208,7 +208,7 @@ def _is_process(path: Path) -> bool:
 def _lock(descriptor: int) -> None:
     try:
         import fcntl
-    except ImportError:  # Windows, which locks one byte from where the file stands: one that nobody reads or writes
+    except ImportError:  # Windows locks one byte at the file's position: take one that nobody reads or writes
         import msvcrt
 
         os.lseek(descriptor, 1 << 30, os.SEEK_SET)

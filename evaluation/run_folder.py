@@ -1,7 +1,7 @@
 """A run's folder: `run.json` (the plan), `pictures.jsonl` and `scores.jsonl` (a line for each picture and score), and a folder for each
-arm with its pictures where the benchmark's own scorer looks for them.
+arm with its pictures in the paths that the benchmark's own scorer expects.
 
-Nothing in it is believed when it is read, and no file of others is overwritten or removed.
+Its content is untrusted when it is read, and files that the run did not make are neither overwritten nor removed.
 """
 
 from __future__ import annotations
@@ -24,20 +24,13 @@ from .records import PICTURE_FIELDS, append_records, read_records, remove_parts,
 FIELDS: Mapping[str, type] = {
     "benchmark": str, "source": str, "images": int, "seed": int, "batch": int, "prompts": list, "arms": dict, "models": dict,
 }  # fmt: skip
-
-
-BESIDE = (
-    "metadata.jsonl",
-    "classnames.txt",
-    "zeroshot_classification_templates.txt",
-)  # which benchmarks keep beside pictures
-
-
-WRITING = ".writing.json"  # file → sha256 of pictures that are being written, until their lines are
+# files that benchmarks keep beside pictures
+BESIDE = ("metadata.jsonl", "classnames.txt", "zeroshot_classification_templates.txt")
+WRITING = ".writing.json"  # file → sha256 of pictures that are written before their records
 
 
 def keep_pictures(folder: Path, contents: Mapping[Path, bytes], records: Sequence[dict]) -> None:
-    """Write pictures, then the lines that say they are there. Of a kill in between, the next start knows whose the pictures are."""
+    """Write pictures, then their records. After a kill in between, `.writing.json` identifies the pictures without records."""
     hashes = {file.as_posix(): hashlib.sha256(content).hexdigest() for file, content in contents.items()}
     write_file(folder / WRITING, json.dumps(hashes), sync=False)
     for file, content in contents.items():
@@ -47,7 +40,7 @@ def keep_pictures(folder: Path, contents: Mapping[Path, bytes], records: Sequenc
 
 
 def _remove_unfinished(folder: Path, known: Mapping[str, set[str]]) -> None:
-    """Remove pictures that a killed run wrote without a line, by the hashes that it noted before. They are made again."""
+    """Remove pictures that a killed run wrote without a record, by the hashes in `.writing.json`. They are made again."""
     path = folder / WRITING
     if not path.exists():
         return
@@ -66,13 +59,13 @@ def _remove_unfinished(folder: Path, known: Mapping[str, set[str]]) -> None:
 
 
 def is_inside(file: str) -> bool:
-    """Whether this is a relative path that stays in its folder."""
+    """Return True if this is a relative path that stays in its folder."""
     path = PurePosixPath(file)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def pictures_of(folder: Path) -> list[dict]:
-    """A record for each picture of a run, the last one where a picture was made again."""
+    """Return one record per picture of a run, the last one if a picture was made again."""
     return list({(r["arm"], r["prompt"], r["number"]): r for r in _picture_records(folder)}.values())
 
 
@@ -87,10 +80,10 @@ def _picture_records(folder: Path) -> list[dict]:
 
 
 def read_run(folder: Path) -> dict:
-    """The content of run.json.
+    """Read run.json.
 
     Raises:
-        EvaluationError: there is none, or it is not one of a run.
+        EvaluationError: the file is missing or is not the plan of a run.
     """
     try:
         run = json.loads((folder / RUN).read_text(encoding="utf-8"))
@@ -110,12 +103,12 @@ def read_run(folder: Path) -> dict:
 
 
 def prompts_of(run: dict) -> list[Prompt]:
-    """The prompts of a run."""
+    """Return the prompts of a run."""
     return [Prompt(**prompt) for prompt in run["prompts"]]
 
 
 def _odd(run: object) -> str:
-    """Why this is not the content of a run.json; "" if it is."""
+    """Return the reason why this is no content of run.json; "" if it is."""
     if not isinstance(run, dict):
         return f"is {short(run)}"
     for name, kind in FIELDS.items():
@@ -157,13 +150,13 @@ def _is_number(value: object) -> bool:
 
 
 def begin(plan: RunPlan, folder: Path, versions: dict) -> dict[str, set[str]]:
-    """Write run.json, or add to the one that is there what may be added: arms, servers, more prompts. Only for the holder of the lock.
+    """Write run.json, or extend the existing one by arms, servers or more prompts. Only for the holder of the lock.
 
     Returns:
         file → hashes of the pictures that this run wrote there.
 
     Raises:
-        EvaluationError: the folder is of a run with other prompts, seeds or workflows, or files of others lie where this one writes.
+        EvaluationError: the folder is of a run with other prompts, seeds or workflows, or holds other files where this run writes.
     """
     new = json.loads(json.dumps(plan.as_dict()))
     known: dict[str, set[str]] = defaultdict(set)
@@ -192,7 +185,7 @@ def begin(plan: RunPlan, folder: Path, versions: dict) -> dict[str, set[str]]:
 
 
 def _together(old: dict, new: dict, folder: Path, source: str) -> dict:
-    """The plan of a run that goes on."""
+    """Merge the plan of a run with the plan that continues it."""
     for key in ("benchmark", "images", "seed", "batch"):
         if old[key] != new[key]:
             raise EvaluationError(f"{folder}: made with {key} {old[key]!r}, now {new[key]!r}. Take another folder.")
@@ -214,7 +207,7 @@ def _together(old: dict, new: dict, folder: Path, source: str) -> dict:
 
 
 def _clean(plan: RunPlan, folder: Path) -> None:
-    """Remove what killed runs left of files that they were writing: in the folder itself, and beside the pictures as before version 0.3."""
+    """Remove partial files of killed runs: in the folder itself, and beside the pictures, where versions before 0.3 put them."""
     names: dict[Path, set[str]] = defaultdict(set, {folder: {RUN, WRITING, *BESIDE}})
     for arm in plan.arms:
         for prompt, number in plan.pictures():
@@ -227,7 +220,7 @@ def _clean(plan: RunPlan, folder: Path) -> None:
 
 
 def pack_version() -> str:
-    """Of this pack, as pyproject.toml has it, else as it is installed."""
+    """Return this pack's version from pyproject.toml, else of the installed package."""
     project = Path(__file__).resolve().parents[1] / "pyproject.toml"
     if project.is_file() and (found := re.search(r'^version = "(.+)"', project.read_text(encoding="utf-8"), re.M)):
         return found[1]

@@ -1,6 +1,6 @@
-"""A running ComfyUI: queue a prompt, wait for it, fetch its pictures. Standard library only.
+"""Client of a running ComfyUI: queue a prompt, wait for it, fetch its pictures. Standard library only.
 
-A server is not believed: every answer is bound in time and size (answers.py), and whatever fails in reading one is this server's fault.
+Servers are untrusted: every answer is limited in time and size (answers.py), and any error in reading an answer counts as the server's.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from .history import (
 )
 
 Task = TypeVar("Task")
-IN_FLIGHT = 2  # prompts that a server has at once: it never waits for the next one
-SLOWEST_POLL = 1.0  # seconds; below that a tenth of the time waited, and meanwhile the server has the next prompt
-LOOK_AGAIN = 5.0  # seconds between two looks whether a server still knows a prompt
-GOODBYE_SECONDS = 2.0  # for each request that takes back what is queued
+IN_FLIGHT = 2  # prompts queued at a server, so that it never idles
+SLOWEST_POLL = 1.0  # seconds between two polls; a tenth of the time waited, if that is less
+RECHECK_SECONDS = 5.0  # between two checks that the server still knows a prompt
+STOP_SECONDS = 2.0  # for each request that withdraws a prompt
 SHORT = Limits(1 << 20, 60)
 HISTORY = Limits(32 << 20, 60)  # of one prompt: its graph, and the reports and small pictures of its nodes
 QUEUE = Limits(64 << 20, 60)  # the graphs of all that wait, of others too
@@ -46,8 +46,12 @@ PICTURES_BYTES = 1 << 30  # of one prompt, all together
 
 @dataclass(frozen=True)
 class Made:
-    """Result of a prompt: the files of its pictures in order, the seconds that the server worked on it (None where it does not say), and
-    the reward of each picture where a node of this pack in the workflow reports it."""
+    """Result of a prompt.
+
+    Attributes:
+        pictures: contents of the files, in order. seconds: the server's own time; None if it reports none.
+        rewards: reward of each picture, if a node of this pack in the workflow reports it.
+    """
 
     pictures: list[bytes]
     seconds: float | None
@@ -55,7 +59,7 @@ class Made:
 
 
 class Server:
-    """One ComfyUI at an address such as http://127.0.0.1:8188.
+    """Client of one ComfyUI at an address such as http://127.0.0.1:8188.
 
     Args:
         limit: seconds after which a prompt counts as failed.
@@ -78,7 +82,7 @@ class Server:
         return self.address
 
     def versions(self) -> dict:
-        """Versions of ComfyUI, Python and PyTorch, and the names of the devices.
+        """Return the versions of ComfyUI, Python and PyTorch, and the names of the devices.
 
         Raises:
             ServerGoneError: no ComfyUI answers there.
@@ -97,11 +101,11 @@ class Server:
         """Queue a prompt, wait, and fetch its pictures.
 
         Args:
-            output: node whose pictures count; default: the only one that has any.
-            count: pictures to expect; another number is not fetched. Default: any.
+            output: id of the node that saves the pictures; default: the only node with pictures.
+            count: expected number of pictures; default: any.
 
         Raises:
-            ServerGoneError, TaskFailedError: see there.
+            ServerGoneError, TaskFailedError: see history.py.
         """
         prompt_id = self._queue(graph)
         with self._reading("/history"):
@@ -119,15 +123,15 @@ class Server:
             return Made(self._pictures(images), seconds_of(history), rewards_of(history, len(images)))
 
     def do(self, work: Callable[[Server, Task], Made], task: Task) -> Made:
-        """`work` on a task, wherever the server is talked to from."""
+        """Run `work` on a task in the process that talks to the server: here, this one."""
         return work(self, task)
 
     def stop(self) -> None:
-        """End all waits, and take back what is queued."""
+        """End all waits and withdraw queued prompts."""
         self.stopped.set()
 
     def upload(self, name: str, content: bytes) -> str:
-        """Put a picture into the server's input folder; the name that Load Image knows it by."""
+        """Upload a picture to the server's input folder; return its name for Load Image."""
         boundary = uuid.uuid4().hex
         head = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'
         head += "Content-Type: application/octet-stream\r\n\r\n"
@@ -140,7 +144,7 @@ class Server:
             return "/".join(filter(None, [answer.get("subfolder"), answer["name"]]))
 
     def _queue(self, graph: dict) -> str:
-        # A stop does not break this off: what may be queued then could not be taken back.
+        # A stop must not interrupt this request: a prompt without an id could not be withdrawn.
         answer = self._json("/prompt", {"prompt": graph, "client_id": uuid.uuid4().hex}, stopped=threading.Event())
         with self._reading("/prompt"):
             prompt_id = answer.get("prompt_id")
@@ -148,14 +152,14 @@ class Server:
                 raise TypeError(f"expected a prompt_id, got {one_line(repr(prompt_id), 60)}")
             if broken := answer.get(
                 "node_errors"
-            ):  # the host runs what is left of a graph; half a graph is not what was asked for
+            ):  # the host runs the valid part of a graph, which was not asked for
                 self._forget(prompt_id)
                 raise TaskFailedError(refusal({"node_errors": broken}))
         return prompt_id
 
     def _wait(self, prompt_id: str) -> dict:
-        began, look = time.monotonic(), LOOK_AGAIN
-        # No prompt of late was faster than this, so nothing is asked before; the first ones, which load models, say nothing.
+        began, recheck = time.monotonic(), RECHECK_SECONDS
+        # No recent prompt was faster than this, so do not poll earlier. The first prompts load models and are not counted.
         self.stopped.wait(0.8 * min(self.waits) if len(self.waits) > IN_FLIGHT else 0)
         while not self.stopped.is_set():
             history = self._history(prompt_id)
@@ -166,8 +170,8 @@ class Server:
             if waited > self.limit:
                 self._forget(prompt_id)
                 raise TaskFailedError(f"{self} did not finish a prompt within {self.limit:.0f} s.")
-            if waited > look:
-                look = waited + LOOK_AGAIN
+            if waited > recheck:
+                recheck = waited + RECHECK_SECONDS
                 if not self._has(prompt_id) and not self._history(prompt_id):
                     raise ServerGoneError(
                         f"{self} has forgotten a prompt; it was started again, or somebody emptied its queue."
@@ -192,13 +196,13 @@ class Server:
             )
 
     def _forget(self, prompt_id: str) -> None:
-        """Take a prompt off the server's queue, and stop it if it runs; also when the run was stopped."""
+        """Remove a prompt from the server's queue, or interrupt it; also after the run was stopped."""
         with suppress(EvaluationError):  # where the server is gone, so is the prompt
             for path, body in (("/queue", {"delete": [prompt_id]}), ("/interrupt", {"prompt_id": prompt_id})):
                 self._ask(
                     path,
                     json.dumps(body).encode(),
-                    limits=Limits(SHORT.content, GOODBYE_SECONDS),
+                    limits=Limits(SHORT.content, STOP_SECONDS),
                     stopped=threading.Event(),
                 )
 
@@ -228,7 +232,7 @@ class Server:
 
     @contextmanager
     def _reading(self, path: str) -> Iterator[None]:
-        """Take whatever fails for an answer that no ComfyUI gives: nothing but an answer is read inside."""
+        """Turn any error into a ServerGoneError: the block only reads an answer."""
         try:
             yield
         except EvaluationError:

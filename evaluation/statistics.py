@@ -1,4 +1,4 @@
-"""Rates and means with their uncertainty, and paired tests over prompts: small helpers for honest tables."""
+"""Rates and means with confidence intervals, and paired tests over prompts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 @dataclass(frozen=True)
 class Rate:
-    """`hits` of `n`, with the Wilson 95 % interval."""
+    """Rate of `hits` in `n`, with the Wilson 95 % interval."""
 
     hits: int
     n: int
@@ -43,7 +43,7 @@ class Rate:
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
-    """Exact two-sided McNemar p-value for paired verdicts: only the pairs that differ count."""
+    """Exact two-sided McNemar p-value of paired verdicts; only pairs that differ count."""
     gains = sum(b and not a for a, b in zip(first, second))
     losses = sum(a and not b for a, b in zip(first, second))
     return float(binomtest(gains, gains + losses).pvalue) if gains + losses else 1.0
@@ -51,9 +51,9 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over prompts, or a difference of two, with its 95 % bootstrap interval over prompts.
+    """Mean over prompts, or difference of two means, with its 95 % bootstrap interval over prompts.
 
-    `p` is two-sided, of the permutation that swaps the signs of the prompts' differences; None for a mean.
+    `p` is the two-sided p-value of a sign-flip permutation test on the prompts' differences; None for a mean.
     """
 
     value: float
@@ -75,9 +75,9 @@ _CHUNK = 4_000_000  # random numbers at once
 
 
 def mean_over_prompts(tasks: Sequence[np.ndarray], draws: int = DRAWS) -> Estimate:
-    """Mean of the tasks' means, each (n,) values of prompts; prompts are drawn anew within their task."""
-    chance = np.random.default_rng(0)
-    sampled = np.mean([_resampled_means(np.asarray(values, float), draws, chance) for values in tasks], axis=0)
+    """Mean of the tasks' means, each task (n,) values of prompts; the bootstrap resamples prompts within their task."""
+    rng = np.random.default_rng(0)
+    sampled = np.mean([_resampled_means(np.asarray(values, float), draws, rng) for values in tasks], axis=0)
     low, high = np.quantile(sampled, [0.025, 0.975])
     value = float(np.mean([np.mean(values) for values in tasks]))
     return Estimate(value, float(low), float(high), sum(map(len, tasks)))
@@ -87,22 +87,22 @@ def paired_difference(first: Sequence[float], second: Sequence[float], draws: in
     """Mean of second − first over prompts, each (n,) one value per prompt in the same order.
 
     Raises:
-        ValueError: they are not as many, or none.
+        ValueError: the numbers of prompts differ, or are 0.
     """
     if len(first) != len(second) or not len(first):
         raise ValueError(f"Got {len(first)} and {len(second)} prompts, expected as many of both, and at least one.")
     differences = np.asarray(second, float) - np.asarray(first, float)
-    chance = np.random.default_rng(0)
-    low, high = np.quantile(_resampled_means(differences, draws, chance), [0.025, 0.975])
+    rng = np.random.default_rng(0)
+    low, high = np.quantile(_resampled_means(differences, draws, rng), [0.025, 0.975])
     observed, extreme = abs(differences.mean()), 0
     for count in _chunks(draws, len(differences)):
-        signs = chance.integers(0, 2, (count, len(differences)), dtype=np.int8) * 2 - 1
+        signs = rng.integers(0, 2, (count, len(differences)), dtype=np.int8) * 2 - 1
         extreme += int((abs(signs @ differences) / len(differences) >= observed - 1e-12).sum())
     return Estimate(float(differences.mean()), float(low), float(high), len(differences), (extreme + 1) / (draws + 1))
 
 
-def _resampled_means(values: np.ndarray, draws: int, chance: np.random.Generator) -> np.ndarray:
-    means = [values[chance.integers(0, len(values), (n, len(values)))].mean(1) for n in _chunks(draws, len(values))]
+def _resampled_means(values: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+    means = [values[rng.integers(0, len(values), (n, len(values)))].mean(1) for n in _chunks(draws, len(values))]
     return np.concatenate(means)
 
 

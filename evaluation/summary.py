@@ -73,11 +73,11 @@ def controls_text(
     if not chooser or not judge:
         known = ", ".join(dict.fromkeys(s.scorer for s in scored))
         return (
-            "## Controls\n\nNot computed. Say with --reward which scorer the arms chose by or climbed, and with --judge which one nothing "
-            f"optimised; scored are: {known}. A gain by the reward alone shows nothing."
+            "## Controls\n\nNot computed. Name with --reward the scorer that the arms optimised or chose by, and with --judge a scorer that no "
+            f"arm optimised; scores are by: {known}. A gain by the reward alone shows nothing."
         )
     if chooser == judge:
-        raise EvaluationError(f"Got {judge} as reward and as judge, expected a judge that nothing optimised.")
+        raise EvaluationError(f"Got {judge} as reward and as judge, expected a judge that no arm optimised.")
     by = {(s.scorer, s.arm): s.scores for s in scored}
     for name in (chooser, judge):
         if (name, plain) not in by:

@@ -1,4 +1,4 @@
-"""A ComfyUI workflow in API form with named slots: where a run puts its prompt, its seed and the size of its batch."""
+"""ComfyUI workflows in API form with named slots: the inputs for prompt, seed, batch size and others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from . import EvaluationError
 
 TEXT, WHOLE, NUMBER = (str,), (int,), (int, float)
-# name of a slot → the JSON types of its input, and the names that such an input usually has
+# slot → JSON types of its input, and usual names of such an input
 KNOWN: dict[str, tuple[tuple[type, ...], tuple[str, ...]]] = {
     "prompt": (TEXT, ("text", "prompt", "value", "string")),
     "negative": (TEXT, ("text", "prompt", "value", "string")),
@@ -26,7 +26,7 @@ LARGEST_SEED = 2**64 - 1
 
 @dataclass(frozen=True)
 class Workflow:
-    """A workflow and its slots.
+    """Workflow with slots.
 
     Attributes:
         graph: node id → {"class_type", "inputs", "_meta"}, as POST /prompt takes it.
@@ -38,7 +38,7 @@ class Workflow:
 
     @property
     def hash(self) -> str:
-        """16 hex digits of what it does, whatever stands in its slots and whatever its nodes are called."""
+        """Hash (16 hex digits) of the graph without the values of its slots and the titles of its nodes."""
         plain = {key: {"class_type": node["class_type"], "inputs": node["inputs"]} for key, node in self.graph.items()}
         plain = copy.deepcopy(plain)
         for node, name in self.slots.values():
@@ -46,10 +46,10 @@ class Workflow:
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
     def filled(self, values: Mapping[str, object]) -> dict:
-        """The graph with `values` in its slots.
+        """Return the graph with `values` in its slots.
 
         Raises:
-            EvaluationError: there is no such slot, or a value of another type.
+            EvaluationError: no such slot, or a value of another type.
         """
         graph = copy.deepcopy(self.graph)
         for slot, value in values.items():
@@ -65,18 +65,18 @@ class Workflow:
         return graph
 
     def with_values(self, values: Mapping[str, object]) -> Workflow:
-        """The same workflow with other values set for good: another arm."""
+        """Return the workflow with other values, for another arm."""
         return Workflow(self.filled(values), self.slots)
 
 
 def read_workflow(path: Path, explicit: Iterable[str] = (), optional: Iterable[str] = ()) -> Workflow:
-    """Read a file that the page exports with Workflow → Export (API).
+    """Read a file of Workflow → Export (API).
 
     Args:
-        explicit, optional: see `find_slots`; prompt and seed are always needed.
+        explicit, optional: see `find_slots`; prompt and seed are always required.
 
     Raises:
-        EvaluationError: it is not there, is no such file, or a slot cannot be found.
+        EvaluationError: the file is missing or no such export, or a slot cannot be found.
     """
     try:
         graph = json.loads(path.read_text(encoding="utf-8"))
@@ -91,9 +91,9 @@ def read_workflow(path: Path, explicit: Iterable[str] = (), optional: Iterable[s
 
 
 def workflow_of(graph: object, explicit: Iterable[str] = (), optional: Iterable[str] = ()) -> Workflow:
-    """A workflow of a parsed file; see `read_workflow`."""
+    """Make a workflow from parsed JSON; see `read_workflow`."""
     if isinstance(graph, dict) and isinstance(graph.get("nodes"), list):
-        raise EvaluationError("a workflow as the page saves it, expected API form. Use Workflow → Export (API).")
+        raise EvaluationError("a workflow in the front end's own form, expected API form. Use Workflow → Export (API).")
     if isinstance(graph, dict) and set(graph) == {"prompt"}:
         graph = graph["prompt"]  # the body of a POST
     if not isinstance(graph, dict) or not graph or not all(_is_node(node) for node in graph.values()):
@@ -102,10 +102,10 @@ def workflow_of(graph: object, explicit: Iterable[str] = (), optional: Iterable[
 
 
 def find_slots(graph: dict, explicit: Iterable[str], needed: Iterable[str], optional: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Where each slot is: as `explicit` says ("seed=3.noise_seed"), else in the node whose title is the slot's name.
+    """Find the input of each slot: from `explicit` ("seed=3.noise_seed"), else in the node whose title is the slot's name.
 
     Raises:
-        EvaluationError: one of `needed` is nowhere, or a slot is not plainly one input.
+        EvaluationError: a slot of `needed` is missing, or a slot fits several inputs.
     """
     slots: dict[str, tuple[str, str]] = {}
     for words in explicit:
@@ -133,7 +133,7 @@ def find_slots(graph: dict, explicit: Iterable[str], needed: Iterable[str], opti
 
 
 def _input_for(slot: str, key: str, inputs: dict) -> str:
-    """The one input of a node that fits a slot: of its type and usual name, else the only one of its type."""
+    """Return the input of a node that fits a slot: by type and usual name, else the only input of its type."""
     kinds, usual = KNOWN.get(slot, ((str, int, float), ()))
     fitting = [name for name, value in inputs.items() if isinstance(value, kinds) and not isinstance(value, bool)]
     named = [name for name in fitting if name in usual]
@@ -150,7 +150,7 @@ def _no_slot(slot: str, graph: dict) -> str:
     titles = ", ".join(f"{key} {_title(node) or node['class_type']!r}" for key, node in list(graph.items())[:20])
     return (
         f"no slot {slot!r}: no node is called that. Found: {titles}. "
-        f"In the page, give the node that holds it the title {slot}, or give --slot {slot}=NODE.INPUT."
+        f"In ComfyUI, give the node that holds it the title {slot}, or give --slot {slot}=NODE.INPUT."
     )
 
 

@@ -12,8 +12,9 @@ import torch
 from torchvision.transforms.functional import to_pil_image
 
 from latent_clip.evaluation import EvaluationError
+from latent_clip.evaluation.clip_benchmark import run_clip_benchmark
 from latent_clip.evaluation.pictures import read_pictures
-from latent_clip.evaluation.zero_shot import classify, run_clip_benchmark, write_result
+from latent_clip.evaluation.zero_shot import classify, write_result
 
 COUNT = 40
 

@@ -145,7 +145,7 @@ def small_limits(monkeypatch):
     """The same bounds, small enough for a test to reach them."""
     for name in ("SHORT", "HISTORY", "QUEUE", "PICTURE"):
         monkeypatch.setattr(servers, name, Limits(200_000, 1.0))
-    monkeypatch.setattr(servers, "LOOK_AGAIN", 0.2)
+    monkeypatch.setattr(servers, "RECHECK_SECONDS", 0.2)
     monkeypatch.setattr(dispatch, "PAUSES", (0.3, 0.3, 0.3))
 
 

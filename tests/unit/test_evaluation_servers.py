@@ -268,7 +268,7 @@ def test_what_is_no_comfyui_or_a_broken_one(status, content, error, message):
 
 
 def test_a_server_that_was_started_again_has_forgotten_the_prompt(monkeypatch):
-    monkeypatch.setattr("latent_clip.evaluation.servers.LOOK_AGAIN", 0.3)
+    monkeypatch.setattr("latent_clip.evaluation.servers.RECHECK_SECONDS", 0.3)
     answers = {"/prompt": {"prompt_id": "x", "node_errors": {}}, "/queue": {"queue_running": [], "queue_pending": []}}
     with (
         answering(lambda path: (200, json.dumps(answers.get(path, {})).encode())) as server,
