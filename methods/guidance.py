@@ -132,7 +132,7 @@ class AvoidConcepts:
     def __call__(self, raw_latents: Tensor, noise_level: float | None = None) -> tuple[Tensor, Tensor]:
         scores = self.monitor.check(raw_latents, noise_level).scores
         over = scores - torch.tensor(self.monitor.concepts.thresholds, device=scores.device)
-        value = -((over + MARGIN).relu() * self.monitor.flagged.to(over.device)).sum(dim=1)
+        value = -((over + MARGIN).relu() * self.monitor.flagged.to(over)).sum(dim=1)
         return value, value.detach() < 0
 
 
