@@ -42,9 +42,9 @@ def _embed(folder: Path) -> dict:
     """Pictures of 1024×768 JPEG per processor second: read and cut to 512, and written."""
     from ..training.embed import Settings, prepare
     from ..training.shards import Sample, write_shard
-    from ..training.sources import rows_of
+    from ..training.sources import records_of
 
-    rows, settings = rows_of(str(pictures(folder / "jpg", PICTURES, (1024, 768)))), Settings(side=512)
+    rows, settings = records_of(str(pictures(folder / "jpg", PICTURES, (1024, 768)))), Settings(side=512)
     samples = [Sample(row.id, {"latent": torch.randn(1, *LATENT)}, ["a caption of some words"]) for row in rows]
     seconds = alternate(
         {
@@ -74,7 +74,7 @@ def _reader(folder: Path) -> dict:
     """
     from ..models.latent_clip import LatentCLIP
     from ..training.loop import Group, Recipe, _optimizer, _step
-    from ..training.objectives import Objectives, Task
+    from ..training.objectives import Objectives, TrainTask
     from ..training.reader import Reader, Reading
     from ..training.shards import Sample, write_shard
 
@@ -89,7 +89,7 @@ def _reader(folder: Path) -> dict:
         "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 2},
     }  # fmt: skip
     tars = sorted(shards.glob("*.tar"))
-    reader, task = Reader(tars, Reading(batch, 64, context=77, shuffle=200)), Task(LatentCLIP(config), Objectives(contrastive=1.0))
+    reader, task = Reader(tars, Reading(batch, 64, context=77, shuffle=200)), TrainTask(LatentCLIP(config), Objectives(contrastive=1.0))
     parameters, step, recipe = list(task.parameters()), count(), Recipe("bench", 1000, 1e-3)
     average, held = [p.detach().clone() for p in parameters], reader.batch(next(step))
     optimizer, _ = _optimizer(recipe, [Group(parameters)])

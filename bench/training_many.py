@@ -67,9 +67,9 @@ def _run(folder: Path, source: Path, ray: bool, name: str, count: int, side: int
     from ..tests.shard_pieces import DATASET, waiting
     from ..training.embed import Settings, embed
     from ..training.ray_embed import embed_on_ray
-    from ..training.sources import rows_of
+    from ..training.sources import records_of
 
-    rows, note = rows_of(str(source))[:count], folder / f"{name}.txt"
+    rows, note = records_of(str(source))[:count], folder / f"{name}.txt"
     settings, target = Settings(side=side, batch=PER_BATCH, shard=100), folder / name
     began = time.time()
     if ray:
@@ -121,7 +121,7 @@ def _train(rank: int, world: int, folder: Path) -> None:
     from torch.nn.parallel import DistributedDataParallel
 
     from ..models.latent_clip import LatentCLIP
-    from ..training.objectives import Batch, Objectives, Task
+    from ..training.objectives import Batch, Objectives, TrainTask
 
     torch.set_num_threads(1)
     config = {
@@ -129,7 +129,7 @@ def _train(rank: int, world: int, folder: Path) -> None:
         "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 2},
     }  # fmt: skip
     torch.manual_seed(0)
-    task = Task(LatentCLIP(config), Objectives(contrastive=1.0), rank, world)
+    task = TrainTask(LatentCLIP(config), Objectives(contrastive=1.0), rank, world)
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     run = task if world == 1 else DistributedDataParallel(task, static_graph=True)

@@ -68,9 +68,9 @@ def run(options: argparse.Namespace) -> str:
     for name in names:
         concepts.only(name)
     find_host(options.comfyui, options.cpu)
-    from ..host.offline.calibrate import Scorer
+    from ..host.offline.calibrate import CalibrationScorer
 
-    scorer, curves, found = Scorer(options.clip, options.vae, options.fit, options.views, options.closer_look), {}, {}
+    scorer, curves, found = CalibrationScorer(options.clip, options.vae, options.fit, options.views, options.closer_look), {}, {}
     with torch.no_grad():
         for name, allowed, unwanted in options.category:
             one = concepts.only(name)

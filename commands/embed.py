@@ -86,14 +86,14 @@ def run(options: argparse.Namespace) -> str:
     if unknown := set(views) - set(VIEWS):
         raise ValueError(f"Got the view {sorted(unknown)[0]!r}, expected some of {', '.join(VIEWS)}.")
     source = read_source(options.source, options.captions, options.require_captions)
-    records = source.rows
+    records = source.records
     for note in source.notes:
         _log(note)
     find_host(options.comfyui, options.cpu)
-    from ..host.offline.embed import HostEncoder
+    from ..host.offline.embed import HostVAE
 
     settings = Settings(options.side, views, options.batch, options.shard, options.patch_grid if options.teacher else 0)
-    encoder = HostEncoder(options.vae, options.moments)
+    encoder = HostVAE(options.vae, options.moments)
     dataset = _dataset(encoder, settings, options)
     if options.ray:
         from ..training.ray_embed import embed_on_ray
@@ -124,14 +124,14 @@ def run(options: argparse.Namespace) -> str:
 def _tools(options: argparse.Namespace, encoder=None):
     """Load the encoders of pictures and captions; each worker of Ray loads its own."""
     find_host(options.comfyui, options.cpu)
-    from ..host.offline.embed import HostEncoder
-    from ..host.offline.predictions import Predictor
+    from ..host.offline.embed import HostVAE
+    from ..host.offline.predictions import DiffusionPredictor
     from ..training.embed import Tools
 
     return Tools(
-        encoder or HostEncoder(options.vae, options.moments),
+        encoder or HostVAE(options.vae, options.moments),
         _teacher(options.teacher) if options.teacher else None,
-        Predictor(options.predictions, options.levels, options.cfg) if options.predictions else None,
+        DiffusionPredictor(options.predictions, options.levels, options.cfg) if options.predictions else None,
     )
 
 

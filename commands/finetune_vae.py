@@ -12,6 +12,7 @@ import argparse
 from collections import Counter
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 from .comfyui import find_host
 from .embed import SHAPES_WORLD, _log, _shown, _teacher
@@ -25,45 +26,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     if parts is None:
         parser.epilog = "This needs the package webdataset."
         return
-    options, leash = parts.Options(Path(), Path(), Path()), parts.Leash()
-    add = parser.add_argument
+    default = parts.FinetuneOptions(output=Path(), output_vae=Path(), logs=Path())
+    weights, add = default.regularisers, parser.add_argument
     add("source", help="a folder of pictures, a .tar, or a pattern of tars such as 'tars/*.tar'; or an fsspec address")
     add("--vae", required=True, help="file of the VAE, or shapes-world")
     add("--clip", required=True, help="file of the Latent-CLIP that reads this VAE's latents, or shapes-world")
-    add("--output", type=Path, required=True, help="the .safetensors file of the new Latent-CLIP")
     add("--output-vae", type=Path, required=True, help="the .safetensors file of the new VAE")
-    add("--logs", type=Path, help="folder of checkpoints and logs; default: beside the output, under its name")
+    parts.add_common_arguments(parser, default, parts.PRECISIONS)
     add("--held-out", help="other pictures, for figures before and after; default: some of the pictures trained on")
     add("--captions", help="a .jsonl, .csv, .tsv, .parquet or .json that names pictures and captions")
     add("--licence", default="", help="of the pictures, for the card")
-    add("--contrastive", type=float, default=0.0, help="weight of the loss between latents and captions")
-    add("--siglip", action="store_true", help="SigLIP's loss instead of CLIP's")
-    add("--distil", type=float, default=0.0, help="weight of 1 - cosine to what --teacher says of the same pictures")
     add("--teacher", help="file of the pixel CLIP that the Latent-CLIP was distilled from, or shapes-world")
     add("--teacher-licence", default="", help="for the card")
-    add("--train-text", action="store_true", help="with --contrastive: train the text tower too")
     add("--decoder", action="store_true", help="train the decoder too; default: only the encoder")
-    add("--l1", type=float, default=leash.l1, help=f"regulariser: weight of the round trip's mean absolute error, pixels 0 to 1; default {leash.l1:g}")
-    add("--lpips", type=float, default=leash.lpips, help="regulariser: weight of the round trip's LPIPS; needs the package lpips; default 0")
+    add("--l1", type=float, default=weights.l1, help=f"regulariser: weight of the round trip's mean absolute error, pixels 0 to 1; default {weights.l1:g}")
+    add("--lpips", type=float, default=weights.lpips, help="regulariser: weight of the round trip's LPIPS; needs the package lpips; default 0")
     add("--lpips-vgg", type=Path, help="with --lpips: torchvision's vgg16-397923af.pth")
-    add("--kl", type=float, default=leash.kl, help=f"regulariser: weight of the posterior's divergence from the unit normal; default {leash.kl:g}")
-    add("--distance", type=float, default=leash.distance, help=f"regulariser: weight of the latents' squared distance to the old, in variances of each channel; default {leash.distance:g}")  # fmt: skip
-    add("--views", default="centre", help="one of these is seen of a picture: centre, flip, random and random-flip, with commas; default centre")
-    add("--train-num-samples", type=int, default=options.train_num_samples, help=f"how many pictures are seen in all; default {options.train_num_samples}")  # fmt: skip
-    add("--batch-size", type=int, default=options.batch_size)
-    add("--lr", type=float, default=options.lr, help=f"of the Latent-CLIP; default {options.lr:g}")
-    add("--vae-lr", type=float, default=options.vae_lr, help=f"of the VAE; default {options.vae_lr:g}")
-    add("--wd", type=float, default=options.wd, help="weight decay of the Latent-CLIP; the VAE has none")
-    add("--warmup", type=int, default=options.warmup, help="steps")
-    add("--layer-decay", type=float, default=options.layer_decay, help="of the learning rate, per layer of the image tower from the top down")
-    add("--grad-clip-norm", type=float, default=options.grad_clip_norm)
-    add("--ema", type=float, default=options.ema, help="decay of the averaged weights, which are what is written")
-    add("--precision", choices=parts.PRECISIONS, default=options.precision)
-    add("--grad-checkpointing", action="store_true", help="of the VAE and the tower: less memory, about a third more time")
-    add("--seed", type=int, default=0)
-    add("--workers", type=int, default=2, help="processes that read pictures")
-    add("--save-every", type=int, default=options.save_every, help="steps between checkpoints, from which a run goes on")
-    add("--force", action="store_true", help="write over outputs that are there and are not of this training")
+    add("--kl", type=float, default=weights.kl, help=f"regulariser: weight of the posterior's divergence from the unit normal; default {weights.kl:g}")
+    add("--distance", type=float, default=weights.distance, help=f"regulariser: weight of the latents' squared distance to the old, in variances of each channel; default {weights.distance:g}")  # fmt: skip
+    add("--views", default="centre", help="kinds of views, of which a picture shows one at random: centre, flip, random and random-flip, with commas; default centre")
+    add("--vae-lr", type=float, default=default.vae_lr, help=f"learning rate of the VAE, which has no weight decay; default {default.vae_lr:g}")
     add("--comfyui", type=Path, help="folder of ComfyUI; default: the one that this pack is installed in")
     add("--cpu", action="store_true", help="do not use a GPU")
 
@@ -75,32 +57,32 @@ def run(arguments: argparse.Namespace) -> str:
         raise ValueError("Training needs webdataset, which is not installed. Install that package")
     _check(arguments)
     from ..training.pictures import VIEWS
-    from ..training.sources import read_source, rows_of
+    from ..training.sources import read_source, records_of
 
     views = tuple(arguments.views.split(","))
     if unknown := set(views) - set(VIEWS):
         raise ValueError(f"Got the view {sorted(unknown)[0]!r}, expected some of {', '.join(VIEWS)}.")
     source = read_source(arguments.source, arguments.captions)
-    records = source.rows
+    records = source.records
     for note in (*source.notes, *_left_out_of(source.left_out)):
         _log(note)
-    held_out = rows_of(arguments.held_out) if arguments.held_out else None
+    held_out = records_of(arguments.held_out) if arguments.held_out else None
     find_host(arguments.comfyui, arguments.cpu)
     from comfy.model_management import get_torch_device
 
     from ..host.offline.finetune_vae import load_trainable_vae
-    from ..training.picture_batches import Pictures
+    from ..training.picture_batches import PictureBatches
 
-    named = {field.name: getattr(arguments, field.name) for field in fields(parts.Options) if hasattr(arguments, field.name)}
-    leash = parts.Leash(arguments.l1, arguments.lpips, arguments.kl, arguments.distance)
+    named = {field.name: getattr(arguments, field.name) for field in fields(parts.FinetuneOptions) if hasattr(arguments, field.name)}
+    weights = parts.RegulariserWeights(arguments.l1, arguments.lpips, arguments.kl, arguments.distance)
     logs = arguments.logs or arguments.output.with_suffix(".logs")
-    options = parts.Options(**named | {"leash": leash, "logs": logs, "device": str(get_torch_device())})
+    options = parts.FinetuneOptions(**named | {"regularisers": weights, "logs": logs, "device": str(get_torch_device())})
     vae, vae_info, channels, downscale = load_trainable_vae(arguments.vae, arguments.grad_checkpointing)
     start, side = _start(parts, arguments, views, vae_info, channels, downscale)
     if options.contrastive:
         records = _with_captions(records)
-    pictures = Pictures(records, side, options.batch_size, options.steps, options.seed, views, arguments.workers)
-    others = Pictures(held_out, side, min(len(held_out), options.batch_size), 1) if held_out else None
+    pictures = PictureBatches(records, side, options.batch_size, options.steps_of(), options.seed, views, arguments.workers)
+    others = PictureBatches(held_out, side, min(len(held_out), options.batch_size), 1) if held_out else None
     said: list[str] = []
     parts.finetune(
         options, vae, start, pictures, others, _teacher(arguments.teacher) if arguments.teacher else None, said.append
@@ -109,14 +91,18 @@ def run(arguments: argparse.Namespace) -> str:
 
 
 def _parts():
-    """Import the training; None if a package that it needs is missing."""
+    """Return what the training offers, or None where a package that it needs is missing."""
     try:
-        from ..training import finetune_vae
+        from ..training import base_options, finetune_options, finetune_vae, regularisers
     except ImportError as error:
         if error.name not in ("webdataset", "open_clip_train"):
             raise
         return None
-    return finetune_vae
+    return SimpleNamespace(
+        finetune=finetune_vae.finetune, Start=finetune_vae.Start, FinetuneOptions=finetune_options.FinetuneOptions,
+        PRECISIONS=finetune_options.PRECISIONS, RegulariserWeights=regularisers.RegulariserWeights,
+        add_common_arguments=base_options.add_common_arguments,
+    )  # fmt: skip
 
 
 def _check(arguments: argparse.Namespace) -> None:

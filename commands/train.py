@@ -27,9 +27,9 @@ def run(arguments: argparse.Namespace) -> str:
         raise ValueError("Training reads shards with webdataset, which is not installed. Install that package")
     from ..training.run import train
 
-    said: list[str] = []
-    train(options.options_of(arguments), said.append)
-    return "\n".join(said)
+    lines: list[str] = []
+    train(options.options_of(arguments), lines.append)
+    return "\n".join(lines)
 
 
 def _options():

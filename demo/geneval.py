@@ -14,7 +14,7 @@ from itertools import cycle
 from torch import Tensor
 
 from .captions import COLOURS, KINDS, RELATIONS, Caption, Thing
-from .judge import MIN_APART, Reading, Seen, read
+from .judge import MIN_APART, SceneReading, SeenThing, read
 from .scenes import sample_things
 
 TASKS = ("single_object", "two_object", "colors", "position", "color_attr")
@@ -44,9 +44,9 @@ def line(task: str, caption: Caption) -> dict:
     return {"tag": task, "include": wanted, "prompt": str(caption)}
 
 
-def verdict(wanted: dict, reading: Reading) -> tuple[bool, str]:
+def verdict(wanted: dict, reading: SceneReading) -> tuple[bool, str]:
     """Whether a picture shows what a line of metadata asks for, and why not."""
-    groups: list[list[Seen]] = []
+    groups: list[list[SeenThing]] = []
     for part in wanted["include"]:
         found = [seen for seen in reading.objects if seen.thing.kind == part["class"]]
         if "color" in part:
@@ -62,7 +62,7 @@ def verdict(wanted: dict, reading: Reading) -> tuple[bool, str]:
     return True, ""
 
 
-def _stands(seen: Seen, relation: str, reference: Seen) -> bool:
+def _stands(seen: SeenThing, relation: str, reference: SeenThing) -> bool:
     right, down = seen.x - reference.x, seen.y - reference.y
     along = {"left of": -right, "right of": right, "above": -down, "below": down}[relation]
     across = abs(down if relation in ("left of", "right of") else right)

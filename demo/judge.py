@@ -32,7 +32,7 @@ MIN_APART = 8.0  # px between centres before a relation can hold
 
 
 @dataclass(frozen=True)
-class Seen:
+class SeenThing:
     """An accepted object: what, where its centroid is (px), and its overlap with the template."""
 
     thing: Thing
@@ -42,10 +42,10 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Reading:
+class SceneReading:
     """What the judge found in one picture; any `problem` means that no caption is true of it."""
 
-    objects: tuple[Seen, ...]
+    objects: tuple[SeenThing, ...]
     problem: str | None = None
 
 
@@ -131,7 +131,7 @@ def _overlaps(soft: np.ndarray) -> tuple[dict[str, float], float, float]:
     )
 
 
-def _identify(image: np.ndarray, alpha: np.ndarray, region: np.ndarray, colour: str) -> Seen | str:
+def _identify(image: np.ndarray, alpha: np.ndarray, region: np.ndarray, colour: str) -> SeenThing | str:
     """Name the shape in `region` (H, W boolean), or say why it is none."""
     window, soft = _cut_out(alpha, region)
     image, region = image[window], region[window]
@@ -147,15 +147,15 @@ def _identify(image: np.ndarray, alpha: np.ndarray, region: np.ndarray, colour: 
     if overlap[best] < MIN_OVERLAP or overlap[best] - overlap[second] < MIN_MARGIN:
         return f"a {colour} shape between {best} and {second}"
     top, left = (part.start for part in window)
-    return Seen(Thing(colour, best), x + left, y + top, overlap[best])
+    return SeenThing(Thing(colour, best), x + left, y + top, overlap[best])
 
 
-def read(image: Tensor) -> Reading:
+def read(image: Tensor) -> SceneReading:
     """Read one picture (3, 64, 64) with values in [0, 1]."""
     pixels = image.detach().float().cpu().clamp(0, 1).permute(1, 2, 0).numpy()
     unmixed = _unmix(pixels)
     if unmixed is None:
-        return Reading((), "no pale ground")
+        return SceneReading((), "no pale ground")
     label, alpha = unmixed
     explained = np.zeros(alpha.shape, dtype=bool)
     objects, problem = [], None
@@ -173,7 +173,7 @@ def read(image: Tensor) -> Reading:
             explained |= ndimage.binary_dilation(region, iterations=2)
     if problem is None and ((alpha > 0.4) & ~explained).sum() > MAX_STRAY:
         problem = "stray colour"
-    return Reading(tuple(objects), problem or (None if objects else "nothing there"))
+    return SceneReading(tuple(objects), problem or (None if objects else "nothing there"))
 
 
 def glimpse(image: Tensor) -> list[Thing]:
@@ -196,7 +196,7 @@ def glimpse(image: Tensor) -> list[Thing]:
     return things
 
 
-def agrees(reading: Reading, caption: Caption) -> bool:
+def agrees(reading: SceneReading, caption: Caption) -> bool:
     """Whether the caption is true of the picture *and nothing else is in it*."""
     if reading.problem or sorted(seen.thing for seen in reading.objects) != sorted(caption.things):
         return False

@@ -131,14 +131,15 @@ def sample_and_record(
 @torch.enable_grad()
 def train_branches(shards: Path) -> Path:
     """Train the narrow branch beside each block, and return the checkpoint."""
-    from ..training.run import Options, train
+    from ..training.options import TrainOptions
+    from ..training.run import train
 
     weights, config = load_weights("latent_clip")
     FOLDER.mkdir(parents=True, exist_ok=True)
     start = FOLDER / "start.safetensors"
     save_file(weights, start, encode({"config": config}) | {"latent_space": "shapes-world"})
-    return train(Options(
-        shards, FOLDER / "branches.safetensors", FOLDER / "branches", start=str(start), patch_size=1, distil=1.0, affinity=0.05,
+    return train(TrainOptions(
+        train_data=shards, output=FOLDER / "branches.safetensors", logs=FOLDER / "branches", start=str(start), patch_size=1, distil=1.0, affinity=0.05,
         noise_bands=BANDS, noise_hidden=HIDDEN, noise_only=True, noised=1.0, batch_size=96, train_num_samples=96 * STEPS, lr=3e-3, wd=0.05,
         warmup=50, ema=0.99, precision="fp32", workers=0, shuffle=2000, save_every=100,
     ))  # fmt: skip

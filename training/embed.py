@@ -1,4 +1,4 @@
-"""Pictures → shards: read, cut, encode, ask the teacher, write; a plain loop of these, which resumes by row.
+"""Pictures → shards: read, cut, encode, ask the teacher, write; a plain loop of these, which resumes by record.
 
 Ray runs the same pieces on many workers (`ray_embed.py`).
 """
@@ -22,18 +22,18 @@ from .pictures import cut, views_of
 from .shard_folder import clean, finished, indexes
 from .shard_header import HEADER, Dataset, ShardError, read_dataset
 from .shards import Sample, drop_repeats, key_of, write_shard
-from .sources import CLOSED, Row, SourceError, picture_of
+from .sources import CLOSED, ImageRecord, SourceError, picture_of
 
 MOST_CLOSED = 100  # pictures in a row that cannot be opened; more, and it is the disk or the network
 
 
-class Encoder(Protocol):
+class ViewEncoder(Protocol):
     """A VAE: pixels (N, side, side, 3) in 0..1 → `latent`, or `mean` and `std`, each (N, C, h, w)."""
 
     def __call__(self, pixels: Tensor) -> dict[str, Tensor]: ...
 
 
-class Teacher(Protocol):
+class PictureTeacher(Protocol):
     """A CLIP that has learnt to see already.
 
     `features`: pixels (N, side, side, 3) in 0..1 → unit features (N, D). `patches`: → (N, T, W), what its patch convolution says
@@ -45,7 +45,7 @@ class Teacher(Protocol):
     def patches(self, pixels: Tensor, grid: int) -> Tensor: ...
 
 
-class Predictor(Protocol):
+class LatentPredictor(Protocol):
     """A diffusion model: raw latents (N, C, h, w), a caption each and a seed → `x0` (N, L, C, h, w) and `levels` (N, L)."""
 
     def __call__(self, raw_latents: Tensor, captions: list[str], seed: int) -> dict[str, Tensor]: ...
@@ -55,9 +55,9 @@ class Predictor(Protocol):
 class Tools:
     """What pictures are shown to."""
 
-    encoder: Encoder
-    teacher: Teacher | None = None
-    predictor: Predictor | None = None
+    encoder: ViewEncoder
+    teacher: PictureTeacher | None = None
+    predictor: LatentPredictor | None = None
 
 
 @dataclass(frozen=True)
@@ -83,19 +83,19 @@ class Settings:
 class Prepared:
     """A picture that was read: its views (V, side, side, 3), and what is told of it."""
 
-    row: Row
+    record: ImageRecord
     pixels: Tensor
     about: dict
 
 
-def prepare(row: Row, settings: Settings) -> Prepared | str:
-    """Read and cut one picture, or say why it is left out."""
-    picture = picture_of(row)
+def prepare(record: ImageRecord, settings: Settings) -> Prepared | str:
+    """Read and cut one picture, or log why it is left out."""
+    picture = picture_of(record)
     if isinstance(picture, str):
         return picture
-    views = views_of(picture.size, settings.views, row.id)
+    views = views_of(picture.size, settings.views, record.id)
     about = {"size": list(picture.size), "views": [view.as_dict() for view in views]}
-    return Prepared(row, torch.stack([cut(picture, view, settings.side) for view in views]), about)
+    return Prepared(record, torch.stack([cut(picture, view, settings.side) for view in views]), about)
 
 
 @torch.no_grad()
@@ -119,7 +119,7 @@ def embed_batch(batch: Sequence[Prepared], tools: Tools, settings: Settings, pat
             told["patches"] = grids[number]
         seen = {name: t[own] for name, t in latents.items()}
         guessed = {name: t[number] for name, t in predicted.items()}
-        samples.append(Sample(item.row.id, seen, list(item.row.captions), item.about, told, guessed))
+        samples.append(Sample(item.record.id, seen, list(item.record.captions), item.about, told, guessed))
     return samples
 
 
@@ -138,19 +138,19 @@ def without_odd(samples: list[Sample]) -> tuple[list[Sample], list[tuple[str, st
 
 
 def _predict(
-    batch: Sequence[Prepared], latents: dict[str, Tensor], predictor: Predictor, count: int
+    batch: Sequence[Prepared], latents: dict[str, Tensor], predictor: LatentPredictor, count: int
 ) -> dict[str, Tensor]:
     """Predictions of the first view of each picture; the noise depends on which pictures they are."""
     first = next(iter(latents.values()))[::count]
-    captions = [item.row.captions[0] if item.row.captions else "" for item in batch]
-    return predictor(first, captions, int(key_of(batch[0].row.id)[:8], 16))
+    captions = [item.record.captions[0] if item.record.captions else "" for item in batch]
+    return predictor(first, captions, int(key_of(batch[0].record.id)[:8], 16))
 
 
 class Progress:
     """Rate and time left, a line at most every `every` seconds."""
 
-    def __init__(self, total: int, say: Callable[[str], None], every: float = 10.0) -> None:
-        self.total, self.say, self.every = total, say, every
+    def __init__(self, total: int, log: Callable[[str], None], every: float = 10.0) -> None:
+        self.total, self.log, self.every = total, log, every
         self.began = self.last = time.monotonic()
         self.done = 0
 
@@ -160,7 +160,7 @@ class Progress:
         if now - self.last >= self.every or self.done >= self.total:
             rate = self.done / max(now - self.began, 1e-9)
             left = (self.total - self.done) / max(rate, 1e-9)
-            self.say(f"{self.done}/{self.total} pictures, {rate:.1f} a second, {_span(left)} left")
+            self.log(f"{self.done}/{self.total} pictures, {rate:.1f} a second, {_span(left)} left")
             self.last = now
 
 
@@ -170,10 +170,10 @@ def _span(seconds: float) -> str:
 
 
 def embed(
-    rows: Sequence[Row], target: Path, dataset: Dataset, settings: Settings, tools: Tools,
-    say: Callable[[str], None] = lambda text: None,
+    records: Sequence[ImageRecord], target: Path, dataset: Dataset, settings: Settings, tools: Tools,
+    log: Callable[[str], None] = lambda text: None,
 ) -> Counter[str]:  # fmt: skip
-    """Embed the rows that no finished shard has, in this process.
+    """Embed the records that no finished shard has, in this process.
 
     Returns:
         How many were written ("written"), were there before ("there"), and were left out, by reason.
@@ -181,24 +181,24 @@ def embed(
     Raises:
         ShardError: the folder holds the tars of the pictures, or shards made in another way. InUseError: another process writes there.
     """
-    check_target(rows, target)
+    check_target(records, target)
     with only_writer(target):
-        return _embed(rows, target, dataset, settings, tools, say)
+        return _embed(records, target, dataset, settings, tools, log)
 
 
 def _embed(
-    rows: Sequence[Row], target: Path, dataset: Dataset, settings: Settings, tools: Tools, say: Callable[[str], None]
+    records: Sequence[ImageRecord], target: Path, dataset: Dataset, settings: Settings, tools: Tools, log: Callable[[str], None]
 ) -> Counter[str]:
-    left, counts = begin(rows, target, dataset)
-    say(f"{len(left)} of {len(rows)} pictures to embed")
-    progress, stored, closed = Progress(len(left), say), counts["there"], 0
+    left, counts = begin(records, target, dataset)
+    log(f"{len(left)} of {len(records)} pictures to embed")
+    progress, stored, closed = Progress(len(left), log), counts["there"], 0
     samples: list[Sample] = []
     skipped: list[tuple[str, str]] = []
     for batch, reasons in _batches(left, settings):
         wanted = bool(settings.patch_grid) and stored < settings.patch_samples
         made, odd = without_odd(embed_batch(batch, tools, settings, wanted) if batch else [])
         samples, reasons = samples + made, reasons + odd
-        skipped += [(row, reason) for row, reason in reasons if reason != CLOSED]  # which the next run tries again
+        skipped += [(record, reason) for record, reason in reasons if reason != CLOSED]  # which the next run tries again
         stored += len(made)
         counts.update(["written"] * len(made) + [reason for _, reason in reasons])
         closed = 0 if batch else closed + sum(reason == CLOSED for _, reason in reasons)
@@ -215,14 +215,14 @@ def _embed(
     return counts
 
 
-def check_target(rows: Sequence[Row], target: Path) -> None:
+def check_target(records: Sequence[ImageRecord], target: Path) -> None:
     """Refuse a folder that is not one for shards, before anything is written.
 
     Raises:
         ShardError: the tars of the pictures lie in it, or a dataset.json of another program, or shards without their dataset.json.
     """
     place = target.resolve()
-    tars = {local for row in rows if row.size and (local := _local(row.path)) is not None}
+    tars = {local for record in records if record.size and (local := _local(record.path)) is not None}
     if any(tar.resolve().parent == place for tar in tars):
         raise ShardError(f"{target}: the tars of the pictures lie in this folder. Name another folder for the shards.")
     if (target / HEADER).exists():
@@ -236,8 +236,8 @@ def _local(path: str) -> Path | None:
     return Path(path.removeprefix("file://")) if "://" not in path or path.startswith("file://") else None
 
 
-def begin(rows: Sequence[Row], target: Path, dataset: Dataset) -> tuple[list[Row], Counter[str]]:
-    """Open a new or an earlier run: the rows that are left, and the counts so far. Only for the holder of the folder's lock.
+def begin(records: Sequence[ImageRecord], target: Path, dataset: Dataset) -> tuple[list[ImageRecord], Counter[str]]:
+    """Open a new or an earlier run: the records that are left, and the counts so far. Only for the holder of the folder's lock.
 
     Raises:
         ShardError: the folder holds shards made in another way.
@@ -253,7 +253,7 @@ def begin(rows: Sequence[Row], target: Path, dataset: Dataset) -> tuple[list[Row
     done = finished(target)
     counts = Counter(there=len(done.ids))
     counts.update(done.skipped.values())
-    return [row for row in rows if row.id not in done.ids and row.id not in done.skipped], counts
+    return [record for record in records if record.id not in done.ids and record.id not in done.skipped], counts
 
 
 def _check_same(there: Dataset, dataset: Dataset, target: Path) -> None:
@@ -266,10 +266,10 @@ def _check_same(there: Dataset, dataset: Dataset, target: Path) -> None:
         )
 
 
-def _batches(rows: Sequence[Row], settings: Settings) -> Iterator[tuple[list[Prepared], list[tuple[str, str]]]]:
-    for start in range(0, len(rows), settings.batch):
-        tried = [(row, prepare(row, settings)) for row in rows[start : start + settings.batch]]
+def _batches(records: Sequence[ImageRecord], settings: Settings) -> Iterator[tuple[list[Prepared], list[tuple[str, str]]]]:
+    for start in range(0, len(records), settings.batch):
+        tried = [(record, prepare(record, settings)) for record in records[start : start + settings.batch]]
         yield (
             [item for _, item in tried if isinstance(item, Prepared)],
-            [(row.id, reason) for row, reason in tried if isinstance(reason, str)],
+            [(record.id, reason) for record, reason in tried if isinstance(reason, str)],
         )

@@ -30,7 +30,7 @@ class Matched:
     folders: Counter[str] = field(default_factory=Counter)
 
 
-class Pictures:
+class PictureNames:
     """Pictures by all the names that they may have.
 
     Args:
@@ -82,7 +82,7 @@ class Pictures:
         return self._indexes[kind]
 
 
-def match(path: str, entries: Iterable[tuple[str, list[str]] | CaptionFault], pictures: Pictures) -> Matched:
+def match(path: str, entries: Iterable[tuple[str, list[str]] | CaptionFault], pictures: PictureNames) -> Matched:
     """Find the picture of every entry.
 
     Raises:

@@ -77,7 +77,7 @@ class Objectives:
             )
 
 
-class Task(nn.Module):
+class TrainTask(nn.Module):
     """A model with its losses: the module that DistributedDataParallel wraps.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .pictures import cut, views_of
-from .sources import Row, SourceError, picture_of
+from .sources import ImageRecord, SourceError, picture_of
 
 TRIES = 50  # pictures in a row that cannot be read, before it is no accident
 
@@ -29,7 +29,7 @@ class Shown:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-class Pictures(Dataset):
+class PictureBatches(Dataset):
     """Every picture once before any comes again; a random one of the `views` of each (see `pictures.views_of`).
 
     Args:
@@ -37,12 +37,12 @@ class Pictures(Dataset):
     """
 
     def __init__(
-        self, rows: Sequence[Row], side: int, batch: int, steps: int, seed: int = 0, views: Sequence[str] = ("centre",),
+        self, records: Sequence[ImageRecord], side: int, batch: int, steps: int, seed: int = 0, views: Sequence[str] = ("centre",),
         workers: int = 0,
     ) -> None:  # fmt: skip
-        if len(rows) < batch:
-            raise SourceError(f"Got {len(rows)} pictures for batches of {batch}. Add pictures, or lower --batch-size.")
-        self.rows, self.side, self.size, self.steps, self.seed = rows, side, batch, steps, seed
+        if len(records) < batch:
+            raise SourceError(f"Got {len(records)} pictures for batches of {batch}. Add pictures, or lower --batch-size.")
+        self.records, self.side, self.size, self.steps, self.seed = records, side, batch, steps, seed
         self.views, self.workers, self.skipped = tuple(views), workers, dict[str, str]()
         self._order: tuple[int, list[int]] = (-1, [])
         self._ahead: tuple[int, Iterator[Shown]] = (-1, iter(()))
@@ -69,46 +69,46 @@ class Pictures(Dataset):
 
     def __getitem__(self, step: int) -> Shown:
         numbers = [self._number(step * self.size + item) for item in range(self.size)]
-        return self._show([self.rows[number] for number in numbers], f"{self.seed}/{step}", self.views)
+        return self._show([self.records[number] for number in numbers], f"{self.seed}/{step}", self.views)
 
     def some(self, count: int, chunk: int = 8) -> Iterator[Shown]:
         """The centre of the same `count` pictures, for figures; no more at once than a step has."""
         chunk = min(chunk, self.size)
-        rows = random.Random("some").sample(list(self.rows), min(count, len(self.rows)))
-        for start in range(0, len(rows), chunk):
-            yield self._show(rows[start : start + chunk], "some", ("centre",))
+        records = random.Random("some").sample(list(self.records), min(count, len(self.records)))
+        for start in range(0, len(records), chunk):
+            yield self._show(records[start : start + chunk], "some", ("centre",))
 
     def _number(self, place: int) -> int:
-        epoch, at = divmod(place, len(self.rows))
+        epoch, at = divmod(place, len(self.records))
         if self._order[0] != epoch:
-            order = list(range(len(self.rows)))
+            order = list(range(len(self.records)))
             random.Random(f"{self.seed}/{epoch}").shuffle(order)
             self._order = epoch, order
         return self._order[1][at]
 
-    def _show(self, rows: list[Row], identity: str, views: Sequence[str]) -> Shown:
-        shown = Shown(torch.empty(len(rows), self.side, self.side, 3), [])
-        for place, row in enumerate(rows):
-            rng = random.Random(f"{identity}/{place}/{row.id}")
+    def _show(self, records: list[ImageRecord], identity: str, views: Sequence[str]) -> Shown:
+        shown = Shown(torch.empty(len(records), self.side, self.side, 3), [])
+        for place, record in enumerate(records):
+            rng = random.Random(f"{identity}/{place}/{record.id}")
             for _ in range(TRIES):
-                picture = self._read(row, rng, views)
+                picture = self._read(record, rng, views)
                 if isinstance(picture, Tensor):
                     break
-                shown.skipped[row.id] = picture
-                row = rng.choice(self.rows)
+                shown.skipped[record.id] = picture
+                record = rng.choice(self.records)
             else:
                 raise SourceError(
                     f"{TRIES} pictures in a row cannot be read, such as {next(iter(shown.skipped))}: {picture}. Expected pictures "
                     "as latent-clip embed reads them."
                 )
             shown.pixels[place] = picture
-            shown.captions.append(row.captions)
+            shown.captions.append(record.captions)
         return shown
 
-    def _read(self, row: Row, rng: random.Random, views: Sequence[str]) -> Tensor | str:
+    def _read(self, record: ImageRecord, rng: random.Random, views: Sequence[str]) -> Tensor | str:
         """A view of a picture, or why there is none."""
         try:
-            picture = picture_of(row)
+            picture = picture_of(record)
             if isinstance(picture, str):
                 return picture
             (view,) = views_of(picture.size, [rng.choice(views)], str(rng.random()))

@@ -1,7 +1,7 @@
 """`embed` on Ray Data: pictures are decoded on every core, encoded by actors, written in shards; on this machine or a cluster.
 
-Ray starts lost workers again and repeats what they had in hand. A repeated batch has the same rows and so the same file name, and
-what a dead driver's workers finish after it is found by its ids: no row is lost, and none is there twice.
+Ray starts lost workers again and repeats what they had in hand. A repeated batch has the same records and so the same file name, and
+what a dead driver's workers finish after it is found by its ids: no record is lost, and none is there twice.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .embed import Prepared, Progress, Settings, Tools, begin, check_target, emb
 from .shard_folder import finished
 from .shard_header import Dataset, ShardError
 from .shards import Sample, drop_repeats, write_shard
-from .sources import CLOSED, Row
+from .sources import CLOSED, ImageRecord
 
 Make = tuple[Callable[..., Tools], tuple]
 Columns = dict[str, np.ndarray]
@@ -30,10 +30,10 @@ PARTS = ("latent", "teacher", "predictions")  # of a sample, which travel as saf
 
 
 def embed_on_ray(
-    rows: Sequence[Row], target: Path, dataset: Dataset, settings: Settings, make: Make, address: str = "local",
-    encoders: int = 1, say: Callable[[str], None] = lambda text: None, cpus: int | None = None,
+    records: Sequence[ImageRecord], target: Path, dataset: Dataset, settings: Settings, make: Make, address: str = "local",
+    encoders: int = 1, log: Callable[[str], None] = lambda text: None, cpus: int | None = None,
 ) -> Counter[str]:  # fmt: skip
-    """Embed the rows that no finished shard has.
+    """Embed the records that no finished shard has.
 
     Args:
         make: a function that workers can import and its arguments; it returns the `embed.Tools` of a worker.
@@ -46,29 +46,29 @@ def embed_on_ray(
     Raises:
         ShardError: Ray or this pack is not installed; and as `embed.embed`.
     """
-    check_target(rows, target)
+    check_target(records, target)
     with only_writer(target):  # by this process for all its workers, whose unfinished files have names of their own
-        left, counts = begin(rows, target, dataset)
+        left, counts = begin(records, target, dataset)
         if left:
-            _run(left, target, settings, make, address, encoders, say, cpus)
+            _run(left, target, settings, make, address, encoders, log, cpus)
             drop_repeats(target)
         done = finished(target)  # what is there counts, however often workers have tried
-    closed = sum(row.id not in done.ids and row.id not in done.skipped for row in left)  # as `_write` leaves them, for the next run
+    closed = sum(record.id not in done.ids and record.id not in done.skipped for record in left)  # as `_write` leaves them, for the next run
     reasons = Counter(done.skipped.values()) + Counter({CLOSED: closed})
     return Counter({"there": counts["there"], "written": len(done.ids) - counts["there"], **reasons})
 
 
 def _run(
-    rows: Sequence[Row], target: Path, settings: Settings, make: Make, address: str, encoders: int,
-    say: Callable[[str], None], cpus: int | None,
+    records: Sequence[ImageRecord], target: Path, settings: Settings, make: Make, address: str, encoders: int,
+    log: Callable[[str], None], cpus: int | None,
 ) -> None:  # fmt: skip
     ray = _ray()
     _start(ray, address, cpus)
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
-        progress = Progress(len(rows), say)
-        for batch in _pipeline(ray, rows, target.resolve(), settings, make, encoders).iter_batches(batch_size=None):
-            progress.add(int(batch["rows"].sum()))
+        progress = Progress(len(records), log)
+        for batch in _pipeline(ray, records, target.resolve(), settings, make, encoders).iter_batches(batch_size=None):
+            progress.add(int(batch["records"].sum()))
     finally:
         ray.shutdown()
 
@@ -103,8 +103,8 @@ def _ray():
     return ray
 
 
-def _pipeline(ray, rows: Sequence[Row], target: Path, settings: Settings, make: Make, encoders: int):
-    items = [{"number": number, "row": json.dumps(vars(row))} for number, row in enumerate(rows)]
+def _pipeline(ray, records: Sequence[ImageRecord], target: Path, settings: Settings, make: Make, encoders: int):
+    items = [{"number": number, "record": json.dumps(vars(record))} for number, record in enumerate(records)]
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
     data = ray.data.from_items(items, override_num_blocks=max(1, min(len(items) // settings.batch, 1000)))
     data = data.map_batches(_decode, batch_size=settings.batch, fn_args=(settings,))
@@ -127,15 +127,15 @@ def _bytes_column(values: list[bytes]) -> np.ndarray:
 def _decode(batch: Columns, settings: Settings) -> Columns:
     """Rows as JSON → their views as 8-bit bytes, or the reason why not."""
     pixels, about, reasons = [], [], []
-    for text in batch["row"]:
-        item = prepare(Row(**json.loads(text)), settings)
+    for text in batch["record"]:
+        item = prepare(ImageRecord(**json.loads(text)), settings)
         bad = isinstance(item, str)
         # Pillow resizes in 8 bits, so nothing is lost here
         pixels.append(b"" if bad else (item.pixels * 255).round().to(torch.uint8).numpy().tobytes())
         about.append("{}" if bad else json.dumps(item.about))
         reasons.append(item if bad else "")
     return {
-        "number": batch["number"], "row": batch["row"], "pixels": _bytes_column(pixels), "about": np.array(about),
+        "number": batch["number"], "record": batch["record"], "pixels": _bytes_column(pixels), "about": np.array(about),
         "reason": np.array(reasons),
     }  # fmt: skip
 
@@ -156,14 +156,14 @@ class _Encode:
             told = json.loads(str(batch["about"][n]))
             items.append(
                 Prepared(
-                    Row(**json.loads(str(batch["row"][n]))), torch.from_numpy(pixels.astype(np.float32) / 255), told
+                    ImageRecord(**json.loads(str(batch["record"][n]))), torch.from_numpy(pixels.astype(np.float32) / 255), told
                 )
             )
         patches = bool(self.settings.patch_grid) and bool((batch["number"] < self.settings.patch_samples).any())
         samples = embed_batch(items, self.tools, self.settings, patches) if items else []
-        columns = {name: batch[name] for name in ("row", "about", "reason")}
+        columns = {name: batch[name] for name in ("record", "about", "reason")}
         for part in PARTS:
-            contents = [b""] * len(batch["row"])
+            contents = [b""] * len(batch["record"])
             for n, sample in zip(kept, samples):
                 if tensors := getattr(sample, part):
                     contents[n] = save({name: tensor.contiguous() for name, tensor in tensors.items()})
@@ -172,17 +172,17 @@ class _Encode:
 
 
 def _write(batch: Columns, target: Path) -> Columns:
-    """One shard; how many rows it has and leaves out."""
+    """One shard; how many records it has and leaves out."""
     samples, skipped = [], []
-    for n, (text, about, reason) in enumerate(zip(batch["row"], batch["about"], batch["reason"])):
-        row = Row(**json.loads(str(text)))
+    for n, (text, about, reason) in enumerate(zip(batch["record"], batch["about"], batch["reason"])):
+        record = ImageRecord(**json.loads(str(text)))
         if reason == CLOSED:
             continue
         if reason:
-            skipped.append((row.id, str(reason)))
+            skipped.append((record.id, str(reason)))
         else:
             parts = {part: load(content) if (content := batch[part][n]) else {} for part in PARTS}
-            samples.append(Sample(row.id, captions=row.captions, about=json.loads(str(about)), **parts))
+            samples.append(Sample(record.id, captions=record.captions, about=json.loads(str(about)), **parts))
     samples, odd = without_odd(samples)
     write_shard(target, samples, skipped + odd)
-    return {"rows": np.array([len(batch["row"])])}
+    return {"records": np.array([len(batch["record"])])}

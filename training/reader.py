@@ -28,7 +28,7 @@ from .samples import (
     nothing_usable,
     point_of,
     samples_of,
-    spread_rows,
+    spread_samples,
     usual,
     usual_width,
 )
@@ -81,13 +81,13 @@ class Stream(IterableDataset):
         samples = self._samples(order)
         for sample in wds.shuffle(self.reading.shuffle, initial=self.reading.shuffle, rng=mixing)(samples):
             try:
-                row = row_of(sample, self.reading, choice)
+                inputs = inputs_of(sample, self.reading, choice)
             except MemoryError:
                 raise
             except Exception as error:  # such as a tokenizer's over an odd caption
                 self.faults.add(error)
             else:
-                yield row
+                yield inputs
 
     def _samples(self, order: random.Random) -> Iterator[Sample]:
         """Usable samples of tars drawn at random.
@@ -128,14 +128,14 @@ def check_wanted(sample: Sample, reading: Reading) -> None:
         )
 
 
-def row_of(sample: Sample, reading: Reading, rng: random.Random) -> dict[str, Tensor]:
+def inputs_of(sample: Sample, reading: Reading, rng: random.Random) -> dict[str, Tensor]:
     """The inputs of a step from one sample that passed `check_wanted`.
 
     Returns:
         latents (C, grid, grid) of a random view, or as a diffusion model predicted it; where they are read: noise_level (), teacher (D,)
         of that view, tokens (context,) of a random caption.
     """
-    row: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
     view = rng.randrange(len(point_of(sample)))
     level = 0.0
     if reading.noised and sample.predictions and rng.random() < reading.noised:
@@ -148,14 +148,14 @@ def row_of(sample: Sample, reading: Reading, rng: random.Random) -> dict[str, Te
         latent = sample.latent["mean"][view].float() + sample.latent["std"][view].float() * noise
     else:
         latent = sample.latent["latent"][view].float()
-    row["latents"] = latent
+    inputs["latents"] = latent
     if reading.noised:
-        row["noise_level"] = torch.tensor(level)
+        inputs["noise_level"] = torch.tensor(level)
     if reading.teacher:
-        row["teacher"] = sample.teacher["features"][view].float()
+        inputs["teacher"] = sample.teacher["features"][view].float()
     if reading.context:
-        row["tokens"] = _tokenizer(reading.context)([rng.choice(sample.captions)])[0]
-    return row
+        inputs["tokens"] = _tokenizer(reading.context)([rng.choice(sample.captions)])[0]
+    return inputs
 
 
 _TOKENIZERS: dict[int, CLIPTokenizer] = {}
@@ -204,12 +204,12 @@ def with_usual_shapes(reading: Reading, tars: Sequence[Path]) -> Reading:
     """The same with what most samples have, in place of 0, as `channels` and `width`."""
     if reading.channels and (reading.width or not reading.teacher):
         return reading
-    samples = spread_rows(tars, PEEKED, partial(check_latent, channels=reading.channels, grid=reading.grid))
+    samples = spread_samples(tars, PEEKED, partial(check_latent, channels=reading.channels, grid=reading.grid))
     channels = reading.channels or usual(point_of(sample).shape[1] for sample in samples) or 0
     return replace(reading, channels=channels, width=reading.width or usual_width(samples))
 
 
-def first_rows(tars: Sequence[Path | str], count: int, channels: int = 0, grid: int = 0) -> list[Sample]:
+def first_samples(tars: Sequence[Path | str], count: int, channels: int = 0, grid: int = 0) -> list[Sample]:
     """The first usable samples of the tars, for statistics and starts; [] without tars.
 
     Args:

@@ -116,7 +116,7 @@ def nothing_usable(count: int, faults: Faults) -> ShardError:
     return ShardError(f"Got no usable sample from {count} shards: {faults}. Make new ones with: latent-clip embed")
 
 
-def spread_rows(tars: Sequence[Path], count: int, check: Callable[[Sample], None]) -> list[Sample]:
+def spread_samples(tars: Sequence[Path], count: int, check: Callable[[Sample], None]) -> list[Sample]:
     """About `count` usable samples from all over the tars, to see what is usual."""
     some, faults = tars[:: max(1, len(tars) // count)][:count], Faults()
     return [sample for tar in some for sample in islice(samples_of(tar, faults, check), -(-count // len(some)))]

@@ -32,8 +32,8 @@ class Index:
     """The content of NAME.index.json.
 
     Attributes:
-        tar: NAME.tar beside it; None where every row was left out, or where the shard was replaced by another.
-        size: of the tar in bytes. ids: of its samples in their order. skipped: id → reason of rows that were left out.
+        tar: NAME.tar beside it; None where every record was left out, or where the shard was replaced by another.
+        size: of the tar in bytes. ids: of its samples in their order. skipped: id → reason of records that were left out.
         patches: in how many samples the teacher's patches are.
     """
 
@@ -87,7 +87,7 @@ def read_index(path: Path, name: str = "") -> Index:
             raise ValueError(f"it has {short(skipped)} as skipped, expected a list of pairs of texts")
     except ValueError as error:
         raise ShardError(
-            f"{path}: no index of a shard: {error}. Take it out of the folder; latent-clip embed makes its rows again."
+            f"{path}: no index of a shard: {error}. Take it out of the folder; latent-clip embed makes its records again."
         ) from error
     return Index(path, path.with_name(tar) if tar else None, size, tuple(ids), dict(skipped), patches)
 
@@ -153,7 +153,7 @@ def _finished(folder: Path, last: bool = False) -> Done:
         if index.ids and index.tar is not None:
             if not index.is_whole():
                 raise _ChangingError(
-                    f"{index.tar}: missing or cut off, expected {index.size} bytes. Remove {index.path.name} to have its rows made again."
+                    f"{index.tar}: missing or cut off, expected {index.size} bytes. Remove {index.path.name} to have its records made again."
                 )
             done.tars.append(index.tar)
             done.patched.extend([index.tar] * bool(index.patches))

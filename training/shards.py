@@ -11,7 +11,7 @@ A sample is a few members of a tar that share a key:
     KEY.txt                     captions, one a line; missing where there is none
     KEY.json                    id, the size of the picture in pixels, and per view its box in the picture and whether it is flipped
 
-NAME.index.json beside NAME.tar lists the ids in it and what was left out, with the reasons. It takes its name last: a row counts as
+NAME.index.json beside NAME.tar lists the ids in it and what was left out, with the reasons. It takes its name last: a record counts as
 done when an index has it. `dataset.json` says what is the same for all: latent space, VAE, teacher, views (`shard_folder`).
 """
 
@@ -80,12 +80,12 @@ def members(sample: Sample) -> Iterator[tuple[str, bytes]]:
 
 
 def write_shard(folder: Path, samples: Iterable[Sample], skipped: Iterable[tuple[str, str]] = ()) -> Path | None:
-    """Write one tar and its index, or an index alone where every row was left out.
+    """Write one tar and its index, or an index alone where every record was left out.
 
     The name comes from the ids in it, so a batch that is written again replaces itself.
 
     Args:
-        skipped: (id, reason) of rows that were left out.
+        skipped: (id, reason) of records that were left out.
 
     Returns:
         The tar; None where there is no sample.
@@ -94,7 +94,7 @@ def write_shard(folder: Path, samples: Iterable[Sample], skipped: Iterable[tuple
     ids = [sample.id for sample in samples]
     if not ids and not skipped:
         return None
-    name = hashlib.sha256("\n".join([*ids, "|", *(row for row, _ in skipped)]).encode()).hexdigest()[:16]
+    name = hashlib.sha256("\n".join([*ids, "|", *(record for record, _ in skipped)]).encode()).hexdigest()[:16]
     path, index = folder / f"{name}.tar", folder / f"{name}{INDEX}"
     folder.mkdir(parents=True, exist_ok=True)
     if not ids:
@@ -118,14 +118,14 @@ def _write_tar(path: Path, samples: Iterable[Sample]) -> None:
 
 
 def drop_repeats(folder: Path) -> int:
-    """Write shards again without the rows that an earlier one has; returns how many rows that were. Only for the holder of the lock.
+    """Write shards again without the records that an earlier one has; returns how many records that were. Only for the holder of the lock.
 
     The workers of a run that was killed can embed the same picture as the run after it. A new shard is there before the old one goes.
     """
-    homes: dict[str, Path] = {}  # row → the index that has it first
+    homes: dict[str, Path] = {}  # record → the index that has it first
     dropped = 0
     for index in list(indexes(folder)):
-        repeated = {row for row in index.ids if homes.get(row, index.path) != index.path}
+        repeated = {record for record in index.ids if homes.get(record, index.path) != index.path}
         home: Path | None = index.path
         if repeated and index.tar is not None:
             kept = [sample for raw in raw_tar_samples(index.tar) if (sample := decode_sample(raw)).id not in repeated]
@@ -134,7 +134,7 @@ def drop_repeats(folder: Path) -> int:
             retire(index)
             dropped += len(repeated)
         if home is not None:
-            homes |= {row: home for row in index.ids if row not in repeated}
+            homes |= {record: home for record in index.ids if record not in repeated}
     return dropped
 
 

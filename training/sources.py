@@ -1,6 +1,6 @@
 """Where pictures and captions come from: folders, and tars of WebDataset, here or at any address that fsspec knows.
 
-A source is a list of rows before any picture is read, so that a run can leave out what an earlier one has done.
+A source is a list of records before any picture is read, so that a run can leave out what an earlier one has done.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING
 from ..models.pictures import LARGEST_FILE, SUFFIXES, Skipped, read_upright
 from .captions import BESIDE, LONGEST_TEXT, CaptionFault, SourceError, captions_in, pair, read_table
 from .folders import clean, files_of, is_img2dataset, kind_of, tables_of
-from .matching import Pictures, examples, match
+from .matching import PictureNames, examples, match
 from .tars import Content, broken_tars, names_tars, read_tar, reasons, tars_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["CLOSED", "Row", "Source", "SourceError", "picture_of", "read_source", "rows_of"]
+__all__ = ["CLOSED", "ImageRecord", "Source", "SourceError", "picture_of", "read_source", "records_of"]
 CLOSED = "cannot be opened"  # the reason of a picture or text whose bytes cannot be had
 NOT_READ = {".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".tga", ".ico", ".dng", ".cr2", ".nef", ".arw", ".mp4", ".mov", ".tar"}
 
 
 @dataclass(frozen=True)
-class Row:
+class ImageRecord:
     """One picture before it is read.
 
     Attributes:
@@ -59,27 +59,27 @@ class Source:
     """A source's pictures, and what a person should know of them.
 
     Attributes:
-        rows: pictures in the order of their ids. left_out: pictures that are no rows, by reason. notes: lines for the report.
+        records: pictures in the order of their ids. left_out: pictures that are no records, by reason. notes: lines for the report.
     """
 
-    rows: list[Row]
+    records: list[ImageRecord]
     left_out: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
 
 
-def picture_of(row: Row) -> Image | str:
+def picture_of(record: ImageRecord) -> Image | str:
     """The picture, upright, or why it is left out."""
     try:
-        return read_upright(row.read())
+        return read_upright(record.read())
     except Skipped as reason:
         return str(reason)
     except Exception:  # OSError here, and anything at an address of fsspec
         return CLOSED
 
 
-def rows_of(source: str, captions: str | None = None) -> list[Row]:
-    """The rows of `read_source`."""
-    return read_source(source, captions).rows
+def records_of(source: str, captions: str | None = None) -> list[ImageRecord]:
+    """The records of `read_source`."""
+    return read_source(source, captions).records
 
 
 def read_source(source: str, captions: str | None = None, require_captions: bool = False) -> Source:
@@ -94,40 +94,40 @@ def read_source(source: str, captions: str | None = None, require_captions: bool
     Raises:
         SourceError: nothing is there, most of it is broken, or the captions cannot be read.
     """
-    rows, found, tables = _tar_rows(source) if names_tars(source) else _folder_rows(source)
-    if not rows:
+    records, found, tables = _tar_records(source) if names_tars(source) else _folder_records(source)
+    if not records:
         tars = f" Its tars are read as {source.rstrip('/')}/*.tar." if any(".tar" in note for note in found.notes) else ""
         raise SourceError(
             f"{source}: no pictures there ({', '.join(sorted(SUFFIXES))}). Name a folder of pictures or a .tar of them.{tars}"
         )
-    rows, lines = _with_tables(rows, source, tables, captions)
+    records, lines = _with_tables(records, source, tables, captions)
     found.notes.extend(lines)
-    have = sum(bool(row.captions) for row in rows)
-    found.notes.insert(0, f"captions: {have} of {len(rows)} pictures have one, {sum(len(row.captions) for row in rows)} captions in all")
+    have = sum(bool(record.captions) for record in records)
+    found.notes.insert(0, f"captions: {have} of {len(records)} pictures have one, {sum(len(record.captions) for record in records)} captions in all")
     if require_captions:
-        found.left_out.update({"no caption": len(rows) - have} if have < len(rows) else {})
-        rows = [row for row in rows if row.captions]
-        if not rows:
+        found.left_out.update({"no caption": len(records) - have} if have < len(records) else {})
+        records = [record for record in records if record.captions]
+        if not records:
             raise SourceError(f"{source}: no picture has a caption, expected some. Leave --require-captions out, or name a table with --captions.")
-    return Source(sorted(rows, key=lambda row: row.id), found.left_out, found.notes)
+    return Source(sorted(records, key=lambda record: record.id), found.left_out, found.notes)
 
 
-def _with_tables(rows: list[Row], source: str, tables: list[tuple[str, str]], captions: str | None) -> tuple[list[Row], list[str]]:
+def _with_tables(records: list[ImageRecord], source: str, tables: list[tuple[str, str]], captions: str | None) -> tuple[list[ImageRecord], list[str]]:
     """Rows with what tables say of them, and lines about the tables.
 
     Args:
         tables: path and the id prefix of the pictures that it is about. captions: the table that the user names.
     """
-    by_id, lines = {row.id: row for row in rows}, list[str]()
+    by_id, lines = {record.id: record for record in records}, list[str]()
     for path, scope in [(captions, "")] if captions else tables:
         names = {id[len(scope):]: id for id in by_id if id.startswith(scope)}
         lacking = any(not by_id[id].captions for id in names.values())
         if not names or (not captions and is_img2dataset(path) and not lacking):
             continue
-        found = match(path, read_table(path, _open), Pictures(list(names), f"{source.rpartition('::')[2]}/{scope}"))
+        found = match(path, read_table(path, _open), PictureNames(list(names), f"{source.rpartition('::')[2]}/{scope}"))
         for name, texts in found.captions.items():
-            row = by_id[names[name]]
-            by_id[row.id] = replace(row, captions=list(dict.fromkeys(texts if captions and texts else [*row.captions, *texts])))
+            record = by_id[names[name]]
+            by_id[record.id] = replace(record, captions=list(dict.fromkeys(texts if captions and texts else [*record.captions, *texts])))
         label = f"{'' if captions or is_img2dataset(path) else scope}{PurePosixPath(path).name}"
         if found.unmatched:
             lines.append(f"{label}: {len(found.unmatched)} of {found.names} entries match no picture, such as {examples(found.unmatched)}")
@@ -148,15 +148,15 @@ def _lines(faults: dict[str, list[str]], what: str) -> list[str]:
     return [f"{what} passed over, {reason}: {len(names)}, such as {examples(sorted(names))}" for reason, names in sorted(faults.items())]
 
 
-def _tar_rows(source: str) -> tuple[list[Row], Source, list[tuple[str, str]]]:
+def _tar_records(source: str) -> tuple[list[ImageRecord], Source, list[tuple[str, str]]]:
     tars = tars_of(source)
     contents: dict[str, Content] = {}
-    rows, tables = [], []
+    records, tables = [], []
     for tar in tars:
         prefix, content = _prefix(tar, tars), read_tar(tar, _open)
         contents[prefix] = content
-        rows += [
-            Row(clean(f"{prefix}/{name}"), tar, content.captions.get(name, []), offset, size)
+        records += [
+            ImageRecord(clean(f"{prefix}/{name}"), tar, content.captions.get(name, []), offset, size)
             for name, (offset, size) in content.pictures.items()
         ]
         beside = re.sub(r"\.tar$", ".parquet", tar)
@@ -166,7 +166,7 @@ def _tar_rows(source: str) -> tuple[list[Row], Source, list[tuple[str, str]]]:
     for prefix, content in contents.items():
         for reason, names in content.unread.items():
             unread.setdefault(reason, []).extend(f"{prefix}/{name}" for name in names)
-    return rows, Source([], reasons(contents), [*broken_tars(contents), *_lines(unread, "caption files")]), tables
+    return records, Source([], reasons(contents), [*broken_tars(contents), *_lines(unread, "caption files")]), tables
 
 
 def _prefix(tar: str, tars: list[str]) -> str:
@@ -175,21 +175,21 @@ def _prefix(tar: str, tars: list[str]) -> str:
     return PurePosixPath(tar).name if len(set(names)) == len(names) else tar
 
 
-def _folder_rows(source: str) -> tuple[list[Row], Source, list[tuple[str, str]]]:
+def _folder_records(source: str) -> tuple[list[ImageRecord], Source, list[tuple[str, str]]]:
     listing = files_of(source)
     files, found = listing.files, Source([], Counter({CLOSED: len(listing.gone)} if listing.gone else {}))
     pictures = [name for name in files if kind_of(name) in SUFFIXES]
     pairs = pair(pictures, [name for name in files if kind_of(name) in BESIDE])
     unread: dict[str, list[str]] = {}
-    rows = []
+    records = []
     for name in pictures:
         captions = [text for beside in pairs.get(name, []) for text in _beside(beside, files[beside], unread)]
-        rows.append(Row(clean(name), files[name], list(dict.fromkeys(captions))))
+        records.append(ImageRecord(clean(name), files[name], list(dict.fromkeys(captions))))
     others = Counter(kind_of(name) for name in files if kind_of(name) in NOT_READ)
     found.notes.extend(f"not read: {count} {kind} files" for kind, count in sorted(others.items()))
     found.notes.extend(f"folder passed over, it cannot be opened: {clean(folder)}" for folder in listing.closed)
     found.notes.extend(_lines(unread, "caption files"))
-    return rows, found, list(tables_of(files))
+    return records, found, list(tables_of(files))
 
 
 def _beside(name: str, path: str, unread: dict[str, list[str]]) -> list[str]:

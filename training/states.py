@@ -16,7 +16,7 @@ LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class State:
+class TrainState:
     """Tensors and metadata of a checkpoint; `step`: how many steps were made."""
 
     tensors: dict[str, Tensor]
@@ -31,7 +31,7 @@ class States:
         self.path, self.previous = path, path.with_name(f"{path.stem}.previous{path.suffix}")
         self._damaged = False
 
-    def read(self) -> State | None:
+    def read(self) -> TrainState | None:
         """The newest state that can be read; None where there is none yet.
 
         Raises:
@@ -73,10 +73,10 @@ class States:
         self._damaged = False
 
 
-def _read(path: Path) -> State:
+def _read(path: Path) -> TrainState:
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
-    return State(load_file(path), metadata, int(metadata["step"]))
+    return TrainState(load_file(path), metadata, int(metadata["step"]))
 
 
 def save_synced(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:

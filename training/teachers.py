@@ -11,7 +11,7 @@ from ..models.pixel_clip import PixelCLIP
 
 
 class PixelTeacher:
-    """A pixel CLIP on a device; see `embed.Teacher`."""
+    """A pixel CLIP on a device; see `embed.PictureTeacher`."""
 
     def __init__(self, clip: PixelCLIP, device: torch.device | str = "cpu") -> None:
         self.clip, self.device = clip, torch.device(device)

@@ -24,7 +24,7 @@ class UnreadableError(CalibrationError):
     """One file that holds no image to judge."""
 
 
-class Scorer:
+class CalibrationScorer:
     """A Latent-CLIP, and a VAE for pictures, in the host's care; refused where it is another VAE than the Latent-CLIP reads.
 
     Attributes:

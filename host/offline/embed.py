@@ -14,7 +14,7 @@ from ..scorers.vae_check import loaded_signature
 from .calibrate import SHAPES_WORLD, _load_vae
 
 
-class HostEncoder:
+class HostVAE:
     """A VAE in the host's care, as training's embed calls it.
 
     Attributes:
@@ -57,7 +57,7 @@ class HostEncoder:
         return latents[:, :, 0] if latents.ndim == 5 and latents.shape[2] == 1 else latents
 
 
-def space_of(name: str, encoder: HostEncoder) -> LatentSpace:
+def space_of(name: str, encoder: HostVAE) -> LatentSpace:
     """The space that the user names, or one of the VAE's own, named after its file.
 
     Raises:

@@ -18,7 +18,7 @@ from .calibrate import SHAPES_WORLD
 READ = 8 * 77  # tokens of a caption: the host reads one of any length, 77 at a time
 
 
-class Predictor:
+class DiffusionPredictor:
     """A diffusion model with its text encoder, in the host's care.
 
     Args:

@@ -65,7 +65,7 @@ def world(host_env, tmp_path_factory):
 class Tool:
     def __init__(self, commands, scorer, calibrate):
         self.commands, self.scorer, self.calibrate = commands, scorer, calibrate
-        self.read_latent, self.read_picture, self.Scorer = scorer.read_latent, scorer.read_picture, scorer.Scorer
+        self.read_latent, self.read_picture, self.Scorer = scorer.read_latent, scorer.read_picture, scorer.CalibrationScorer
         self.UnreadableError, self.read_concepts = scorer.UnreadableError, calibrate.read_concepts
 
     def main(self, arguments: list[str]) -> int:

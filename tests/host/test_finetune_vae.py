@@ -76,7 +76,7 @@ def pixels_of(pictures, count):
 
 def host_vae(pack, path):
     with torch.inference_mode():
-        return pack("host.offline.embed").HostEncoder(str(path))
+        return pack("host.offline.embed").HostVAE(str(path))
 
 
 def score(host_env, latent, clip, text="a red circle"):
@@ -210,13 +210,13 @@ def test_a_vae_of_the_field_goes_through_load_vae(pack, host_env, pictures, tmp_
     space = pack("models.own_spaces").space_as_dict(pack("models.latent_spaces").LATENT_SPACES["sdxl"])
     start = finetune_vae.Start("tiny", model, config, pack("training.shards").Dataset(space, told, {"names": ["centre"], "side": 32}))
     models = host_env.base / "models"
-    options = finetune_vae.Options(
-        models / "latent_clip" / "sdxl-tuned.safetensors", models / "vae" / "sdxl-tuned.safetensors", tmp_path / "logs", contrastive=1.0,
+    options = finetune_vae.FinetuneOptions(
+        output=models / "latent_clip" / "sdxl-tuned.safetensors", output_vae=models / "vae" / "sdxl-tuned.safetensors", logs=tmp_path / "logs", contrastive=1.0,
         train_num_samples=4, batch_size=2, lr=1e-3, vae_lr=1e-3, warmup=0, ema=0.0, precision="fp32",
     )  # fmt: skip
-    rows = pack("training.sources").rows_of(str(pictures))[:4]
-    shown = pack("training.picture_batches").Pictures(rows, 32, 2, 2)
-    figures = finetune_vae.finetune(options, vae, start, shown, say=lambda text: None)
+    rows = pack("training.sources").records_of(str(pictures))[:4]
+    shown = pack("training.picture_batches").PictureBatches(rows, 32, 2, 2)
+    figures = finetune_vae.finetune(options, vae, start, shown, log=lambda text: None)
     shutil.rmtree(tmp_path / "logs")
     (tmp_path / "sdxl.safetensors").unlink()
     assert figures["distance, after"] > 0

@@ -104,8 +104,8 @@ def test_other_options_for_the_same_folder_are_refused(pack, pictures, shards, c
 
 def test_what_is_trained_loads_and_judges(pack, host_env, shards, tmp_path, caplog):
     file = host_env.base / "models" / "latent_clip" / "own.safetensors"
-    options = pack("training.run").Options(
-        shards, file, tmp_path / "logs", start="shapes-world", patch_size=1, distil=1.0, noise_bands=4, batch_size=16,
+    options = pack("training.options").TrainOptions(
+        train_data=shards, output=file, logs=tmp_path / "logs", start="shapes-world", patch_size=1, distil=1.0, noise_bands=4, batch_size=16,
         train_num_samples=16 * 6, warmup=2, precision="fp32", workers=0, shuffle=32,
     )  # fmt: skip
     pack("training.run").train(options, lambda text: None)

@@ -64,8 +64,8 @@ def embed(pack, comfy_tree, folder, vae, target):
 
 
 def train(pack, shards, file, folder, **more):
-    options = pack("training.run").Options(
-        shards, file, folder / f"{file.stem}-logs", model=CONFIG, contrastive=1.0, batch_size=8, train_num_samples=16, warmup=1,
+    options = pack("training.options").TrainOptions(
+        train_data=shards, output=file, logs=folder / f"{file.stem}-logs", model=CONFIG, contrastive=1.0, batch_size=8, train_num_samples=16, warmup=1,
         precision="fp32", workers=0, shuffle=8, **more,
     )  # fmt: skip
     return pack("training.run").train(options, lambda text: None)

@@ -16,7 +16,7 @@ from latent_clip.training import sources, tars  # noqa: E402
 from latent_clip.training.captions import LONGEST_TEXT, captions_of, pair, read_table  # noqa: E402
 from latent_clip.training.embed import Tools, embed  # noqa: E402
 from latent_clip.training.shards import finished, read_samples  # noqa: E402
-from latent_clip.training.sources import CLOSED, Row, SourceError, picture_of, read_source, rows_of  # noqa: E402
+from latent_clip.training.sources import CLOSED, ImageRecord, SourceError, picture_of, read_source, records_of  # noqa: E402
 
 PICTURE = jpeg(1)
 
@@ -32,7 +32,7 @@ def folder(tmp_path):
 
 
 def captions(source, *more):
-    return {row.id: row.captions for row in rows_of(str(source), *more)}
+    return {row.id: row.captions for row in records_of(str(source), *more)}
 
 
 def table(path, *records):
@@ -75,7 +75,7 @@ def test_a_text_that_cannot_be_read_is_counted(folder, name, content, reason):
     (folder / name).write_bytes(content)
     (folder / "b.txt").write_text("good")
     source = read_source(str(folder))
-    assert [row.captions for row in source.rows] == [[], ["good"], []]
+    assert [row.captions for row in source.records] == [[], ["good"], []]
     assert f"caption files passed over, {reason}: 1, such as '{name}'" in source.notes
 
 
@@ -130,7 +130,7 @@ def test_names_of_two_folders_are_not_mixed_up(folder, tmp_path):
         tmp_path / "all.jsonl", {"path": "train/a.jpg", "text": "of train"}, {"path": "val/a.jpg", "text": "of val"}, {"path": "val/b.jpg", "text": "b"}
     )  # fmt: skip
     source = read_source(str(folder), path)
-    assert [row.captions for row in source.rows] == [[], ["b"], []]
+    assert [row.captions for row in source.records] == [[], ["b"], []]
     assert "all.jsonl: 2 of 3 entries match no picture, such as 'train/a.jpg', 'val/a.jpg'" in source.notes
     assert "all.jsonl: 1 entries match without the folder 'val' in front of their names" in source.notes
 
@@ -192,7 +192,7 @@ def test_odd_entries_are_counted(folder):
     lines = [json.dumps({"file_name": "a.jpg", "text": "it"})] * 8 + ["{", "[" * 100_000, '{"text": "no name"}', '{"file_name": "b.jpg", "text": NaN}', "3"]
     (folder / "metadata.jsonl").write_text("\n".join([*lines, "x" * (LONGEST_TEXT + 5), '{"file_name": "sub/c.jpg", "text": "last"}']))
     source = read_source(str(folder))
-    assert [row.captions for row in source.rows] == [["it"], [], ["last"]]
+    assert [row.captions for row in source.records] == [["it"], [], ["last"]]
     for note in ("2 entries passed over: damaged JSON", "2 entries passed over: names no picture", "1 entries passed over: no text", "1 entries passed over: longer than"):
         assert any(note in line for line in source.notes), (note, source.notes)
 
@@ -203,14 +203,14 @@ def test_a_table_that_hardly_matches_is_refused(tmp_path, hits):
         (tmp_path / f"{number}.jpg").write_bytes(PICTURE)
     table(tmp_path / "metadata.jsonl", *({"file_name": f"{n}.jpg" if n < hits else f"gone{n}.jpg", "text": "it"} for n in range(10)))
     with pytest.raises(SourceError, match=rf"metadata\.jsonl: only {hits} of 10 entries.*'gone\d\.jpg'.*one in 5 entries.*one in 5 pictures"):
-        rows_of(str(tmp_path))
+        records_of(str(tmp_path))
 
 
 def test_a_large_table_of_few_pictures_is_taken(folder, tmp_path):
     """COCO's captions with a part of its pictures."""
     path = table(tmp_path / "coco.jsonl", *({"file_name": f"{n}.jpg", "text": "it"} for n in ["a", "b", *range(100)]))
     source = read_source(str(folder), path)
-    assert sum(bool(row.captions) for row in source.rows) == 2
+    assert sum(bool(row.captions) for row in source.records) == 2
     assert "coco.jsonl: 100 of 102 entries match no picture, such as '0.jpg', '1.jpg', '2.jpg'" in source.notes
 
 
@@ -218,14 +218,14 @@ def test_a_table_of_something_else_is_refused(folder, tmp_path):
     for name, content in {"t.jsonl": "{\n{\n{\n", "t.csv": "a,b\n1,2\n", "t.parquet": "no", "t.yaml": "a: b", "u.csv": "file_name,text\nя,я\n"}.items():
         (tmp_path / name).write_bytes(content.encode("cp1251"))
         with pytest.raises(SourceError, match=name):
-            rows_of(str(folder), str(tmp_path / name))
+            records_of(str(folder), str(tmp_path / name))
 
 
 def test_the_report_counts_and_captions_can_be_required(folder):
     (folder / "a.txt").write_text("one\ntwo")
     assert read_source(str(folder)).notes[0] == "captions: 1 of 3 pictures have one, 2 captions in all"
     source = read_source(str(folder), require_captions=True)
-    assert [row.id for row in source.rows] == ["a.jpg"] and source.left_out == {"no caption": 2}
+    assert [row.id for row in source.records] == ["a.jpg"] and source.left_out == {"no caption": 2}
     (folder / "a.txt").unlink()
     with pytest.raises(SourceError, match="no picture has a caption"):
         read_source(str(folder), require_captions=True)
@@ -249,14 +249,14 @@ def four(tmp_path):
      ("@/{000..001}.tar::@/00[13].tar", "013"), ("*/*.tar", "9")],
 )  # fmt: skip
 def test_patterns_braces_and_lists(four, source, expected):
-    rows = rows_of(source.replace("@", str(four)) if "@" in source else f"{four}/{source}")
+    rows = records_of(source.replace("@", str(four)) if "@" in source else f"{four}/{source}")
     assert [row.captions for row in rows] == [[digit] for digit in expected]
     assert all(row.read() == PICTURE for row in rows)
 
 
 def test_a_file_with_braces_in_its_name(tmp_path):
     (tmp_path / "{a,b}.tar").write_bytes(tar_of({"a.jpg": PICTURE}))
-    assert len(rows_of(str(tmp_path / "{a,b}.tar"))) == 1
+    assert len(records_of(str(tmp_path / "{a,b}.tar"))) == 1
     with pytest.raises(SourceError, match="more than 1000000 tars"):
         tars.tars_of(str(tmp_path / "{0..99999999}.tar"))
 
@@ -265,7 +265,7 @@ def test_a_file_with_braces_in_its_name(tmp_path):
 def test_one_broken_tar_is_passed_over_by_name(four, content):
     (four / "002.tar").write_bytes(content)
     source = read_source(str(four / "*.tar"))
-    assert [row.captions for row in source.rows] == [["0"], ["1"], ["3"]]
+    assert [row.captions for row in source.records] == [["0"], ["1"], ["3"]]
     assert any(note.startswith("002.tar: broken (") and "passed over" in note for note in source.notes)
 
 
@@ -273,7 +273,7 @@ def test_a_missing_tar_is_named_and_what_stands_before_a_break_is_used(four):
     whole = tar_of({"a.jpg": PICTURE, "a.txt": b"2", "b.jpg": PICTURE})
     (four / "002.tar").write_bytes(whole[: whole.index(b"b.jpg") + 600])
     source = read_source(str(four / "{000..004}.tar"))
-    assert [row.captions for row in source.rows] == [["0"], ["1"], ["2"], ["3"]]
+    assert [row.captions for row in source.records] == [["0"], ["1"], ["2"], ["3"]]
     assert any(note.startswith("004.tar: broken (no such file)") for note in source.notes)
     assert any("the 1 pictures before are used" in note for note in source.notes) and source.left_out == {"cut off at the end of its tar": 1}
 
@@ -282,19 +282,19 @@ def test_many_broken_tars_are_refused(four):
     for number in range(3):
         (four / f"{number:03}.tar").write_bytes(b"<html>" * 200)
     with pytest.raises(SourceError, match=r"3 of 4 tars cannot be read.*000\.tar"):
-        rows_of(str(four / "*.tar"))
+        records_of(str(four / "*.tar"))
 
 
 @pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz", "x.tar.bz2", "x.tar.xz", "x.tar.zst", "x.tar"])
 def test_compressed_tars_are_refused_by_name_with_the_remedy(tmp_path, name):
     (tmp_path / name).write_bytes(gzip.compress(tar_of({"a.jpg": PICTURE})))
     with pytest.raises(SourceError, match=rf"{name}.*(gunzip|bunzip2|unxz|unzstd) -c {name} > x(-plain)?\.tar"):
-        rows_of(str(tmp_path / name))
+        records_of(str(tmp_path / name))
 
 
 def test_a_tar_is_named_where_a_folder_holds_nothing_else(four):
     with pytest.raises(SourceError, match=r"Its tars are read as .*/\*\.tar"):
-        rows_of(str(four))
+        records_of(str(four))
     (four / "a.jpg").write_bytes(PICTURE)
     assert "not read: 5 .tar files" in read_source(str(four)).notes
 
@@ -302,7 +302,7 @@ def test_a_tar_is_named_where_a_folder_holds_nothing_else(four):
 def test_members_that_lie_about_their_size_are_not_read(tmp_path):
     (tmp_path / "x.tar").write_bytes(sparse_tar(3 << 30))
     source = read_source(str(tmp_path / "x.tar"))
-    assert [row.captions for row in source.rows] == [[]]
+    assert [row.captions for row in source.records] == [[]]
     assert "caption files passed over, sparse in its tar: 1, such as 'x.tar/a.txt'" in source.notes
 
 
@@ -310,7 +310,7 @@ def test_odd_members_are_counted(tmp_path):
     content = tar_of({"a.jpg": PICTURE, "e.jpg": b"", "a.txt": b"x" * (LONGEST_TEXT + 1), "a.json": b"[" * 100_000, "._a.jpg": b"x"})
     (tmp_path / "x.tar").write_bytes(content[:-1024].rstrip(b"\0") + bytes(-len(content[:-1024].rstrip(b"\0")) % 512) + tar_of({"a.jpg": PICTURE}))
     source = read_source(str(tmp_path / "x.tar"))
-    assert [row.id for row in source.rows] == ["x.tar/a.jpg"]
+    assert [row.id for row in source.records] == ["x.tar/a.jpg"]
     assert source.left_out == {"no picture": 1, "named twice in its tar": 1}
     assert {note.partition(":")[0] for note in source.notes[1:]} == {
         f"caption files passed over, longer than {LONGEST_TEXT} bytes", "caption files passed over, damaged JSON",
@@ -325,7 +325,7 @@ def test_a_header_that_claims_gigabytes_is_a_broken_tar(tmp_path):
     whole = tar_of({"a.jpg": PICTURE})
     (tmp_path / "x.tar").write_bytes(whole[: 512 + -(-len(PICTURE) // 512) * 512] + info.tobuf())
     source = read_source(str(tmp_path / "x.tar"))
-    assert [row.id for row in source.rows] == ["x.tar/a.jpg"]
+    assert [row.id for row in source.records] == ["x.tar/a.jpg"]
     assert any("broken (a header of 3221225472 bytes); the 1 pictures before are used" in note for note in source.notes)
 
 
@@ -339,13 +339,13 @@ def test_linked_folders_are_read_once_and_lost_links_counted(folder, tmp_path):
     (folder / "circle").symlink_to(folder)
     (folder / "lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
     source = read_source(str(folder))
-    assert [row.id for row in source.rows] == ["a.jpg", "b.jpg", "more/d.jpg", "sub/c.jpg"] and source.left_out == {CLOSED: 1}
+    assert [row.id for row in source.records] == ["a.jpg", "b.jpg", "more/d.jpg", "sub/c.jpg"] and source.left_out == {CLOSED: 1}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has such names")
 def test_names_that_are_no_utf8_have_ids_that_can_be_written(folder):
     (folder / os.fsdecode(b"\xe9.jpg")).write_bytes(PICTURE)
-    ids = [row.id for row in rows_of(str(folder))]
+    ids = [row.id for row in records_of(str(folder))]
     assert "\\udce9.jpg" in ids and json.loads(json.dumps(ids)) == ids and "".join(ids).encode()
 
 
@@ -353,21 +353,21 @@ def test_names_that_are_no_utf8_have_ids_that_can_be_written(folder):
 def test_a_pipe_is_no_picture(folder):
     os.mkfifo(folder / "pipe.jpg")
     source = read_source(str(folder))
-    assert len(source.rows) == 3 and source.left_out == {CLOSED: 1}
+    assert len(source.records) == 3 and source.left_out == {CLOSED: 1}
 
 
 def test_a_huge_file_is_not_read(folder):
     with (folder / "a.jpg").open("wb") as file:
         file.truncate(3 << 30)
-    assert picture_of(rows_of(str(folder))[0]) == "too large a file"
-    assert picture_of(Row("gone", str(folder / "gone.jpg"))) == CLOSED
+    assert picture_of(records_of(str(folder))[0]) == "too large a file"
+    assert picture_of(ImageRecord("gone", str(folder / "gone.jpg"))) == CLOSED
 
 
 def test_a_source_that_vanishes_stops_the_run(folder, tmp_path):
     from latent_clip.training import embed as module
     from latent_clip.training.embed import Settings
 
-    rows = [Row(f"{n}.jpg", str(tmp_path / "gone" / f"{n}.jpg")) for n in range(module.MOST_CLOSED + 20)]
+    rows = [ImageRecord(f"{n}.jpg", str(tmp_path / "gone" / f"{n}.jpg")) for n in range(module.MOST_CLOSED + 20)]
     dataset = module.Dataset({"name": "x", "channels": 3, "downscale": 8}, {"name": "v", "sha256": "0"}, {"names": ["centre"], "side": 32})
     with pytest.raises(SourceError, match="pictures in a row cannot be opened, the last"):
         embed(rows, tmp_path / "out", dataset, Settings(side=32), Tools(lambda pixels: {}))
@@ -411,7 +411,7 @@ def test_lists_of_captions_in_a_parquet(folder):
         (folder / name).write_bytes(PICTURE)
     parquet.write_table(pyarrow.table(rows), folder / "metadata.parquet")
     source = read_source(str(folder))
-    assert {row.id: row.captions for row in source.rows if row.captions} == {"1.jpg": ["one", "two"]}
+    assert {row.id: row.captions for row in source.records if row.captions} == {"1.jpg": ["one", "two"]}
     assert "metadata.parquet: 1 entries passed over: more than 1000 captions" in source.notes
 
 
@@ -427,11 +427,11 @@ def test_a_caption_of_a_table_is_no_longer_than_one_beside_a_picture(folder):
     path = folder / "all.json"
     path.write_text(json.dumps([{"file_name": "a.jpg", "text": "x" * (LONGEST_TEXT + 1)}, {"file_name": "b.jpg", "text": "b"}, {"file_name": "sub/c.jpg", "text": "c"}]))
     source = read_source(str(folder), str(path))
-    assert [row.captions for row in source.rows] == [[], ["b"], ["c"]] and any("longer than" in note for note in source.notes)
+    assert [row.captions for row in source.records] == [[], ["b"], ["c"]] and any("longer than" in note for note in source.notes)
 
 
 def test_a_picture_that_cannot_be_opened_is_tried_again_by_the_next_run(folder, tmp_path):
-    rows = rows_of(str(folder))
+    rows = records_of(str(folder))
     (folder / "b.jpg").rename(tmp_path / "b.jpg")  # a disk that is away for a moment
     counts = embed(rows, tmp_path / "out", DATASET, SETTINGS, TOOLS)
     assert counts["written"] == 2 and counts[CLOSED] == 1 and finished(tmp_path / "out").skipped == {}
@@ -446,7 +446,7 @@ def test_latents_that_are_not_finite_are_left_out_and_counted(folder, tmp_path):
         latents[1, 0, 0, 0] = 1e9
         return {"latent": latents}
 
-    counts = embed(rows_of(str(folder)), tmp_path / "out", DATASET, SETTINGS, Tools(encode))
+    counts = embed(records_of(str(folder)), tmp_path / "out", DATASET, SETTINGS, Tools(encode))
     assert counts == {"there": 0, "written": 2, (reason := "the VAE made numbers that are not finite"): 1}
     assert [sample.id for sample in read_samples(tmp_path / "out")] == ["a.jpg", "sub/c.jpg"]
     assert finished(tmp_path / "out").skipped == {"b.jpg": reason}

@@ -1,4 +1,4 @@
-"""latent-clip finetune-vae without a host: the leash, who is trained, resume to the bit, pictures by step, refusals."""
+"""latent-clip finetune-vae without a host: regularisers, which weights are trained, resume to the bit, pictures by step, refusals."""
 
 import json
 import math
@@ -21,12 +21,13 @@ from latent_clip.models.latent_spaces import LatentSpace
 from latent_clip.models.own_spaces import space_as_dict
 from latent_clip.models.vae_signature import signature_of
 from latent_clip.training import loop
-from latent_clip.training.finetune_vae import Options, Start, finetune
-from latent_clip.training.leash import Held, Leash, distance, kl_to_normal, perceptual, psnr
-from latent_clip.training.picture_batches import Pictures, Shown
+from latent_clip.training.finetune_options import FinetuneOptions
+from latent_clip.training.finetune_vae import Start, finetune
+from latent_clip.training.picture_batches import PictureBatches, Shown
+from latent_clip.training.regularisers import Regulariser, RegulariserWeights, distance, kl_to_normal, perceptual, psnr
 from latent_clip.training.release import model_card
 from latent_clip.training.shards import Dataset
-from latent_clip.training.sources import SourceError, rows_of
+from latent_clip.training.sources import SourceError, records_of
 from latent_clip.training.starts import config_for_latents
 
 TEXT = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
@@ -90,8 +91,8 @@ def start():
 
 
 def options(folder, **changes):
-    base = Options(
-        folder / "clip.safetensors", folder / "vae.safetensors", folder / "logs", contrastive=1.0, train_num_samples=8 * 12,
+    base = FinetuneOptions(
+        output=folder / "clip.safetensors", output_vae=folder / "vae.safetensors", logs=folder / "logs", contrastive=1.0, train_num_samples=8 * 12,
         batch_size=8, lr=3e-3, vae_lr=3e-3, warmup=2, ema=0.5, precision="fp32", save_every=4,
     )  # fmt: skip
     return replace(base, **changes)
@@ -105,7 +106,7 @@ def copied(module):
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
-# ------------------------------------------------------------------------------------------------------- the leash
+# ------------------------------------------------------------------------------------------------------- regularisers
 
 
 def test_kl_is_that_of_torch_and_zero_at_the_prior():
@@ -131,17 +132,17 @@ def test_psnr_of_each_picture():
 def test_at_step_0_nothing_pulls_but_what_the_round_trip_lacks():
     vae, pixels = PatchVAE(), Kinds().batch(0).pixels
     encoded = vae.encode(pixels, lambda *shape: torch.zeros(shape))
-    terms = Held(Leash(l1=2.0, kl=0.5, distance=3.0), vae, torch.ones(5))(vae, pixels, encoded)
+    terms = Regulariser(RegulariserWeights(l1=2.0, kl=0.5, distance=3.0), vae, torch.ones(5))(vae, pixels, encoded)
     assert terms["distance"] == 0
     torch.testing.assert_close(terms["l1"], 2 * (vae.decode(encoded["raw"]) - pixels).abs().mean())
     torch.testing.assert_close(terms["kl"], 0.5 * kl_to_normal(encoded["mean"], encoded["log_variance"]))
     with torch.no_grad():
         vae.encoder.bias.add_(1)  # every mean by 1
-    held = Held(Leash(distance=3.0), PatchVAE(), torch.full((5,), 4.0))
+    held = Regulariser(RegulariserWeights(distance=3.0), PatchVAE(), torch.full((5,), 4.0))
     assert held(vae, pixels, vae.encode(pixels, torch.randn))["distance"].item() == pytest.approx(3 / 4, rel=1e-5)
-    assert set(Held(Leash(1.0, 0, 0, 0), vae, torch.ones(5))(vae, pixels, vae.encode(pixels, torch.randn))) == {"l1"}
+    assert set(Regulariser(RegulariserWeights(1.0, 0, 0, 0), vae, torch.ones(5))(vae, pixels, vae.encode(pixels, torch.randn))) == {"l1"}
     with pytest.raises(ValueError, match="negative weight of kl"):
-        Leash(kl=-1)
+        RegulariserWeights(kl=-1)
 
 
 def test_lpips_is_refused_by_what_is_missing(monkeypatch, tmp_path):
@@ -162,7 +163,7 @@ def test_lpips_reads_torchvisions_vgg_and_has_a_gradient(tmp_path):
     measure = perceptual(tmp_path / "vgg.pth", "cpu")
     assert torch.equal(measure.net.slice5[-2].weight, vgg.features[28].weight)
     vae, pixels = PatchVAE(), torch.rand(2, 32, 32, 3)
-    terms = Held(Leash(0, 0.5, 0, 0), vae, torch.ones(5), measure)(vae, pixels, vae.encode(pixels, torch.randn))
+    terms = Regulariser(RegulariserWeights(0, 0.5, 0, 0), vae, torch.ones(5), measure)(vae, pixels, vae.encode(pixels, torch.randn))
     terms["lpips"].backward()
     assert set(terms) == {"lpips"} and vae.encoder.weight.grad.abs().sum() > 0
     assert measure(pixels.movedim(-1, 1), pixels.movedim(-1, 1)).abs().max() < 1e-6
@@ -174,8 +175,8 @@ def test_lpips_reads_torchvisions_vgg_and_has_a_gradient(tmp_path):
 def test_the_encoder_learns_from_the_captions_and_the_decoder_stays(tmp_path):
     vae, clip = PatchVAE(), start()
     vae_before, clip_before = copied(vae), copied(clip.model)
-    figures = finetune(options(tmp_path, leash=Leash(0, 0, 0, 0)), vae, clip, Kinds(), say=lambda text: None)
-    assert changed(vae, vae_before) == {"encoder.weight", "encoder.bias"}  # no leash: the captions' gradient alone
+    figures = finetune(options(tmp_path, regularisers=RegulariserWeights(0, 0, 0, 0)), vae, clip, Kinds(), log=lambda text: None)
+    assert changed(vae, vae_before) == {"encoder.weight", "encoder.bias"}  # no regularisers: the captions' gradient alone
     assert not any(name.startswith("text.") for name in changed(clip.model, clip_before))
     assert "visual.conv1.weight" in changed(clip.model, clip_before)
     assert figures["distance, before"] == 0 < figures["distance, after"]
@@ -186,17 +187,17 @@ def test_the_encoder_learns_from_the_captions_and_the_decoder_stays(tmp_path):
 def test_what_else_is_trained_on_request(tmp_path, more, expected):
     vae, clip = PatchVAE(), start()
     vae_before, clip_before = copied(vae), copied(clip.model)
-    finetune(options(tmp_path, **more), vae, clip, Kinds(), say=lambda text: None)
+    finetune(options(tmp_path, **more), vae, clip, Kinds(), log=lambda text: None)
     assert expected in changed(vae, vae_before)
     assert ("decoder.weight" in changed(vae, vae_before)) == ("decoder" in more)
     assert any(name.startswith("text.") for name in changed(clip.model, clip_before)) == ("train_text" in more)
 
 
-def test_a_tight_leash_holds_the_latents(tmp_path):
+def test_a_strong_regulariser_keeps_the_latents(tmp_path):
     moved = {}
     for weight in (0.0, 1000.0):
-        leash = Leash(0, 0, 0, weight)
-        figures = finetune(options(tmp_path / str(weight), leash=leash), PatchVAE(), start(), Kinds(), say=lambda text: None)
+        weights = RegulariserWeights(0, 0, 0, weight)
+        figures = finetune(options(tmp_path / str(weight), regularisers=weights), PatchVAE(), start(), Kinds(), log=lambda text: None)
         moved[weight] = figures["distance, after"]
     assert moved[1000.0] < moved[0.0] / 10
 
@@ -204,12 +205,12 @@ def test_a_tight_leash_holds_the_latents(tmp_path):
 def test_a_teacher_reaches_the_encoder_without_captions(tmp_path):
     vae, clip = PatchVAE(), start()
     before = copied(vae)
-    asked = options(tmp_path, contrastive=0.0, distil=1.0, leash=Leash(0, 0, 0, 0), train_num_samples=8 * 40)
-    figures = finetune(asked, vae, clip, Kinds(), teacher=Teacher(), say=lambda text: None)
+    asked = options(tmp_path, contrastive=0.0, distil=1.0, regularisers=RegulariserWeights(0, 0, 0, 0), train_num_samples=8 * 40)
+    figures = finetune(asked, vae, clip, Kinds(), teacher=Teacher(), log=lambda text: None)
     assert changed(vae, before) == {"encoder.weight", "encoder.bias"}
     assert figures["teacher, after"] > figures["teacher, before"] + 0.2
     with pytest.raises(ValueError, match="without a --teacher"):
-        finetune(asked, vae, clip, Kinds(), say=lambda text: None)
+        finetune(asked, vae, clip, Kinds(), log=lambda text: None)
 
 
 def test_a_teacher_whose_texts_are_others_is_refused(tmp_path):
@@ -217,15 +218,15 @@ def test_a_teacher_whose_texts_are_others_is_refused(tmp_path):
     teacher.clip = SimpleNamespace(model=LatentCLIP(CONFIG))
     asked = options(tmp_path, contrastive=0.0, distil=1.0)
     with pytest.raises(ValueError, match=r"text tower is not that of mine.safetensors"):
-        finetune(asked, PatchVAE(), clip, Kinds(), teacher=teacher, say=lambda text: None)
+        finetune(asked, PatchVAE(), clip, Kinds(), teacher=teacher, log=lambda text: None)
     teacher.clip.model.text.load_state_dict(clip.model.text.state_dict())
-    finetune(asked, PatchVAE(), clip, Kinds(), teacher=teacher, say=lambda text: None)
+    finetune(asked, PatchVAE(), clip, Kinds(), teacher=teacher, log=lambda text: None)
 
 
 def test_the_two_files_tell_of_each_other_and_of_what_was_done(tmp_path):
     vae, clip, said = PatchVAE(), start(), []
-    asked = options(tmp_path, leash=Leash(l1=2.0, distance=0.5))
-    figures = finetune(asked, vae, clip, Kinds(), Kinds(), say=said.append)
+    asked = options(tmp_path, regularisers=RegulariserWeights(l1=2.0, distance=0.5))
+    figures = finetune(asked, vae, clip, Kinds(), Kinds(), log=said.append)
     checkpoint = read_checkpoint(asked.output)
     told, training = json.loads(checkpoint.metadata["vae"]), json.loads(checkpoint.metadata["training"])
     assert told.pop("signature") == signature_of(load_file(asked.output_vae))
@@ -243,7 +244,7 @@ def test_the_two_files_tell_of_each_other_and_of_what_was_done(tmp_path):
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
     asked = options(tmp_path / "whole", decoder=True)
-    finetune(asked, PatchVAE(), start(), Kinds(), say=lambda text: None)
+    finetune(asked, PatchVAE(), start(), Kinds(), log=lambda text: None)
     torn, step = options(tmp_path / "torn", decoder=True), loop._step
     calls = iter(range(100))
 
@@ -254,9 +255,9 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "_step", killed)
     with pytest.raises(KeyboardInterrupt):
-        finetune(torn, PatchVAE(), start(), Kinds(), say=lambda text: None)
+        finetune(torn, PatchVAE(), start(), Kinds(), log=lambda text: None)
     monkeypatch.setattr(loop, "_step", step)
-    finetune(torn, PatchVAE(), start(), Kinds(), say=lambda text: None)
+    finetune(torn, PatchVAE(), start(), Kinds(), log=lambda text: None)
     for name in ("output_vae", "output"):
         with safe_open(getattr(asked, name), "pt") as one, safe_open(getattr(torn, name), "pt") as other:
             assert all(torch.equal(one.get_tensor(key), other.get_tensor(key)) for key in one.keys())  # noqa: SIM118
@@ -288,24 +289,24 @@ def shades(shown):
 
 
 def test_every_picture_comes_once_before_any_comes_again(folder):
-    pictures = Pictures(rows_of(str(folder)), 16, 4, 10, seed=1)
+    pictures = PictureBatches(records_of(str(folder)), 16, 4, 10, seed=1)
     seen = [number for step in range(5) for number in shades(pictures.batch(step))]
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10)) and seen[:10] != seen[10:]
     assert shades(pictures.batch(2)) == seen[8:12] and pictures.batch(0).pixels.shape == (4, 16, 16, 3)
     assert [n for shown in pictures.some(6, 3) for n in shades(shown)] == [n for shown in pictures.some(6) for n in shades(shown)]
     with pytest.raises(SourceError, match="10 pictures for batches of 11"):
-        Pictures(rows_of(str(folder)), 16, 11, 1)
+        PictureBatches(records_of(str(folder)), 16, 11, 1)
 
 
 def test_workers_read_what_one_process_reads_from_any_step_on(folder):
-    alone, ahead = (Pictures(rows_of(str(folder)), 16, 4, 6, 1, ("random", "random-flip"), workers) for workers in (0, 1))
+    alone, ahead = (PictureBatches(records_of(str(folder)), 16, 4, 6, 1, ("random", "random-flip"), workers) for workers in (0, 1))
     for step in (2, 3, 5):
         torch.testing.assert_close(ahead.batch(step).pixels, alone.batch(step).pixels, atol=0, rtol=0)
 
 
 def test_broken_pictures_are_replaced_and_counted(folder):
     (folder / "broken.png").write_bytes(b"no")
-    pictures = Pictures(rows_of(str(folder)), 16, 11, 1)
+    pictures = PictureBatches(records_of(str(folder)), 16, 11, 1)
     assert len(shades(pictures.batch(0))) == 11
     assert pictures.skipped == {"broken.png": "no picture"}
     for number in range(10):

@@ -174,7 +174,7 @@ THERE = {
 THERE |= {"einops", "open_clip", "safetensors", "latent_clip"}
 OPTIONAL = {  # a message where it is missing, or no more than a plot that is not drawn
     "commands/calibrate.py": {"matplotlib"},
-    "training/leash.py": {"lpips"},
+    "training/regularisers.py": {"lpips"},
     "training/reader.py": {"webdataset"},  # the extra [train]; commands/train.py says so
     "training/log.py": {"matplotlib"},
     "training/run.py": {"open_clip_train"},  # comes with open_clip

@@ -36,7 +36,7 @@ from latent_clip.training.shards import (
     read_samples,
     write_shard,
 )
-from latent_clip.training.sources import rows_of
+from latent_clip.training.sources import records_of
 
 LATENT = {"latent": torch.zeros(1, 3, 4, 4)}
 
@@ -93,8 +93,8 @@ def test_writing_and_reading_change_nothing_of_others(pictures, tmp_path):
     for name, content in STRANGERS.items():
         (out / name).write_bytes(content)
     before = hashes(out)
-    embed(rows_of(str(pictures)), out, DATASET, SETTINGS, TOOLS)
-    embed(rows_of(str(pictures)), out, DATASET, SETTINGS, TOOLS)
+    embed(records_of(str(pictures)), out, DATASET, SETTINGS, TOOLS)
+    embed(records_of(str(pictures)), out, DATASET, SETTINGS, TOOLS)
     assert len(ids(out)) == 24 and finished_shards(out).tars
     assert before.items() <= hashes(out).items()
 
@@ -105,7 +105,7 @@ def test_the_tars_of_the_pictures_are_no_target(tmp_path):
     before = hashes(tmp_path)
     for source in (str(tmp_path / "*.tar"), f"{tmp_path}/../{tmp_path.name}/mine-0.tar"):
         with pytest.raises(ShardError, match="the tars of the pictures lie in this folder"):
-            embed(rows_of(source), tmp_path, DATASET, SETTINGS, TOOLS)
+            embed(records_of(source), tmp_path, DATASET, SETTINGS, TOOLS)
     assert hashes(tmp_path) == before and len(list(tmp_path.iterdir())) == 2, "nothing is written, no lock either"
 
 
@@ -115,14 +115,14 @@ def test_a_header_of_another_program_stays(pictures, tmp_path, content):
     out.mkdir()
     (out / "dataset.json").write_bytes(content)
     with pytest.raises(ShardError, match=r"dataset\.json"):
-        embed(rows_of(str(pictures)), out, DATASET, SETTINGS, TOOLS)
+        embed(records_of(str(pictures)), out, DATASET, SETTINGS, TOOLS)
     assert (out / "dataset.json").read_bytes() == content and len(list(out.iterdir())) == 1
 
 
 def test_shards_without_their_header_are_no_target(pictures, tmp_path):
     write_shard(tmp_path / "out", samples("a"))
     with pytest.raises(ShardError, match=r"no dataset\.json"):
-        embed(rows_of(str(pictures)), tmp_path / "out", DATASET, SETTINGS, TOOLS)
+        embed(records_of(str(pictures)), tmp_path / "out", DATASET, SETTINGS, TOOLS)
 
 
 # ---------------------------------------------------------------------------------------------------------- one writer
@@ -134,14 +134,14 @@ from pathlib import Path
 from latent_clip.tests.shard_pieces import DATASET, SETTINGS, TOOLS
 from latent_clip.training import shards
 from latent_clip.training.embed import embed
-from latent_clip.training.sources import rows_of
+from latent_clip.training.sources import records_of
 members = shards.members
 def slow(sample):
     for member in members(sample):
         time.sleep(0.03)
         yield member
 shards.members = slow
-embed(rows_of(sys.argv[1]), Path(sys.argv[2]), DATASET, SETTINGS, TOOLS)
+embed(records_of(sys.argv[1]), Path(sys.argv[2]), DATASET, SETTINGS, TOOLS)
 """
 
 
@@ -158,7 +158,7 @@ def test_a_second_embed_is_refused_by_name_and_readers_read_what_is_finished(pic
     out = tmp_path / "out"
     process = writer(pictures, out)
     with pytest.raises(InUseError, match=rf"process {process.pid} on "):
-        embed(rows_of(str(pictures)), out, DATASET, SETTINGS, TOOLS)
+        embed(records_of(str(pictures)), out, DATASET, SETTINGS, TOOLS)
     while process.poll() is None:
         assert set(ids(out)) == finished(out).ids or process.poll() is None
     assert process.returncode == 0, process.stderr.read()
@@ -173,7 +173,7 @@ def test_what_a_killed_process_left_is_removed_or_finished_by_the_next_writer(pi
     assert [path.name.split(".")[2] for path in out.glob(".*.part")].count("tar") == 1
     finished(out)
     assert list(out.glob(".*.part")), "a reader removes nothing"
-    embed(rows_of(str(pictures)), out, DATASET, SETTINGS, TOOLS)
+    embed(records_of(str(pictures)), out, DATASET, SETTINGS, TOOLS)
     assert not list(out.glob(".*.part")) and len(ids(out)) == 24
 
 
@@ -272,9 +272,9 @@ def test_of_pictures_that_were_all_left_out_there_is_an_index_and_no_tar(tmp_pat
 
 
 def rows_of_names(*names):
-    from latent_clip.training.sources import Row
+    from latent_clip.training.sources import ImageRecord
 
-    return [Row(name, name) for name in names]
+    return [ImageRecord(name, name) for name in names]
 
 
 def test_an_empty_tar_of_version_0_2_is_passed_over(tmp_path):
@@ -315,8 +315,8 @@ def test_a_name_of_ours_is_a_plain_one_on_windows_too(tmp_path):
 def test_a_folder_with_a_colon(pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     out = Path("run:1")
-    embed(rows_of(str(pictures)), out, DATASET, SETTINGS, TOOLS)
-    assert len(ids(out)) == 24 and embed(rows_of(str(pictures)), out, DATASET, SETTINGS, TOOLS)["there"] == 24
+    embed(records_of(str(pictures)), out, DATASET, SETTINGS, TOOLS)
+    assert len(ids(out)) == 24 and embed(records_of(str(pictures)), out, DATASET, SETTINGS, TOOLS)["there"] == 24
 
 
 ODD = [
@@ -446,5 +446,5 @@ def test_damaged_tars_are_one_error_with_their_name(tmp_path):
 
 def test_a_lock_is_there_before_a_shard_is(pictures, tmp_path):
     with only_writer(tmp_path / "out"), pytest.raises(InUseError):
-        embed(rows_of(str(pictures)), tmp_path / "out", DATASET, SETTINGS, TOOLS)
+        embed(records_of(str(pictures)), tmp_path / "out", DATASET, SETTINGS, TOOLS)
     assert [path.name for path in (tmp_path / "out").iterdir()] == [files.LOCK]

@@ -32,13 +32,14 @@ from latent_clip.models.noise_level import bands
 from latent_clip.models.own_spaces import space_as_dict
 from latent_clip.training import loop
 from latent_clip.training import samples as tolerant
+from latent_clip.training.__main__ import main as training_main
 from latent_clip.training.log import read_log
 from latent_clip.training.loop import Draw, Recipe, fit
-from latent_clip.training.objectives import Batch, Objectives, Task, affinity
-from latent_clip.training.options import main as training_main
+from latent_clip.training.objectives import Batch, Objectives, TrainTask, affinity
+from latent_clip.training.options import TrainOptions
 from latent_clip.training.reader import Reader, Reading, Stream
 from latent_clip.training.release import model_card
-from latent_clip.training.run import Options, train
+from latent_clip.training.run import train
 from latent_clip.training.samples import MOST_FAULTS
 from latent_clip.training.shards import Dataset, Sample, ShardError, finished, write_shard
 from latent_clip.training.starts import (
@@ -109,8 +110,8 @@ def held_out(teacher, tmp_path_factory):
 
 
 def options(shards, folder, **changes):
-    base = Options(
-        shards, folder / "out.safetensors", folder / "logs", model=CONFIG, contrastive=1.0, batch_size=16, train_num_samples=16 * 40,
+    base = TrainOptions(
+        train_data=shards, output=folder / "out.safetensors", logs=folder / "logs", model=CONFIG, contrastive=1.0, batch_size=16, train_num_samples=16 * 40,
         lr=3e-3, wd=0.01, warmup=5, ema=0.9, precision="fp32", workers=0, shuffle=32, save_every=10,
     )  # fmt: skip
     return replace(base, **changes)
@@ -276,14 +277,14 @@ def random_batch(count=8, seed=0):
 def test_losses_are_open_clips_and_the_cosine():
     torch.manual_seed(0)
     model, batch = LatentCLIP(CONFIG), random_batch()
-    losses = Task(model, Objectives(contrastive=2.0, distil=3.0))(batch)
+    losses = TrainTask(model, Objectives(contrastive=2.0, distil=3.0))(batch)
     image, text = model.encode_image(batch.latents, normalize=True), model.encode_text(batch.tokens, normalize=True)
     logits = model.logit_scale.exp() * image @ text.T
     target = torch.arange(8)
     expected = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
     torch.testing.assert_close(losses["contrastive"], 2 * expected)
     torch.testing.assert_close(losses["distil"], 3 * (1 - (image * batch.teacher).sum(-1).mean()))
-    task = Task(model, Objectives(contrastive=1.0, siglip=True))
+    task = TrainTask(model, Objectives(contrastive=1.0, siglip=True))
     logits = model.logit_scale.exp() * image @ text.T + task.logit_bias
     expected = -F.logsigmoid((2 * torch.eye(8) - 1) * logits).sum() / 8
     torch.testing.assert_close(task(batch)["contrastive"], expected)
@@ -305,7 +306,7 @@ def test_affinity_is_zero_at_the_teacher_and_sees_what_differs_among_pictures_of
 def test_affinity_trains_the_image_tower_alone():
     torch.manual_seed(0)
     model, batch = LatentCLIP(CONFIG), random_batch()
-    losses = Task(model, Objectives(affinity=2.0))(batch)
+    losses = TrainTask(model, Objectives(affinity=2.0))(batch)
     text = model.encode_text(batch.tokens, normalize=True)
     expected = affinity(model.encode_image(batch.latents, normalize=True), batch.teacher, text, model.logit_scale.exp())
     torch.testing.assert_close(losses["affinity"], 2 * expected)
@@ -318,13 +319,13 @@ def test_what_an_objective_lacks_is_named():
     model = LatentCLIP(CONFIG)
     for lacking in ("tokens", "teacher"):
         with pytest.raises(ValueError, match="expected both"):
-            Task(model, Objectives(affinity=1))(replace(random_batch(), **{lacking: None}))
+            TrainTask(model, Objectives(affinity=1))(replace(random_batch(), **{lacking: None}))
     with pytest.raises(ValueError, match="no objective"):
         Objectives()
     with pytest.raises(ValueError, match="captions"):
-        Task(model, Objectives(contrastive=1))(replace(random_batch(), tokens=None))
+        TrainTask(model, Objectives(contrastive=1))(replace(random_batch(), tokens=None))
     with pytest.raises(ValueError, match="teacher"):
-        Task(model, Objectives(distil=1))(replace(random_batch(), teacher=None))
+        TrainTask(model, Objectives(distil=1))(replace(random_batch(), teacher=None))
 
 
 def forked(target, *arguments):
@@ -338,7 +339,7 @@ def one_of_two(rank, meet, out, siglip):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=2)
     torch.manual_seed(0)
-    task = Task(LatentCLIP(CONFIG), Objectives(1.0, 0.5, siglip), rank, 2)
+    task = TrainTask(LatentCLIP(CONFIG), Objectives(1.0, 0.5, siglip), rank, 2)
     run = DistributedDataParallel(task, static_graph=True)
     batch = Batch(*(None if t is None else t.chunk(2)[rank] for t in vars(random_batch()).values()))
     losses = run(batch)
@@ -360,7 +361,7 @@ def test_two_processes_give_loss_and_gradients_of_one_with_the_double_batch(tmp_
     assert [process.exitcode for process in pair] == [0, 0]
     two = torch.load(out, weights_only=True)
     torch.manual_seed(0)
-    task = Task(LatentCLIP(CONFIG), Objectives(1.0, 0.5, kind == "siglip"))
+    task = TrainTask(LatentCLIP(CONFIG), Objectives(1.0, 0.5, kind == "siglip"))
     losses = task(random_batch())
     sum(losses.values()).backward()
     torch.testing.assert_close(two["losses"], torch.stack([losses["contrastive"], losses["distil"]]).detach())
@@ -615,7 +616,7 @@ def test_the_command_trains_and_writes_a_card(teacher, shards, held_out, tmp_pat
     ]) == 0  # fmt: skip
     assert command(["card", str(out)]) == 0
     card = capsys.readouterr().out
-    for told in ("odd.safetensors", "sha256 ab12", "5 channels", "CC0", "MIT", "may be told", "teacher: 0."):
+    for told in ("odd.safetensors", "sha256 ab12", "5 channels", "CC0", "MIT", "may be given", "teacher: 0."):
         assert told in card
     small = tmp_path / "small.safetensors"
     convert(out, small, "fp16")

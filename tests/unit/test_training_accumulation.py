@@ -26,9 +26,9 @@ from latent_clip.tests.unit.test_training import (
     run_until,
     set_noise_path,
 )
+from latent_clip.training.__main__ import main
 from latent_clip.training.log import read_log
-from latent_clip.training.objectives import Objectives, Task
-from latent_clip.training.options import main
+from latent_clip.training.objectives import Objectives, TrainTask
 from latent_clip.training.run import train
 
 TERMS = {
@@ -44,7 +44,7 @@ def gradients(objectives, accum_freq, batch=None, config=CONFIG, checkpointing=F
     model = LatentCLIP(config)
     set_noise_path(model)
     model.visual.set_grad_checkpointing(checkpointing)
-    task = Task(model, objectives, accum_freq=accum_freq)
+    task = TrainTask(model, objectives, accum_freq=accum_freq)
     losses = task(batch or random_batch())
     sum(losses.values()).backward()
     return {key: loss.detach() for key, loss in losses.items()}, {name: p.grad for name, p in task.named_parameters() if p.grad is not None}
@@ -83,7 +83,7 @@ def test_a_tower_holds_no_activations_of_its_chunks():
 
     def held(accum_freq):
         torch.manual_seed(0)
-        task, sizes = Task(LatentCLIP(CONFIG), Objectives(1.0), accum_freq=accum_freq), []
+        task, sizes = TrainTask(LatentCLIP(CONFIG), Objectives(1.0), accum_freq=accum_freq), []
 
         def pack(tensor):
             sizes.append(tensor.nbytes)
@@ -100,7 +100,7 @@ def one_of_two(rank, meet, out, siglip):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=2)
     torch.manual_seed(0)
-    task = Task(LatentCLIP(CONFIG), Objectives(1.0, 0.5, siglip), rank, 2, accum_freq=2)
+    task = TrainTask(LatentCLIP(CONFIG), Objectives(1.0, 0.5, siglip), rank, 2, accum_freq=2)
     run = DistributedDataParallel(task, static_graph=True)
     for _ in range(2):  # the second step of a static graph takes another way
         task.zero_grad()

@@ -31,7 +31,7 @@ from latent_clip.training.shards import (  # noqa: E402
     read_samples,
     write_shard,
 )
-from latent_clip.training.sources import SourceError, rows_of  # noqa: E402
+from latent_clip.training.sources import SourceError, records_of  # noqa: E402
 
 SPACE = LatentSpace("pooled", 3, 8, 1.0, 0.0, "of a test")
 DATASET = Dataset(space_as_dict(SPACE), {"name": "pool", "sha256": "0"}, {"names": ["centre"], "side": 32})
@@ -147,7 +147,7 @@ def test_views_lie_in_the_picture_and_repeat():
 
 
 def test_captions_beside_the_pictures(folder):
-    rows = {row.id: row for row in rows_of(str(folder))}
+    rows = {row.id: row for row in records_of(str(folder))}
     assert len(rows) == 13 and ".hidden.png" not in rows
     assert rows["p00.png"].captions == ["a cat", "a red cat"] and rows["sub/p01.png"].captions == []
 
@@ -163,14 +163,14 @@ def test_captions_in_a_table(folder, tmp_path, kind):
         from pyarrow import Table, parquet
 
         parquet.write_table(Table.from_pylist(records), path)
-    rows = {row.id: row.captions for row in rows_of(str(folder), str(path))}
+    rows = {row.id: row.captions for row in records_of(str(folder), str(path))}
     assert (rows["p02.png"], rows["sub/p03.png"], rows["p00.png"]) == (["two"], ["three"], ["a cat", "a red cat"])
 
 
 def test_a_table_that_names_no_picture_is_refused(folder, tmp_path):
     (tmp_path / "captions.jsonl").write_text('{"title": "a cat"}')
     with pytest.raises(SourceError, match=r"captions\.jsonl.*file_name"):
-        rows_of(str(folder), str(tmp_path / "captions.jsonl"))
+        records_of(str(folder), str(tmp_path / "captions.jsonl"))
 
 
 def test_tars_of_webdataset(tmp_path):
@@ -183,7 +183,7 @@ def test_tars_of_webdataset(tmp_path):
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
-    rows = rows_of(str(tmp_path / "*.tar"))
+    rows = records_of(str(tmp_path / "*.tar"))
     assert [(row.id, row.captions) for row in rows] == [
         ("0.tar/a.png", ["first"]), ("0.tar/b.jpg", ["second"]), ("1.tar/a.png", ["first"]), ("1.tar/b.jpg", ["second"])
     ]  # fmt: skip
@@ -195,14 +195,14 @@ def test_an_address_of_fsspec(folder):
     memory = fsspec.filesystem("memory")
     memory.pipe("/set/a.png", save(noise()))
     memory.pipe("/set/a.txt", b"from far away")
-    (row,) = rows_of("memory://set")
+    (row,) = records_of("memory://set")
     assert row.captions == ["from far away"] and row.read() == save(noise())
 
 
 @pytest.mark.parametrize("source", ["nowhere", "nowhere/*.tar"])
 def test_a_source_without_pictures_is_refused(tmp_path, source):
     with pytest.raises(SourceError, match="no such"):
-        rows_of(str(tmp_path / source))
+        records_of(str(tmp_path / source))
 
 
 # --------------------------------------------------------------------------------------------------------- shards
@@ -211,7 +211,7 @@ def test_a_source_without_pictures_is_refused(tmp_path, source):
 def test_pictures_become_shards(folder, tmp_path):
     settings = Settings(side=32, views=("centre", "flip"), batch=4, shard=5, patch_grid=4, patch_samples=4)
     said = []
-    counts = embed(rows_of(str(folder)), tmp_path / "out", DATASET, settings, Tools(pooled, Teacher()), said.append)
+    counts = embed(records_of(str(folder)), tmp_path / "out", DATASET, settings, Tools(pooled, Teacher()), said.append)
     assert counts == {"written": 11, "there": 0, "damaged": 1, "no picture": 1}
     assert "13/13 pictures" in said[-1] and "a second" in said[-1]
     samples = {sample.id: sample for sample in read_samples(tmp_path / "out")}
@@ -227,14 +227,14 @@ def test_pictures_become_shards(folder, tmp_path):
 
 
 def test_webdataset_itself_reads_them(folder, tmp_path):
-    embed(rows_of(str(folder)), tmp_path / "out", DATASET, SETTINGS, Tools(pooled))
+    embed(records_of(str(folder)), tmp_path / "out", DATASET, SETTINGS, Tools(pooled))
     urls = [str(path) for path in (tmp_path / "out").glob("*.tar")]
     read = list(webdataset.WebDataset(urls, shardshuffle=False))
     assert len(read) == 11 and all({"latent.safetensors", "json"} <= set(sample) for sample in read)
 
 
 def test_no_pickle_is_in_a_shard(folder, tmp_path):
-    embed(rows_of(str(folder)), tmp_path / "out", DATASET, SETTINGS, Tools(pooled, Teacher()))
+    embed(records_of(str(folder)), tmp_path / "out", DATASET, SETTINGS, Tools(pooled, Teacher()))
     for tar in (tmp_path / "out").glob("*.tar"):
         with tarfile.open(tar) as content:
             assert {name.partition(".")[2] for name in content.getnames()} <= {
@@ -253,7 +253,7 @@ def test_the_authors_latents_are_read_as_tensors_only():
 
 
 def test_a_second_run_does_nothing_and_other_options_are_refused(folder, tmp_path):
-    rows = rows_of(str(folder))
+    rows = records_of(str(folder))
     embed(rows, tmp_path / "out", DATASET, SETTINGS, Tools(pooled))
     again = embed(rows, tmp_path / "out", DATASET, SETTINGS, Tools(lambda pixels: pytest.fail("embedded twice")))
     assert again["there"] == 11 and again["written"] == 0
@@ -272,11 +272,11 @@ from dataclasses import replace
 from pathlib import Path
 from latent_clip.tests.unit.test_training_embed import DATASET, SETTINGS, pooled
 from latent_clip.training.embed import Tools, embed
-from latent_clip.training.sources import rows_of
+from latent_clip.training.sources import records_of
 def slow(pixels):
     time.sleep(0.05)
     return pooled(pixels)
-embed(rows_of(sys.argv[1]), Path(sys.argv[2]), DATASET, SETTINGS, Tools(slow))
+embed(records_of(sys.argv[1]), Path(sys.argv[2]), DATASET, SETTINGS, Tools(slow))
 """
 
 
@@ -289,9 +289,9 @@ def test_killed_in_the_middle_it_loses_no_row_and_writes_none_twice(folder, tmp_
         time.sleep(0.01)
     process.kill()
     process.wait()
-    left, counts = begin(rows_of(str(folder)), out, DATASET)
+    left, counts = begin(records_of(str(folder)), out, DATASET)
     assert counts["there"] > 0 and not list(out.glob("*.part")), "what it left half written is gone"
-    embed(rows_of(str(folder)), out, DATASET, SETTINGS, Tools(pooled))
+    embed(records_of(str(folder)), out, DATASET, SETTINGS, Tools(pooled))
     ids = [sample.id for sample in read_samples(out)]
     assert len(ids) == len(set(ids)) == 11
     assert len(left) + counts["there"] + len(finished(out).skipped) >= 11

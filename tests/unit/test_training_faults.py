@@ -20,14 +20,14 @@ pytest.importorskip("webdataset")
 
 from latent_clip.models.checkpoint import read_checkpoint
 from latent_clip.tests.unit.test_training import CONFIG, PIXEL, forked, make_shards, options, pictures
-from latent_clip.training import objectives, picture_batches, run
+from latent_clip.training import objectives, picture_batches, run, start_model
 from latent_clip.training.log import append_line, read_log
-from latent_clip.training.picture_batches import Pictures
-from latent_clip.training.reader import Reader, Reading, first_rows
+from latent_clip.training.picture_batches import PictureBatches
+from latent_clip.training.reader import Reader, Reading, first_samples
 from latent_clip.training.run import train
 from latent_clip.training.samples import MOST_FAULTS
 from latent_clip.training.shards import HEADER, Sample, ShardError, decode_sample, finished, write_shard
-from latent_clip.training.sources import SourceError, rows_of
+from latent_clip.training.sources import SourceError, records_of
 from latent_clip.training.states import States
 
 zeros = torch.zeros
@@ -206,7 +206,7 @@ def test_a_pass_without_a_sample_is_an_error_and_no_spin(tmp_path, workers, cont
         Reader(tars, replace(READING, workers=workers)).batch(0)
     assert "\n" not in str(caught.value), "a sentence, also from a worker process"
     with pytest.raises(ShardError, match="no usable sample from 3 shards"):
-        first_rows(tars, 10)
+        first_samples(tars, 10)
 
 
 def test_one_good_tar_among_many_empty_ones_is_found(tmp_path):
@@ -228,7 +228,7 @@ def test_a_path_is_a_path(tmp_path, monkeypatch, name):
     path.parent.mkdir(parents=True, exist_ok=True)
     write_tar(path, [good(n) for n in range(4)])
     shutil.copy(path, "real.bin")
-    assert len(first_rows([name], 10)) == 4
+    assert len(first_samples([name], 10)) == 4
     for workers in (0, 1):
         assert len(Reader([name], replace(READING, workers=workers)).batch(0).latents) == 4
     assert not (tmp_path / "it_ran").exists()
@@ -242,7 +242,7 @@ def rows(tmp_path):
     """Ten pictures, of which Pillow's plug-ins fail over the third and the seventh with types of their own."""
     for number in range(10):
         Image.new("RGB", (32, 32), (25 * number, 0, 0)).save(tmp_path / f"{number}.png")
-    return rows_of(str(tmp_path))
+    return records_of(str(tmp_path))
 
 
 def fail_over(monkeypatch, names):
@@ -259,7 +259,7 @@ def fail_over(monkeypatch, names):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_odd_picture_is_passed_over_whatever_it_raises(rows, monkeypatch, workers):
     fail_over(monkeypatch, ["3.png", "7.png"])
-    pictures = Pictures(rows, 16, 5, 4, workers=workers)
+    pictures = PictureBatches(rows, 16, 5, 4, workers=workers)
     assert all(pictures.batch(step).pixels.isfinite().all() for step in range(4))
     assert len(pictures.skipped) == 2 and set(pictures.skipped.values()) == {"RuntimeError: a plug-in's own"}
 
@@ -268,7 +268,7 @@ def test_an_odd_picture_is_passed_over_whatever_it_raises(rows, monkeypatch, wor
 def test_nothing_but_odd_pictures_are_a_sentence(rows, monkeypatch, workers):
     fail_over(monkeypatch, [".png"])
     with pytest.raises(SourceError, match=r"50 pictures in a row.*RuntimeError") as caught:
-        Pictures(rows, 16, 5, 4, workers=workers).batch(0)
+        PictureBatches(rows, 16, 5, 4, workers=workers).batch(0)
     assert "\n" not in str(caught.value)
 
 
@@ -373,7 +373,7 @@ def test_the_scale_of_the_logits_stays_at_most_100(shards, clip, tmp_path, monke
         with torch.no_grad():
             model.logit_scale.fill_(4.6)
 
-    monkeypatch.setattr(run, "start_temperature", high)
+    monkeypatch.setattr(start_model, "start_temperature", high)
     out = train(options(shards, tmp_path / "new", lr=0.3, train_num_samples=16 * 20), lambda text: None)
     states = load_file(tmp_path / "new" / "logs" / "all.safetensors")
     found = [states["param.model.logit_scale"], states["average.model.logit_scale"], load_file(out)["logit_scale"]]
@@ -387,14 +387,14 @@ def test_the_scale_of_the_logits_stays_at_most_100(shards, clip, tmp_path, monke
 def test_a_scale_at_its_bound_can_come_down_again():
     """A clamp in the forward pass would leave it without a gradient there."""
     from latent_clip.models.latent_clip import LatentCLIP
-    from latent_clip.training.objectives import Batch, Objectives, Task
+    from latent_clip.training.objectives import Batch, Objectives, TrainTask
 
     torch.manual_seed(0)
     model = LatentCLIP(CONFIG)
     with torch.no_grad():
         model.logit_scale.fill_(7.0)
     objectives.limit_temperature(model)
-    losses = Task(model, Objectives(contrastive=1.0))(Batch(torch.randn(4, 5, 4, 4), torch.randint(1, 99, (4, 8))))
+    losses = TrainTask(model, Objectives(contrastive=1.0))(Batch(torch.randn(4, 5, 4, 4), torch.randint(1, 99, (4, 8))))
     losses["contrastive"].backward()
     assert model.logit_scale.grad.abs() > 0
 
@@ -486,7 +486,7 @@ def full_disk(shards, folder):
     """Train where no file can be larger than 100 kB: what is written beyond fails as on a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-    from latent_clip.training.options import main
+    from latent_clip.training.__main__ import main
 
     flags = {"--train-data": shards, "--output": folder / "out.safetensors", "--model": folder / "model.json", "--contrastive": 1,
              "--train-num-samples": 160, "--batch-size": 16, "--save-every": 4, "--workers": 0, "--device": "cpu", "--precision": "fp32"}  # fmt: skip

@@ -14,7 +14,7 @@ pytest.importorskip("webdataset")
 from latent_clip.tests.shard_pieces import DATASET, SETTINGS, TOOLS, drive, make
 from latent_clip.training.embed import embed
 from latent_clip.training.shards import Sample, drop_repeats, finished, read_samples, write_shard
-from latent_clip.training.sources import rows_of
+from latent_clip.training.sources import records_of
 
 COUNT = 41
 
@@ -27,7 +27,7 @@ def rows(tmp_path):
         values = np.random.default_rng(number).integers(0, 256, (32, 40, 3), dtype=np.uint8)
         Image.fromarray(values).save(folder / f"{number:03}.png")
     (folder / "broken.png").write_bytes(b"no picture")
-    return rows_of(str(folder))
+    return records_of(str(folder))
 
 
 def by_id(folder):

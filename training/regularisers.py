@@ -1,4 +1,4 @@
-"""What holds a VAE near what it was while its encoder learns with a Latent-CLIP, so that its decoder and its diffusion model still work."""
+"""Regularisers that keep a VAE close to the original while its encoder learns, so that its decoder and its diffusion model still work."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ class Autoencoder(Protocol):
         ...
 
     def decode(self, raw_latents: Tensor) -> Tensor:
-        """Pictures (B, side, side, 3) about 0..1, not clamped, so that what is too bright still has a gradient."""
+        """Pictures (B, side, side, 3) about 0..1, not clamped, so that values outside of 0..1 still have a gradient."""
         ...
 
     def halves(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Parameters of the encoder and of the decoder."""
+        """Return the parameters of the encoder and of the decoder."""
         ...
 
     def weights(self) -> dict[str, Tensor]:
-        """In the layout of the file that the host opens."""
+        """Return the tensors in the layout of the file that the host opens."""
         ...
 
 
 @dataclass(frozen=True)
-class Leash:
-    """Weights λ of what is added to the loss; 0 leaves a term out.
+class RegulariserWeights:
+    """Weights λ of the terms that are added to the loss; 0 leaves a term out.
 
     Attributes:
-        l1: mean absolute difference of a picture and its round trip, of pixels in 0..1: what the decoder can still read.
+        l1: mean absolute difference of a picture and its round trip, of pixels in 0..1.
         lpips: perceptual difference of the two by the package lpips, which must be at hand with its VGG.
-        kl: divergence of the posterior from the unit normal, per number: keeps its width, which a diffusion model may be trained on.
-        distance: mean squared distance of the new latents to the old, in variances of each channel: what the diffusion model knows.
+        kl: divergence of the posterior from the unit normal, per number: keeps its width, on which a diffusion model may be trained.
+        distance: mean squared distance of the new latents to the old, in variances of each channel: the diffusion model was trained on the old ones.
     """
 
     l1: float = 1.0
@@ -98,37 +98,37 @@ def perceptual(vgg: Path | None, device: torch.device | str) -> nn.Module:
     return network.requires_grad_(False).to(device)
 
 
-class Held(nn.Module):
-    """The terms of a leash for one VAE.
+class Regulariser(nn.Module):
+    """Terms of the loss that compare a VAE with its original.
 
     Args:
-        vae: as it is before training; a copy is kept where the distance counts. variance: of every channel of its raw latents (C,).
+        vae: the original; a copy is kept where the distance counts. variance: of every channel of its raw latents (C,).
     """
 
     variance: Tensor
 
-    def __init__(self, leash: Leash, vae: nn.Module, variance: Tensor, lpips: nn.Module | None = None) -> None:
+    def __init__(self, weights: RegulariserWeights, vae: nn.Module, variance: Tensor, lpips: nn.Module | None = None) -> None:
         super().__init__()
-        self.leash, self.lpips = leash, lpips
-        self.old = deepcopy(vae).requires_grad_(False) if leash.distance else None
+        self.weights, self.lpips = weights, lpips
+        self.old = deepcopy(vae).requires_grad_(False) if weights.distance else None
         self.register_buffer("variance", variance.clone())
 
     def forward(self, vae: Autoencoder, pixels: Tensor, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weighted terms by name, each a scalar."""
-        leash, terms = self.leash, {}
-        if leash.l1 or self.lpips is not None:
+        """Return weighted terms by name, each a scalar."""
+        weights, terms = self.weights, {}
+        if weights.l1 or self.lpips is not None:
             decoded = vae.decode(encoded["sample"]).float()
-        if leash.l1:
-            terms["l1"] = leash.l1 * (decoded - pixels).abs().mean()
+        if weights.l1:
+            terms["l1"] = weights.l1 * (decoded - pixels).abs().mean()
         if self.lpips is not None:
             pair = (picture.movedim(-1, 1) * 2 - 1 for picture in (decoded, pixels))
-            terms["lpips"] = leash.lpips * self.lpips(*pair).mean()
-        if leash.kl:
-            terms["kl"] = leash.kl * kl_to_normal(encoded["mean"].float(), encoded["log_variance"].float())
+            terms["lpips"] = weights.lpips * self.lpips(*pair).mean()
+        if weights.kl:
+            terms["kl"] = weights.kl * kl_to_normal(encoded["mean"].float(), encoded["log_variance"].float())
         if self.old is not None:
             with torch.no_grad():
                 before = self.old.encode(pixels)["raw"]
-            terms["distance"] = leash.distance * distance(encoded["raw"], before, self.variance)
+            terms["distance"] = weights.distance * distance(encoded["raw"], before, self.variance)
         return terms
 
 
