@@ -177,7 +177,7 @@ OPTIONAL = {  # a message where it is missing, or no more than a plot that is no
     "training/regularisers.py": {"lpips"},
     "training/reader.py": {"webdataset"},  # the extra [train]; commands/train.py says so
     "training/log.py": {"matplotlib"},
-    "training/run.py": {"open_clip_train"},  # comes with open_clip
+    "training/base_options.py": {"open_clip_train"},  # comes with open_clip
     "training/captions.py": {"pyarrow"},
     "training/folders.py": {"fsspec"},
     "training/sources.py": {"fsspec"},
