@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ..models.checkpoint import sha256_of
 from ..models.file_metadata import encode
-from ..models.files import replacing
 from ..models.latent_clip import LatentCLIP
 from ..models.tokenizer import CLIPTokenizer
 from ..models.vae_signature import signature_of, without_signature
@@ -29,7 +28,7 @@ from .release import write_latent_clip
 from .run_folder import RunFolder, run_folder
 from .shards import Dataset
 from .starts import channel_statistics, layered_groups
-from .states import save_synced
+from .states import write_tensors
 
 STATISTICS = 64  # pictures that channel statistics are taken from
 
@@ -191,11 +190,8 @@ def _check_teacher(teacher: FeatureTeacher | None, start: Start, options: Finetu
 
 def _write(options: FinetuneOptions, vae: nn.Module, start: Start, statistics: tuple[Tensor, Tensor], about: dict, folder: RunFolder) -> None:  # fmt: skip
     """Write the VAE first: the Latent-CLIP names it by its hash, and by the signature of its encoder."""
-    path = options.output_vae
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in vae.weights().items()}
-    old = without_signature(start.dataset.vae)
-    with replacing(path, lambda part: folder.keep(path, part)) as part:
-        save_synced(tensors, part, encode({"finetuned_from": old, "training": about}))
+    path, tensors = options.output_vae, vae.weights()
+    metadata = encode({"finetuned_from": without_signature(start.dataset.vae), "training": about})
+    write_tensors(path, tensors, metadata, lambda part: folder.keep(path, part))
     dataset = replace(start.dataset, vae={"name": path.name, "sha256": sha256_of(path), "signature": signature_of(tensors)})
     write_latent_clip(options.output, start.model, start.config, dataset, statistics, about, folder.keep)

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from ..models.checkpoint import Checkpoint, CheckpointError, read_checkpoint
 from ..models.file_metadata import latent_clip_metadata, object_of, training_of, vae_of
-from ..models.files import replacing
 from ..models.latent_clip import LatentCLIP
 from ..models.own_spaces import space_of_dict
 from ..models.tensor_files import naming
 from .shards import Dataset
-from .states import save_synced
+from .states import write_tensors
 
 
 def write_latent_clip(
@@ -40,15 +39,12 @@ def write_latent_clip(
         "training": about,
     }
     metadata = latent_clip_metadata(path.stem, config, space_of_dict(dataset.space), records)
-    tensors = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
 
     def check(part: Path) -> None:
         read_checkpoint(part)
         keep(path, part)
 
-    with replacing(path, check) as part:
-        save_synced(tensors, part, metadata)
+    write_tensors(path, model.state_dict(), metadata, check)
     return read_checkpoint(path)
 
 

@@ -20,7 +20,7 @@ from .shard_header import ShardError, read_object
 
 RECORD = "training.json"
 STAGES = ("patches", "all", "noise", "joint")
-ENDS = (".safetensors", ".previous.safetensors", ".part", ".jsonl")  # of the files of a stage
+ENDS = (".safetensors", ".previous.safetensors", ".jsonl")  # of the files of a stage
 PLOT = "training.png"
 _PARTS = re.compile(r"[^/]*\.(safetensors|json|jsonl|png)")
 

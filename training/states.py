@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from ..models.files import replacing
 
 LOGGER = logging.getLogger(__name__)
 
@@ -60,17 +61,12 @@ class States:
         Raises:
             OSError: it cannot be written; the last state is left as it was.
         """
-        half = self.path.with_suffix(".part")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_synced(tensors, half, metadata)
-            if self.path.exists() and not self._damaged:
-                self.path.replace(self.previous)
-            half.replace(self.path)
-        finally:
-            half.unlink(missing_ok=True)
-        sync_folder(self.path.parent)
+        write_tensors(self.path, tensors, metadata, lambda part: self._keep_previous())
         self._damaged = False
+
+    def _keep_previous(self) -> None:
+        if self.path.exists() and not self._damaged:
+            self.path.replace(self.previous)
 
 
 def _read(path: Path) -> TrainState:
@@ -79,27 +75,20 @@ def _read(path: Path) -> TrainState:
     return TrainState(load_file(path), metadata, int(metadata["step"]))
 
 
-def save_synced(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write a safetensors file, and be sure that it is on the disk.
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], check: Callable[[Path], None] = lambda part: None
+) -> None:
+    """Write a safetensors file that is there either whole or not at all.
+
+    Args:
+        check: as that of `models.files.replacing`.
 
     Raises:
         OSError: it cannot be written, as on a full disk.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
+        with replacing(path, check) as part:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part, metadata)
     except (SafetensorError, OSError) as error:
         raise OSError(f"{path}: cannot be written ({error}). Free some space, and start again.") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Be sure that the names in a folder are on the disk; nothing where the system cannot open a folder (Windows)."""
-    try:
-        number = os.open(folder, os.O_RDONLY)
-    except PermissionError:
-        return
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

@@ -478,8 +478,29 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_the_one_before(tmp_path):
     assert again.read().step == 1
     again.write({"a": zeros(2)}, {"step": "3"})
     assert States(states.path).read().step == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.previous.safetensors", "x.safetensors"]
     states.path.unlink()  # as between the two renames
     assert States(states.path).read().step == 1
+
+
+def test_a_checkpoint_of_a_killed_process_leaves_no_file_that_stays(shards, tmp_path):
+    """Unfinished files have the names by which the next training of the folder knows and removes them."""
+    process = forked(killed_while_writing, shards, tmp_path)
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL and len(list((tmp_path / "logs").glob(".all.safetensors.*.part"))) == 1
+    train(short(shards, tmp_path), lambda text: None)
+    assert not list(tmp_path.rglob("*.part")) and not list(tmp_path.rglob(".*.part"))
+
+
+def killed_while_writing(shards, folder):
+    from latent_clip.training import states
+
+    def torn(tensors, path, metadata):
+        path.write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    states.save_file = torn
+    train(short(shards, folder), lambda text: None)
 
 
 def full_disk(shards, folder):
@@ -500,7 +521,7 @@ def test_a_full_disk_is_a_sentence_with_the_file_and_leaves_nothing_torn(shards,
     said = capfd.readouterr().err
     assert process.exitcode == 1
     assert said.startswith("error: ") and said.count("\n") == 1
-    assert "all.part: cannot be written" in said and "Free some space" in said
+    assert "all.safetensors: cannot be written" in said and "Free some space" in said
     assert not list(tmp_path.rglob("*.part")) and not (tmp_path / "out.safetensors").exists()
 
 
