@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> str:
             curves[name] = (scorer.column(Path(allowed), one), scorer.column(Path(unwanted), one))
             found[name] = calibrate(*curves[name], options.rate)
     about = {
-        "date": datetime.now(timezone.utc).date().isoformat(), **scorer.judge().as_dict(), "wanted_false_block_rate": options.rate,
+        "date": datetime.now(timezone.utc).date().isoformat(), **scorer.scorer_id().as_dict(), "wanted_false_block_rate": options.rate,
         "left_out": len(set(scorer.left_out)), "intervals": "95 %, Clopper-Pearson; of the area, Newcombe",
     }  # fmt: skip
     result = calibrated(replace(concepts, name=options.target.stem), found, about)

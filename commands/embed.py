@@ -122,7 +122,7 @@ def run(options: argparse.Namespace) -> str:
 
 
 def _tools(options: argparse.Namespace, encoder=None):
-    """Load the encoders of pictures and captions; each worker of Ray loads its own."""
+    """Load VAE, teacher and diffusion model; every worker of Ray loads its own."""
     find_host(options.comfyui, options.cpu)
     from ..host.offline.embed import HostVAE
     from ..host.offline.predictions import DiffusionPredictor
@@ -159,7 +159,7 @@ def _dataset(encoder, settings, options: argparse.Namespace):
         path = FOLDER / "pixel_clip.safetensors" if options.teacher == SHAPES_WORLD else Path(options.teacher)
         teacher = {"name": path.name, "sha256": sha256_of(path), "licence": options.teacher_licence}
     return Dataset(
-        space=space_as_dict(space_of(options.space, encoder)), vae=encoder.told,
+        space=space_as_dict(space_of(options.space, encoder)), vae=encoder.vae_info,
         views={"names": list(settings.views), "side": settings.side}, teacher=teacher, source=_shown(options.source),
         licence=options.licence, moments=encoder.moments, predictions=_predictions(options),
     )  # fmt: skip
@@ -176,5 +176,5 @@ def _predictions(options: argparse.Namespace) -> dict | None:
 
 
 def _shown(source: str) -> str:
-    """Name of a source for shards and card, without folders of this machine."""
+    """Return the name of a source for shards and card, without folders of this machine."""
     return source if "://" in source else Path(source).name

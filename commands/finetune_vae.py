@@ -83,11 +83,11 @@ def run(arguments: argparse.Namespace) -> str:
         records = _with_captions(records)
     pictures = PictureBatches(records, side, options.batch_size, options.steps_of(), options.seed, views, arguments.workers)
     others = PictureBatches(held_out, side, min(len(held_out), options.batch_size), 1) if held_out else None
-    said: list[str] = []
+    lines: list[str] = []
     parts.finetune(
-        options, vae, start, pictures, others, _teacher(arguments.teacher) if arguments.teacher else None, said.append
+        options, vae, start, pictures, others, _teacher(arguments.teacher) if arguments.teacher else None, lines.append
     )
-    return "\n".join([*said, *_left_out(pictures.skipped)])
+    return "\n".join([*lines, *_left_out(pictures.skipped)])
 
 
 def _parts():

@@ -80,6 +80,6 @@ def parse(text: str) -> Caption:
 
 
 def is_held_out(pair: tuple[Thing, Thing]) -> bool:
-    """Whether this unordered pair is in the fifth of all pairs that no training caption or scene ever shows."""
+    """Return true for an unordered pair in the fifth of all pairs that no training caption or scene ever shows."""
     name = " | ".join(map(str, sorted(pair)))
     return hashlib.sha256(name.encode()).digest()[0] % 5 == 0

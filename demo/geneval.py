@@ -45,7 +45,7 @@ def line(task: str, caption: Caption) -> dict:
 
 
 def verdict(wanted: dict, reading: SceneReading) -> tuple[bool, str]:
-    """Whether a picture shows what a line of metadata asks for, and why not."""
+    """Compare a picture with a line of metadata: (right, reason why not)."""
     groups: list[list[SeenThing]] = []
     for part in wanted["include"]:
         found = [seen for seen in reading.objects if seen.thing.kind == part["class"]]

@@ -43,7 +43,7 @@ class SeenThing:
 
 @dataclass(frozen=True)
 class SceneReading:
-    """What the judge found in one picture; any `problem` means that no caption is true of it."""
+    """Result of the judge for one picture; any `problem` means that no caption is true of it."""
 
     objects: tuple[SeenThing, ...]
     problem: str | None = None
@@ -177,7 +177,7 @@ def read(image: Tensor) -> SceneReading:
 
 
 def glimpse(image: Tensor) -> list[Thing]:
-    """What each coloured region of a picture (3, 64, 64) is nearest to, however badly made.
+    """Return the nearest thing to each coloured region of a picture (3, 64, 64), however badly made.
 
     `read` accepts well-made shapes only; who must not overlook a damaged one asks this too.
     """
@@ -197,7 +197,7 @@ def glimpse(image: Tensor) -> list[Thing]:
 
 
 def agrees(reading: SceneReading, caption: Caption) -> bool:
-    """Whether the caption is true of the picture *and nothing else is in it*."""
+    """Return true where the caption is true of the picture *and nothing else is in it*."""
     if reading.problem or sorted(seen.thing for seen in reading.objects) != sorted(caption.things):
         return False
     if caption.relation is None:

@@ -62,7 +62,7 @@ class Scene:
 
     @property
     def horizontal(self) -> bool:
-        """Whether the two shapes stand side by side (else one above the other)."""
+        """Return true for two shapes side by side (else one above the other)."""
         first, second = self.shapes
         return abs(first.x - second.x) > abs(first.y - second.y)
 

@@ -56,7 +56,7 @@ def train_noise_level() -> Path:
 
 
 def is_held_out(caption: Caption) -> bool:
-    """Whether a caption of two things belongs to the fifth of them that is never trained on."""
+    """Return true for a caption of two things that belongs to the fifth of them that is never trained on."""
     return caption.category != "single" and zlib.crc32(str(caption).encode()) % 5 == 0
 
 

@@ -1,4 +1,4 @@
-"""Where the stages of Shapes World keep what they made, and how its networks start. The loop is the house's: training/loop.py.
+"""Cache of the stages of Shapes World, and initialisation of its networks. The loop is training/loop.py.
 
 Checkpoints are safetensors in an ignored folder; nothing here is needed to *use* the weights.
 """

@@ -24,7 +24,7 @@ from .shard_header import HEADER, Dataset, ShardError, read_dataset
 from .shards import Sample, drop_repeats, key_of, write_shard
 from .sources import CLOSED, ImageRecord, SourceError, picture_of
 
-MOST_CLOSED = 100  # pictures in a row that cannot be opened; more, and it is the disk or the network
+MOST_CLOSED = 100  # pictures in a row that cannot be opened; more, and the disk or the network is at fault
 
 
 class ViewEncoder(Protocol):
@@ -34,10 +34,10 @@ class ViewEncoder(Protocol):
 
 
 class PictureTeacher(Protocol):
-    """A CLIP that has learnt to see already.
+    """A trained pixel CLIP.
 
-    `features`: pixels (N, side, side, 3) in 0..1 → unit features (N, D). `patches`: → (N, T, W), what its patch convolution says
-    of a grid×grid cut, for the start of a new convolution.
+    `features`: pixels (N, side, side, 3) in 0..1 → unit features (N, D). `patches`: → (N, T, W), the output of its patch
+    convolution for a grid×grid cut, for the start of a new convolution.
     """
 
     def features(self, pixels: Tensor) -> Tensor: ...
@@ -53,7 +53,7 @@ class LatentPredictor(Protocol):
 
 @dataclass(frozen=True)
 class Tools:
-    """What pictures are shown to."""
+    """VAE, teacher and diffusion model that pictures are encoded with."""
 
     encoder: ViewEncoder
     teacher: PictureTeacher | None = None
@@ -62,7 +62,7 @@ class Tools:
 
 @dataclass(frozen=True)
 class Settings:
-    """How pictures become samples.
+    """Settings by which pictures become samples.
 
     Attributes:
         side: pixels of a view. views: see `pictures.views_of`.
@@ -81,7 +81,7 @@ class Settings:
 
 @dataclass
 class Prepared:
-    """A picture that was read: its views (V, side, side, 3), and what is told of it."""
+    """A picture that was read: its views (V, side, side, 3), and its metadata."""
 
     record: ImageRecord
     pixels: Tensor
@@ -114,12 +114,12 @@ def embed_batch(batch: Sequence[Prepared], tools: Tools, settings: Settings, pat
     samples = []
     for number, item in enumerate(batch):
         own = slice(number * count, (number + 1) * count)
-        told = {} if features is None else {"features": features[own]}
+        taught = {} if features is None else {"features": features[own]}
         if grids is not None:
-            told["patches"] = grids[number]
+            taught["patches"] = grids[number]
         seen = {name: t[own] for name, t in latents.items()}
         guessed = {name: t[number] for name, t in predicted.items()}
-        samples.append(Sample(item.record.id, seen, list(item.record.captions), item.about, told, guessed))
+        samples.append(Sample(item.record.id, seen, list(item.record.captions), item.about, taught, guessed))
     return samples
 
 
@@ -176,7 +176,7 @@ def embed(
     """Embed the records that no finished shard has, in this process.
 
     Returns:
-        How many were written ("written"), were there before ("there"), and were left out, by reason.
+        Counts: pictures written ("written"), were there before ("there"), and were left out, by reason.
 
     Raises:
         ShardError: the folder holds the tars of the pictures, or shards made in another way. InUseError: another process writes there.

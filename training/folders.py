@@ -82,7 +82,7 @@ def tables_of(files: dict[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def is_img2dataset(path: str) -> bool:
-    """Whether a table is one that img2dataset writes beside each tar or folder: 00041.parquet."""
+    """Return true for a table that img2dataset writes beside each tar or folder: 00041.parquet."""
     return re.fullmatch(r"\d+\.parquet", PurePosixPath(path.replace("\\", "/")).name) is not None
 
 

@@ -1,4 +1,4 @@
-"""The one training loop of the house: seeded, resumable, with an exponential moving average of the weights.
+"""The one training loop of this package: seeded, resumable, with an exponential moving average of the weights.
 
 Every random number of a step comes from (seed, step), so a run that was stopped, killed even, goes on exactly where its last
 checkpoint was. Checkpoints are safetensors; nothing here is needed to *use* the weights.
@@ -49,7 +49,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast one stage trains: AdamW, linear warm-up, cosine decay, gradient norm clipped.
+    """Length and learning rates of one stage: AdamW, linear warm-up, cosine decay, gradient norm clipped.
 
     Attributes:
         floor: share of `lr` that the cosine ends near.

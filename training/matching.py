@@ -63,7 +63,7 @@ class PictureNames:
         return (tail, "") if tail else None
 
     def _is_own(self, front: list[str]) -> bool:
-        """Whether the folders in front of a name are those that lead to the root."""
+        """Return true where the folders in front of a name lead to the root."""
         root = [part.casefold() for part in self.root]
         return not front or front[-1].casefold() == (root[-1] if root else "")
 

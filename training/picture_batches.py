@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from .pictures import cut, views_of
 from .sources import ImageRecord, SourceError, picture_of
 
-TRIES = 50  # pictures in a row that cannot be read, before it is no accident
+TRIES = 50  # unreadable pictures in a row before giving up
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What a tower can do, looked at while it trains: naming captions it has not seen pictures of, and agreement with the teacher."""
+"""Figures of a tower on held-out samples: naming captions, and agreement with the teacher."""
 
 from __future__ import annotations
 

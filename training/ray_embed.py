@@ -153,10 +153,10 @@ class _Encode:
         items = []
         for n in kept:
             pixels = np.frombuffer(batch["pixels"][n], dtype=np.uint8).reshape(-1, side, side, 3)
-            told = json.loads(str(batch["about"][n]))
+            about = json.loads(str(batch["about"][n]))
             items.append(
                 Prepared(
-                    ImageRecord(**json.loads(str(batch["record"][n]))), torch.from_numpy(pixels.astype(np.float32) / 255), told
+                    ImageRecord(**json.loads(str(batch["record"][n]))), torch.from_numpy(pixels.astype(np.float32) / 255), about
                 )
             )
         patches = bool(self.settings.patch_grid) and bool((batch["number"] < self.settings.patch_samples).any())
@@ -172,7 +172,7 @@ class _Encode:
 
 
 def _write(batch: Columns, target: Path) -> Columns:
-    """One shard; how many records it has and leaves out."""
+    """One shard; and the number of records in it and left out."""
     samples, skipped = [], []
     for n, (text, about, reason) in enumerate(zip(batch["record"], batch["about"], batch["reason"])):
         record = ImageRecord(**json.loads(str(text)))

@@ -39,7 +39,7 @@ PEEKED = 25  # samples that show what is usual in a data set
 
 @dataclass(frozen=True)
 class Reading:
-    """How shards become batches.
+    """Settings of a `Reader`.
 
     Attributes:
         batch: samples of one process. grid: latent cells along a side. interval: steps between restarts of the stream.

@@ -1,4 +1,4 @@
-"""The one file that comes out: weights with everything that is known of them, which Load Latent-CLIP opens; and its model card."""
+"""Write the final safetensors file with its metadata, for Load Latent-CLIP, and its model card."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write_latent_clip(
 
     Args:
         statistics: mean and standard deviation of every channel of the raw latents that it was trained on.
-        about: what was done: objectives, start, steps, seconds since it was started or went on, and `figures` measured on held-out samples.
+        about: the training's record: objectives, start, steps, seconds since it was started or went on, and `figures` measured on held-out samples.
         keep: called with `path` and the file that is whole, before that takes its name; where it raises, nothing is written.
 
     Raises:
@@ -49,7 +49,7 @@ def write_latent_clip(
 
 
 def model_card(path: Path) -> str:
-    """A model card in Markdown of a file that `train` made.
+    """Return the model card, in Markdown, of a file that `train` made.
 
     Raises:
         CheckpointError: it is no Latent-CLIP, or has no metadata about its training.

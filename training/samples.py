@@ -14,7 +14,7 @@ from torch import Tensor
 from .shards import Sample, ShardError, decode_sample, raw_tar_samples
 
 LOGGER = logging.getLogger(__name__)
-MOST_FAULTS = 100  # in a row, and it is not a shard that is broken but the data set
+MOST_FAULTS = 100  # faults in a row before the data set is given up
 MOST_REASONS = 20  # that are counted by themselves
 
 

@@ -45,14 +45,14 @@ class Index:
     patches: int
 
     def is_whole(self) -> bool:
-        """Whether the tar is there with its size."""
+        """Return true where the tar exists and has its size."""
         try:
             return self.tar is not None and self.tar.is_file() and self.tar.stat().st_size == self.size
         except FileNotFoundError:
             return False
 
     def is_retired(self) -> bool:
-        """Whether its samples are in another shard."""
+        """Return true where its samples are in another shard."""
         return self.tar is None and not self.skipped
 
 
@@ -114,7 +114,7 @@ def indexes(folder: Path) -> Iterator[Index]:
 
 
 def _is_of_others(path: Path) -> bool:
-    """Whether another program made it: another name, and an object that has nothing of an index."""
+    """Return true for an object of another program: another name, and no key of an index."""
     if _NAME.fullmatch(path.name.removesuffix(INDEX)):
         return False
     content = read_object(path)

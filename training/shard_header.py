@@ -30,7 +30,7 @@ class ShardError(ValueError):
 
 @dataclass(frozen=True)
 class Dataset:
-    """What all shards of a folder have in common: the content of `dataset.json`.
+    """Header of a folder of shards: the content of `dataset.json`.
 
     Attributes:
         space: of the latents, as `models.own_spaces.space_as_dict` writes it.

@@ -1,4 +1,4 @@
-"""Where pictures and captions come from: folders, and tars of WebDataset, here or at any address that fsspec knows.
+"""Sources of pictures and captions: folders, and tars of WebDataset, here or at any address that fsspec knows.
 
 A source is a list of records before any picture is read, so that a run can leave out what an earlier one has done.
 """
@@ -56,10 +56,10 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class Source:
-    """A source's pictures, and what a person should know of them.
+    """Pictures of a source, and notes about them for the report.
 
     Attributes:
-        records: pictures in the order of their ids. left_out: pictures that are no records, by reason. notes: lines for the report.
+        records: pictures in the order of their ids. left_out: pictures without a record, by reason. notes: lines for the report.
     """
 
     records: list[ImageRecord]
@@ -68,7 +68,7 @@ class Source:
 
 
 def picture_of(record: ImageRecord) -> Image | str:
-    """The picture, upright, or why it is left out."""
+    """Return the picture, upright, or the reason why it is left out."""
     try:
         return read_upright(record.read())
     except Skipped as reason:
@@ -78,7 +78,7 @@ def picture_of(record: ImageRecord) -> Image | str:
 
 
 def records_of(source: str, captions: str | None = None) -> list[ImageRecord]:
-    """The records of `read_source`."""
+    """Return the records of `read_source`."""
     return read_source(source, captions).records
 
 
@@ -113,7 +113,7 @@ def read_source(source: str, captions: str | None = None, require_captions: bool
 
 
 def _with_tables(records: list[ImageRecord], source: str, tables: list[tuple[str, str]], captions: str | None) -> tuple[list[ImageRecord], list[str]]:
-    """Rows with what tables say of them, and lines about the tables.
+    """Rows with the captions of tables, and lines about the tables.
 
     Args:
         tables: path and the id prefix of the pictures that it is about. captions: the table that the user names.

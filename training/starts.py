@@ -1,7 +1,7 @@
-"""What a new Latent-CLIP starts from: nothing, a pixel CLIP, or another Latent-CLIP; and the layers' learning rates.
+"""Start weights of a new Latent-CLIP, from nothing, a pixel CLIP, or another Latent-CLIP; and the layers' learning rates.
 
-Its tower reads raw latents: whatever normalises them, mean and standard deviation of every channel, is folded into the patch
-convolution and the positions, so that nobody has to scale anything later.
+Its tower reads raw latents: their normalisation, mean and standard deviation of every channel, is folded into the patch
+convolution and the positions, so that nobody has to scale latents later.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _fold_mean(model: LatentCLIP, mean: Tensor) -> None:
 
 
 def from_nothing(config: dict, mean: Tensor, std: Tensor, seed: int) -> LatentCLIP:
-    """open_clip's own initialisation for latents of these statistics, seeded."""
+    """Return a new tower with open_clip's own initialisation, seeded, for latents of these statistics."""
     torch.manual_seed(seed)
     model = LatentCLIP(config)
     fold_normalisation(model, mean, std)
@@ -78,7 +78,7 @@ def config_for_latents(
 def from_clip(
     source: nn.Module, config: dict, mean: Tensor, std: Tensor, seed: int, pairs: tuple[Tensor, Tensor] | None = None
 ) -> LatentCLIP:
-    """Everything of a CLIP, of pixels or latents, but the patch convolution, which is new unless it fits; positions resized.
+    """Return a Latent-CLIP with the weights of a CLIP, of pixels or latents; the patch convolution is new unless it fits, and positions are resized.
 
     Args:
         source: open_clip's CustomTextCLIP or a LatentCLIP. config: see `config_for_latents`.
@@ -123,9 +123,9 @@ def _resized(positions: Tensor, grid: int) -> Tensor:
 
 @torch.no_grad()
 def fit_patch_convolution(model: LatentCLIP, latents: Tensor, patches: Tensor, ridge: float = 1e-3) -> float:
-    """Set the patch convolution, by least squares, to say of latents what another one says of the same pictures' pixels.
+    """Fit the patch convolution by least squares so that it maps latents to the teacher's patch embeddings of the same images.
 
-    A constant that the convolution cannot say, having no bias, goes into the positions of the patches.
+    The convolution has no bias, so the constant goes into the positions of the patches.
 
     Args:
         latents: raw (N, C, grid, grid). patches: (N, T, W) of the other convolution, T in reading order.
@@ -158,7 +158,7 @@ def fit_patch_convolution(model: LatentCLIP, latents: Tensor, patches: Tensor, r
 
 
 def only_patches(model: LatentCLIP) -> list[str]:
-    """Names of what the first stage trains: how patches are read and where they stand."""
+    """Return the names of the parameters of the first stage: patch convolution and positions."""
     return [
         name
         for name in ("visual.conv1.weight", "visual.positional_embedding")

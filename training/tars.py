@@ -45,7 +45,7 @@ class Content:
 
 
 def names_tars(source: str) -> bool:
-    """Whether a source is a tar, a pattern of tars, or a list of them with ::."""
+    """Return true for a source that is a tar, a pattern of tars, or a list of them with ::."""
     return PurePosixPath(source).suffix.lower() in (".tar", *UNPACK) and not Path(source).is_dir()
 
 
@@ -200,5 +200,5 @@ def broken_tars(found: dict[str, Content]) -> list[str]:
 
 
 def reasons(found: dict[str, Content]) -> Counter[str]:
-    """How many pictures of the tars are left out, by reason."""
+    """Count the pictures of the tars that are left out, by reason."""
     return Counter(reason for content in found.values() for reason, names in content.left_out.items() for _ in names)

@@ -21,27 +21,27 @@ OLD_SCALE = 0.18215  # of .latent files without a version, as the host's Load La
 
 
 class UnreadableError(CalibrationError):
-    """One file that holds no image to judge."""
+    """A file that holds no image to score."""
 
 
 class CalibrationScorer:
     """A Latent-CLIP, and a VAE for pictures, in the host's care; refused where it is another VAE than the Latent-CLIP reads.
 
     Attributes:
-        told: what the Latent-CLIP's file tells of its VAE.
+        vae_info: the file's record of its VAE.
         left_out: why files could not be read, one line each.
     """
 
     def __init__(self, clip: str, vae: str | None, fit: Fit, views: int, closer: bool = False):
         self.fit, self.views, self.closer = fit, views, closer
-        self.clip, self.told = _load_clip(clip)
+        self.clip, self.vae_info = _load_clip(clip)
         self.vae = _load_vae(vae) if vae else None
         if vae and not vae == clip == SHAPES_WORLD:
-            check_vae(self.clip.name, self.clip.space, self.told, self.vae, Path(vae).name)
+            check_vae(self.clip.name, self.clip.space, self.vae_info, self.vae, Path(vae).name)
         self.left_out: list[str] = []
 
-    def judge(self) -> ScorerId:
-        """What the gate must have in common with this calibration."""
+    def scorer_id(self) -> ScorerId:
+        """Return the settings that the gate must have in common with this calibration."""
         from ...host.scorers.concepts import scorer_id
 
         return scorer_id(self.clip, self.fit, self.views, self.closer)
@@ -55,7 +55,7 @@ class CalibrationScorer:
         from ...host.scorers.concepts import directions
         from ...host.scorers.log_odds import log_odds
 
-        known, watcher, rows = directions(self.clip, concept), self.clip.window_encoder(self.fit, self.closer), []
+        known, encoder, odds = directions(self.clip, concept), self.clip.window_encoder(self.fit, self.closer), []
         files, unreadable = files_of(folder), []
         for path in files:
             try:
@@ -63,13 +63,13 @@ class CalibrationScorer:
             except UnreadableError as error:
                 unreadable.append(str(error))
                 continue
-            rows.append(log_odds(raw, watcher, known, self.views))
+            odds.append(log_odds(raw, encoder, known, self.views))
         if len(unreadable) > UNREADABLE_SHARE * len(files):
             raise CalibrationError(
                 f"{len(unreadable)} of the {len(files)} files of {folder} cannot be read, such as {unreadable[0]} Repair or remove them."
             )
         self.left_out += unreadable
-        return torch.cat(rows)[:, 0].tolist()
+        return torch.cat(odds)[:, 0].tolist()
 
     def latents(self, path: Path) -> Tensor:
         """Raw latents (B, C, H, W) of one file.
@@ -113,7 +113,7 @@ def read_picture(path: Path) -> Tensor:
 
 
 def read_latent(path: Path) -> Tensor:
-    """What the host's Load Latent makes of a file: (B, C, H, W).
+    """Read a file as the host's Load Latent does: (B, C, H, W).
 
     Raises:
         UnreadableError: it holds no latent.
@@ -142,7 +142,7 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def _load_clip(name: str):
-    """A Latent-CLIP, and what its file tells of its VAE."""
+    """Return a Latent-CLIP, and its file's record of its VAE."""
     from ...host.scorers import shapes_world
     from ...host.scorers.latent_clip import LoadedLatentCLIP
     from ...models.checkpoint import read_checkpoint

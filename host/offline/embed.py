@@ -1,4 +1,4 @@
-"""The host's half of `latent-clip embed`: a VAE as the user has it, so that shards hold what a LATENT wire carries."""
+"""VAE of `latent-clip embed`, loaded by the host, so that shards hold the numbers that a LATENT wire carries."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class HostVAE:
 
     Attributes:
         channels, downscale: of its latents.
-        told: name and sha256 of its file, and the signature of its encoder (`models.vae_signature`).
+        vae_info: name and sha256 of its file, and the signature of its encoder (`models.vae_signature`).
     """
 
     def __init__(self, vae: str, moments: bool = False) -> None:
         path = FOLDER / "vae.safetensors" if vae == SHAPES_WORLD else Path(vae)
         self.vae = _load_vae(vae)
         self.vae.throw_exception_if_invalid()
-        self.told: dict = {
+        self.vae_info: dict = {
             "name": vae if vae == SHAPES_WORLD else path.name, "sha256": sha256_of(path),
             "signature": loaded_signature(self.vae),
         }  # fmt: skip
@@ -53,7 +53,7 @@ class HostVAE:
 
     @staticmethod
     def _frame(latents: Tensor) -> Tensor:
-        """The only frame of what a VAE of films makes of a picture."""
+        """Return the single frame that a video VAE makes of a picture."""
         return latents[:, :, 0] if latents.ndim == 5 and latents.shape[2] == 1 else latents
 
 
@@ -63,10 +63,10 @@ def space_of(name: str, encoder: HostVAE) -> LatentSpace:
     Raises:
         ValueError: the space that was named is not one of this VAE's shape.
     """
-    name = name or (SHAPES_WORLD if encoder.told["name"] == SHAPES_WORLD else "")
+    name = name or (SHAPES_WORLD if encoder.vae_info["name"] == SHAPES_WORLD else "")
     if not name:
-        own = f"{Path(encoder.told['name']).stem}-{encoder.told['sha256'][:8]}"
-        description = f"those of {encoder.told['name']}"
+        own = f"{Path(encoder.vae_info['name']).stem}-{encoder.vae_info['sha256'][:8]}"
+        description = f"those of {encoder.vae_info['name']}"
         return LatentSpace(own, encoder.channels, encoder.downscale, 1.0, 0.0, description, video=encoder.vae.latent_dim == 3)
     if name not in LATENT_SPACES:
         raise ValueError(
@@ -76,6 +76,6 @@ def space_of(name: str, encoder: HostVAE) -> LatentSpace:
     if (space.channels, space.downscale) != (encoder.channels, encoder.downscale):
         raise ValueError(
             f"Got --space {name}, of {space.channels} channels and {space.downscale} pixels a cell, but the latents of "
-            f"{encoder.told['name']} have {encoder.channels} and {encoder.downscale}. Name the VAE's own space, or none."
+            f"{encoder.vae_info['name']} have {encoder.channels} and {encoder.downscale}. Name the VAE's own space, or none."
         )
     return space

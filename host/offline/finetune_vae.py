@@ -25,11 +25,11 @@ DECODER = ("decoder.", "post_quant_conv.")
 
 
 class TrainableVAE(nn.Module):
-    """A VAE for pictures with a posterior, as training's `leash.Autoencoder`. Pictures are (B, side, side, 3) in 0..1.
+    """A VAE for pictures with a posterior, as training's `regularisers.Autoencoder`. Pictures are (B, side, side, 3) in 0..1.
 
     Args:
         network: the host's, with `encode`, `decode` and a Gaussian `regularization`. process_input: of the host's VAE.
-        grad_checkpointing: the network's blocks are computed again on the way back; less memory, about a third more time.
+        grad_checkpointing: the network's blocks are computed again in the backward pass; less memory, about a third more time.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class TrainableVAE(nn.Module):
         return halves
 
     def weights(self) -> dict[str, Tensor]:
-        """What a file for the host's loader holds."""
+        """Return the tensors of a file for the host's loader."""
         return self.network.state_dict()
 
     def _blocks(self):
@@ -98,10 +98,10 @@ def load_trainable_vae(name: str, grad_checkpointing: bool = False) -> tuple[Tra
         vae.throw_exception_if_invalid()
         _check(vae, path.name, any(key.startswith("encoder.") for key in tensors))
         trainable = TrainableVAE(vae.first_stage_model, vae.process_input, grad_checkpointing)
-    told = {
+    vae_info = {
         "name": name if name == SHAPES_WORLD else path.name, "sha256": sha256_of(path), "signature": signature_of(trainable.weights()),
     }  # fmt: skip
-    return trainable, told, vae.latent_channels, vae.spacial_compression_encode()
+    return trainable, vae_info, vae.latent_channels, vae.spacial_compression_encode()
 
 
 def _check(vae: comfy.sd.VAE, name: str, encodes: bool) -> None:

@@ -1,4 +1,4 @@
-"""What a diffusion model predicts of a finished image from each latent with noise on it: what a noise-aware judge learns from."""
+"""x0 predictions of a diffusion model from noised latents, to train a noise-conditioned encoder on."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class DiffusionPredictor:
             self.model, self.clip, *_ = comfy.sd.load_checkpoint_guess_config(str(Path(checkpoint)), output_vae=False)
         if self.model is None or self.clip is None:
             raise ValueError(f"{checkpoint}: expected a checkpoint with a diffusion model and its text encoder.")
-        self.cfg, self.told = cfg, checkpoint
+        self.cfg = cfg
         sampling = self.model.get_model_object("model_sampling")
         percents = [(number + 1) / (levels + 1) for number in range(levels)]
         self.sigmas = [float(sampling.percent_to_sigma(percent)) for percent in percents]

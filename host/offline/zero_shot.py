@@ -10,16 +10,16 @@ from torch import Tensor
 
 from ...models.latent_spaces import check_raw_latents
 from ..scorers import scoring
-from .calibrate import Scorer
+from .calibrate import CalibrationScorer
 
 
 @dataclass(frozen=True)
 class ZeroShotModel:
-    """What loads in the host's care.
+    """Models loaded by the host.
 
     Attributes:
         name: of the Latent-CLIP. side: pixels of the square that fills its grid.
-        space: name of the latent space that it reads. vae: what its file tells of the VAE.
+        space: name of the latent space that it reads. vae: its file's record of the VAE.
         encode: pictures (B, 3, side, side) in [0, 1] → (B, D); encode_latents: raw latents (B, C, H, W) → (B, D);
             encode_text: texts → (N, D); all of unit length.
     """
@@ -41,7 +41,7 @@ def load_judge(clip: str, vae: str | None) -> ZeroShotModel:
     Raises:
         ValueError: a file is none, or the VAE writes other latents than the Latent-CLIP reads.
     """
-    scorer = Scorer(clip, vae, "crop", 0)
+    scorer = CalibrationScorer(clip, vae, "crop", 0)
     encoder, loaded = scorer.clip.encoder("crop"), scorer.vae
 
     def encode_latents(raw_latents: Tensor) -> Tensor:
@@ -58,6 +58,6 @@ def load_judge(clip: str, vae: str | None) -> ZeroShotModel:
 
     space = scorer.clip.space
     return ZeroShotModel(
-        scorer.clip.name, scorer.clip.grid * space.downscale, space.name, scorer.told, encode_latents, encode,
+        scorer.clip.name, scorer.clip.grid * space.downscale, space.name, scorer.vae_info, encode_latents, encode,
         scorer.clip.encode_text,
     )  # fmt: skip

@@ -98,8 +98,8 @@ def test_both_files_open_in_the_host_and_give_what_the_run_saw(pack, host_env, p
     training, told = json.loads(checkpoint.metadata["training"]), json.loads(checkpoint.metadata["vae"])
     new, old = host_vae(pack, made / "vae.safetensors"), host_vae(pack, "shapes-world")
     check = pack("models.vae_signature")
-    assert check.is_another(check.difference(told, old.told)), "of the old VAE's latents it would be told apart"
-    assert checkpoint.space.name == "shapes-world" and told == new.told and training["vae trained"] == "encoder and decoder"
+    assert check.is_another(check.difference(told, old.vae_info)), "of the old VAE's latents it would be told apart"
+    assert checkpoint.space.name == "shapes-world" and told == new.vae_info and training["vae trained"] == "encoder and decoder"
     pixels = pixels_of(pictures, COUNT)
     with torch.inference_mode():
         before, after = (vae(pixels)["latent"].float() for vae in (old, new))
