@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> str:
 
 
 def peak_memory() -> str:
-    """Largest resident size of this process so far, where the system reports it."""
+    """Largest resident size of this process so far; "unknown" on Windows."""
     try:
         import resource
     except ImportError:  # Windows
