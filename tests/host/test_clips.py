@@ -25,9 +25,9 @@ def clips(lab) -> torch.Tensor:
 def each_frame(lab, judge: str, clips: torch.Tensor) -> torch.Tensor:
     """Scores (B, T) of the frames of clips, each as a picture alone: what a latent judge must find."""
     reward = lab.reward(judge)
-    evaluate = lab.module("host.scorers.scoring").evaluate
+    score = lab.module("host.scorers.scoring").score_frames
     with torch.inference_mode():
-        return torch.stack([evaluate(reward, clips[:, :, [t]])["match"] for t in range(clips.shape[2])], dim=1)
+        return torch.stack([score(reward, clips[:, :, [t]])["match"] for t in range(clips.shape[2])], dim=1)
 
 
 def test_frames_of_a_latent_judge_are_judged_as_pictures(lab, clips):

@@ -87,7 +87,7 @@ def test_the_window_and_every_n(world):
     model = world.guided(threshold=-1000, every_n=2)
     hook = world.steering(model)
     inner = hook.objective
-    hook.objective = type("Counting", (), {"encoders": inner.encoders, "start": inner.start, "__call__": lambda self, x: calls.append(1) or inner(x)})()  # fmt: skip
+    hook.objective = type("Counting", (), {"encoders": inner.encoders, "start": inner.start, "__call__": lambda self, x, level=None: calls.append(1) or inner(x, level)})()  # fmt: skip
     world.sample(model, steps=6)
     assert len(calls) == 3
 
@@ -150,7 +150,7 @@ def test_cancel_works(world, monkeypatch):
     def interrupted(raw_latents):
         raise mm.InterruptProcessingException
 
-    hook.objective = type("Interrupting", (), {"encoders": inner.encoders, "start": inner.start, "__call__": lambda self, x: interrupted(x)})()  # fmt: skip
+    hook.objective = type("Interrupting", (), {"encoders": inner.encoders, "start": inner.start, "__call__": lambda self, x, level=None: interrupted(x)})()  # fmt: skip
     with pytest.raises(mm.InterruptProcessingException):
         world.sample(model)
     assert world.fingerprint() == before
