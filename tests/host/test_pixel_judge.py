@@ -26,7 +26,7 @@ def pack(host_env):
         "host.scorers.scoring",
         "methods.features",
     )
-    modules = {name.split(".")[1]: importlib.import_module(f"{host_env.pack.__name__}.{name}") for name in names}
+    modules = {name.split(".")[-1]: importlib.import_module(f"{host_env.pack.__name__}.{name}") for name in names}
     with torch.inference_mode():
         clip = modules["shapes_world"].load_pixel_clip()
     encoders = {}
