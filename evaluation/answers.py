@@ -106,8 +106,9 @@ class _Handler(urllib.request.AbstractHTTPHandler):
 
     def _connection(self, kind: type[http.client.HTTPConnection], host: str, **settings) -> http.client.HTTPConnection:
         connection = kind(host, **settings)
-        connection.response_class = lambda sock, **about: http.client.HTTPResponse(  # type: ignore[assignment, misc]
-            _Source(_Bound(sock, self.limits, self.deadline, self.stopped)), **about
+        connection.response_class = lambda sock, **about: http.client.HTTPResponse(  # type: ignore[assignment]
+            _Source(_Bound(sock, self.limits, self.deadline, self.stopped)),  # type: ignore[arg-type]
+            **about,
         )
         return connection
 

@@ -109,8 +109,8 @@ def _versions(servers: Sequence[Server], log: Callable[[str], None]) -> tuple[di
             if len(errors) == 1
             else ServerGoneError("\n".join(["No server answers:", *(f"  {e}" for e in errors.values())]))
         )
-    for error in errors.values():
-        log(f"left out: {error}")
+    for reason in errors.values():
+        log(f"left out: {reason}")
     return found, {server: str(error) for server, error in errors.items()}
 
 

@@ -118,14 +118,12 @@ def _odd(run: object) -> str:
             return f"has the {name} {short(run[name])}"
     if run["images"] < 1 or run["batch"] < 1 or not run["prompts"] or not run["arms"]:
         return "has no pictures, prompts or arms"
-    if odd := next((prompt for prompt in run["prompts"] if not _is_prompt(prompt)), None):
-        return f"has the prompt {short(odd)}"
+    if odd := [prompt for prompt in run["prompts"] if not _is_prompt(prompt)]:
+        return f"has the prompt {short(odd[0])}"
     if len({prompt["index"] for prompt in run["prompts"]}) < len(run["prompts"]):
         return "has two prompts of one index"
-    arms = (name for name, arm in run["arms"].items() if unfit(name, windows=True) or not _is_arm(arm))
-    return (
-        f"has the arm {short(name)} with {short(run['arms'][name])}" if (name := next(arms, None)) is not None else ""
-    )
+    arms = [name for name, arm in run["arms"].items() if unfit(name, windows=True) or not _is_arm(arm)]
+    return f"has the arm {short(arms[0])} with {short(run['arms'][arms[0]])}" if arms else ""
 
 
 def _is_prompt(prompt: object) -> bool:

@@ -71,9 +71,7 @@ class Server:
     def __init__(self, address: str, limit: float = 3600):
         self.address = (address if "://" in address else f"http://{address}").rstrip("/")
         if not is_http(self.address):
-            raise EvaluationError(
-                f"Got the server {address!r}, expected an address such as 127.0.0.1:8188 or https://host/path."
-            )
+            raise EvaluationError(f"Got the server {address!r}, expected an address such as 127.0.0.1:8188 or https://host/path.")
         self.limit = limit
         self.stopped = threading.Event()
         self.waits: deque[float] = deque(maxlen=8)  # seconds of the last prompts, from POST to history
@@ -112,14 +110,8 @@ class Server:
             history = self._wait(prompt_id)
             images = images_of(history, output)
             if count is not None and len(images) != count:
-                raise TaskFailedError(
-                    f"the workflow gave {len(images)} pictures, expected {count}. "
-                    + (
-                        "Let it save one picture, or give the batch size a slot."
-                        if count == 1
-                        else "Does its batch slot set how many it saves?"
-                    )
-                )
+                one, many = "Let it save one picture, or give the batch size a slot.", "Does its batch slot set how many it saves?"
+                raise TaskFailedError(f"the workflow gave {len(images)} pictures, expected {count}. {one if count == 1 else many}")
             return Made(self._pictures(images), seconds_of(history), rewards_of(history, len(images)))
 
     def do(self, work: Callable[[Server, Task], Made], task: Task) -> Made:
@@ -137,10 +129,9 @@ class Server:
         head += "Content-Type: application/octet-stream\r\n\r\n"
         tail = f'\r\n--{boundary}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n--{boundary}--\r\n'
         body = head.encode() + content + tail.encode()
-        answer = self._object(
-            "/upload/image", self._ask("/upload/image", body, f"multipart/form-data; boundary={boundary}", UPLOAD)
-        )
-        with self._reading("/upload/image"):
+        path, kind = "/upload/image", f"multipart/form-data; boundary={boundary}"
+        answer = self._object(path, self._ask(path, body, kind, UPLOAD))
+        with self._reading(path):
             return "/".join(filter(None, [answer.get("subfolder"), answer["name"]]))
 
     def _queue(self, graph: dict) -> str:
@@ -150,9 +141,7 @@ class Server:
             prompt_id = answer.get("prompt_id")
             if not (isinstance(prompt_id, str) and 0 < len(prompt_id) <= 200 and prompt_id.isprintable()):
                 raise TypeError(f"expected a prompt_id, got {one_line(repr(prompt_id), 60)}")
-            if broken := answer.get(
-                "node_errors"
-            ):  # the host runs the valid part of a graph, which was not asked for
+            if broken := answer.get("node_errors"):  # the host runs the valid part of a graph, which was not asked for
                 self._forget(prompt_id)
                 raise TaskFailedError(refusal({"node_errors": broken}))
         return prompt_id
@@ -173,9 +162,7 @@ class Server:
             if waited > recheck:
                 recheck = waited + RECHECK_SECONDS
                 if not self._has(prompt_id) and not self._history(prompt_id):
-                    raise ServerGoneError(
-                        f"{self} has forgotten a prompt; it was started again, or somebody emptied its queue."
-                    )
+                    raise ServerGoneError(f"{self} has lost a prompt; it was restarted, or its queue was emptied.")
             self.stopped.wait(min(SLOWEST_POLL, 0.02 + waited / 10))
         self._forget(prompt_id)
         raise ServerGoneError("stopped")
@@ -191,9 +178,7 @@ class Server:
     def _has(self, prompt_id: str) -> bool:
         queues = self._json("/queue", limits=QUEUE)
         with self._reading("/queue"):
-            return any(
-                item[1] == prompt_id for key in ("queue_running", "queue_pending") for item in queues.get(key, [])
-            )
+            return any(item[1] == prompt_id for key in ("queue_running", "queue_pending") for item in queues.get(key, []))
 
     def _forget(self, prompt_id: str) -> None:
         """Remove a prompt from the server's queue, or interrupt it; also after the run was stopped."""

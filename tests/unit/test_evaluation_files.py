@@ -73,7 +73,7 @@ def without(name):
 @pytest.mark.parametrize("change", [
     lambda run: [run], lambda run: None, lambda run: 5, lambda run: "x", lambda run: {}, *map(without, ("benchmark", "images", "prompts", "arms", "batch", "models")),
     *(lambda run, odd=odd: {**run, **odd} for odd in (
-        {"images": "4"}, {"images": 0}, {"images": True}, {"images": 2.5}, {"prompts": {}}, {"prompts": []}, {"prompts": [1]}, {"prompts": [{"text": "x"}]},
+        {"images": "4"}, {"images": 0}, {"images": True}, {"images": 2.5}, {"prompts": {}}, {"prompts": []}, {"prompts": [1]}, {"prompts": [None]}, {"prompts": [{}]}, {"prompts": [{"text": "x"}]},
         {"prompts": [{"index": "0", "text": "x"}]}, {"prompts": [{"index": 0, "text": 5}]}, {"prompts": [{"index": 0, "text": "x", "more": 1}]},
         {"prompts": [{"index": 0, "text": "x", "seed": "1"}]}, {"prompts": [{"index": 0, "text": "x"}] * 2}, {"arms": []}, {"arms": {}}, {"arms": {"a": 5}},
         {"arms": {"a": {}}}, {"arms": {"../../x": {"workflow_hash": "", "settings": {}}}}, {"arms": {"a": {"workflow_hash": "", "settings": {"cfg": "x"}}}},

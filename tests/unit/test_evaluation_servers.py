@@ -272,7 +272,7 @@ def test_a_server_that_was_started_again_has_forgotten_the_prompt(monkeypatch):
     answers = {"/prompt": {"prompt_id": "x", "node_errors": {}}, "/queue": {"queue_running": [], "queue_pending": []}}
     with (
         answering(lambda path: (200, json.dumps(answers.get(path, {})).encode())) as server,
-        pytest.raises(ServerGoneError, match="has forgotten a prompt"),
+        pytest.raises(ServerGoneError, match="has lost a prompt"),
     ):
         server.run({})
 
