@@ -101,7 +101,7 @@ class LatentCLIPSafetyGuidance(io.ComfyNode):
         from ..host.safety.look_ahead import DraftScorer
         from ..host.scorers.concepts import directions_for_pixels
         from ..host.scorers.pixel_clip import load_pixel_clip_file, pixel_encoder
-        from ..host.scorers.vae_check import check_beside
+        from ..host.scorers.vae_check import check_vae_if_recorded
 
         check_requirements()
         if vae is None:
@@ -109,7 +109,7 @@ class LatentCLIPSafetyGuidance(io.ComfyNode):
                 f"Got the second judge {pixel_clip!r}, which sees pixels, and no VAE. Connect the VAE of the model to `vae`, or set "
                 f"pixel_clip to {NO_SECOND}."
             )
-        check_beside(latent_clip, vae)
+        check_vae_if_recorded(latent_clip, vae)
         clip = load_pixel_clip_file(pixel_clip)
         return DraftScorer(pixel_encoder(clip, vae), directions_for_pixels(clip, concept_set, fit))
 

@@ -21,7 +21,7 @@ class AheadWorld(World):
         self.look_ahead, self.looks, self.gate = map(
             module, ("host.safety.look_ahead", "host.safety.verdicts", "host.safety.gate")
         )
-        self.rows, self.pixel_clip = module("host.sampling.rows"), module("host.scorers.pixel_clip")
+        self.active_items, self.pixel_clip = module("host.sampling.active_items"), module("host.scorers.pixel_clip")
         with torch.inference_mode():
             self.shipped = module("models.concepts").shipped_concepts("shapes-world-stars")
 

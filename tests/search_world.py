@@ -18,8 +18,8 @@ class SearchWorld(World):
         def module(name: str):
             return importlib.import_module(f"{host_env.pack.__name__}.{name}")
 
-        self.search, self.rows, self.evaluations = map(module, ("host.search.run", "host.sampling.rows", "host.sampling.evaluations"))
-        self.row_check = module("host.sampling.row_check")
+        self.search, self.active_items, self.evaluations = map(module, ("host.search.run", "host.sampling.active_items", "host.sampling.evaluations"))
+        self.item_check = module("host.sampling.item_check")
         self.settings_of_search = module("host.search.state").SearchSettings
         self.rewards_of_texts = module("methods.rewards").text_reward
         with torch.inference_mode():

@@ -1,1 +1,1 @@
-"""The way to the browser and back: routes, live messages, the installed pack."""
+"""Connection to the front end: routes, live messages, the installed pack."""

@@ -1,7 +1,7 @@
-"""Prompts that end in a node which only runs when something needs it.
+"""Let prompts run that end in a node which only runs when its output is needed.
 
 Select, Classify and the Safety Gate are no output nodes: the host would run those wherever they stand, and with them what
-a lazy switch has left out. A prompt that ends in one all the same, to look at its bars or for its report, gets the
+a lazy switch has left out. A prompt that ends in one all the same, for its bars or its report, gets the
 host's own Preview as Text behind it before the host checks it, so it runs as in version 0.1.
 """
 
@@ -15,7 +15,7 @@ OUTPUTS = {"LatentCLIPSelect": 2, "LatentCLIPClassify": 2, "LatentCLIPSafetyGate
 
 
 def with_ends(body: dict) -> dict:
-    """The body of a POST /prompt, its prompt completed. A run of chosen nodes only is left as it is."""
+    """Return the body of a POST /prompt with its prompt completed, or unchanged if only chosen nodes are to run."""
     prompt = body.get("prompt")
     classes = getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {})
     if not isinstance(prompt, dict) or body.get("partial_execution_targets") is not None or PREVIEW not in classes:
@@ -29,7 +29,7 @@ def with_ends(body: dict) -> dict:
 
 
 def loose_ends(prompt: dict, output_nodes: set[str]) -> list[str]:
-    """Ids of nodes of OUTPUTS that no output node needs, without those that another one of them needs."""
+    """Ids of nodes of OUTPUTS that no output node needs, without those needed by another one of them."""
     outputs = [node_id for node_id in prompt if _class(prompt, node_id) in output_nodes]
     needed = _with_what_they_need(prompt, outputs)
     ends = [node_id for node_id in prompt if _class(prompt, node_id) in OUTPUTS and node_id not in needed]

@@ -1,4 +1,4 @@
-"""Whether this copy of the pack is the one in use. Light: the host imports this when it starts."""
+"""Detect a second copy of the pack. Light: the host imports this when it starts."""
 
 import logging
 import sys
@@ -9,7 +9,7 @@ NODE = "LatentCLIPLoader"  # in every version of the pack
 
 
 def is_first_copy() -> bool:
-    """Whether no other copy of the pack has given the host its nodes already; one line in the log where one has."""
+    """Return True unless another copy of the pack has registered its nodes already; then log one line."""
     other = other_copy()
     if other:
         LOGGER.warning(

@@ -8,13 +8,13 @@ from ...methods.rewards import Reward
 
 
 def rounded(values: Tensor) -> list[float | None]:
-    """For JSON, which has no NaN and no infinity: None stands for both."""
+    """Return numbers rounded to 6 digits for JSON; None for NaN and infinity."""
     return [round(value, 6) if math.isfinite(value) else None for value in values.tolist()]
 
 
 def rounded_table(table: Tensor) -> list[list[float | None]]:
-    """`rounded` for every line of a table (B, N)."""
-    return [rounded(row) for row in table]
+    """Apply `rounded` to every line of a table (B, N)."""
+    return [rounded(line) for line in table]
 
 
 def numbers(values: list[float]) -> list[float | None]:

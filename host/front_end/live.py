@@ -1,6 +1,6 @@
-"""What a run tells the page while it goes on, and the page's way to end it early.
+"""Live messages of a run to the front end, and its ways to end the run early.
 
-A run sends events (`latent_clip.reno`, `latent_clip.search`) to the client that queued it. A page that has missed some, after
+A run sends events (`latent_clip.reno`, `latent_clip.search`) to the client that queued it. A front end that has missed some, after
 a reload for example, asks GET /latent_clip/runs for everything so far. POST /latent_clip/stop ends a ReNO run, which keeps its
 best; POST /latent_clip/choose answers a search (`host.search.live`). All reach the runs of the same client only.
 """
@@ -17,12 +17,12 @@ from .routes import RUNS, host_server
 SEND_SECONDS = 0.1  # between two events; iterations in between travel together
 
 SERIALS = itertools.count(int(time.time() * 1000))
-"""Of messages in the order in which they are made: events and answers to GET come to the page on two ways, and one may overtake the
+"""Serial numbers of messages, in the order in which they are made: events and answers to GET travel apart, and one may overtake the
 other. A server that starts again goes on higher up."""
 
 
 class Live:
-    """A running node as its page sees it. Outside the host's executor, and where no client listens, it says nothing.
+    """Running node as the front end sees it. It sends nothing outside the executor or without a listening client.
 
     Attributes:
         key: (prompt id, node id). list_index: of a list of latents, which run one after the other.
@@ -37,7 +37,7 @@ class Live:
         self.client: str = getattr(self.server, "client_id", None) or ""
 
     def register(self) -> None:
-        """From now on the routes reach this run."""
+        """Make this run known to the routes."""
         if all(self.key):
             RUNS[self.key] = self
 
@@ -47,11 +47,14 @@ class Live:
     def listened_to(self) -> bool:
         return bool(all(self.key) and self.server and self.client in self.server.sockets)
 
+    def numbered_address(self) -> dict:
+        """Return `address` with a serial number; call it before reading what the message will contain."""
+        return {"serial": next(SERIALS), **self.address()}
+
     def address(self) -> dict:
-        """Which run a message is of, and which of its messages; to be called before what the message tells is read."""
+        """Return which run a message or report belongs to."""
         prompt_id, node = self.key
         return {
-            "serial": next(SERIALS),
             "node": node,
             "display_node": _display_node(node) if node else "",
             "prompt_id": prompt_id,
@@ -60,11 +63,11 @@ class Live:
 
 
 def how_it_ended(kind: type[BaseException] | None) -> str:
-    """In a message's word."""
+    """Outcome of a run as a message names it."""
     interrupted = kind is not None and issubclass(kind, mm.InterruptProcessingException)
     return "done" if kind is None else "interrupted" if interrupted else "failed"
 
 
 def _display_node(node: str) -> str:
-    """The node of the page that a running node belongs to: another one where a node expands into a graph of its own."""
+    """Id of the node shown in the front end: another one where a node expands into a graph of its own."""
     return get_progress_state().dynprompt.get_display_node_id(node)

@@ -1,4 +1,4 @@
-"""What the pack needs beside ComfyUI, looked for without importing it: open_clip alone takes seconds."""
+"""Check the pack's requirements without importing them: open_clip alone takes seconds."""
 
 import logging
 import sys
@@ -10,7 +10,7 @@ REQUIREMENTS = {"open_clip": "open_clip_torch", "einops": "einops", "safetensors
 
 
 def missing_requirements() -> str:
-    """One line that names what is missing and the command for this Python; empty where nothing is."""
+    """Return one line that names the missing packages and the command for this Python; "" if none is missing."""
     packages = [package for module, package in REQUIREMENTS.items() if find_spec(module) is None]
     if not packages:
         return ""
@@ -20,13 +20,13 @@ def missing_requirements() -> str:
 
 
 def warn_of_missing_requirements() -> None:
-    """One line in the log at the start. The nodes are there all the same, and say it again when they run."""
+    """Log one line at the start if something is missing. The nodes exist all the same, and raise when they run."""
     if sentence := missing_requirements():
         LOGGER.warning(sentence)
 
 
 def check_requirements() -> None:
-    """Called by every node that loads a network.
+    """Refuse to load a network while a package is missing.
 
     Raises:
         ValueError: something is missing.

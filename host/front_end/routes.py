@@ -1,4 +1,4 @@
-"""The pack's routes, and which runs they reach. Light: the host imports this when it starts."""
+"""HTTP routes of the pack and the runs that they reach. Light: the host imports this when it starts."""
 
 import sys
 from collections import Counter
@@ -21,7 +21,7 @@ MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 def host_server():
-    """The host's server; None where the pack is used without one."""
+    """Return the host's server; None where the pack is used without one."""
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
@@ -37,7 +37,7 @@ def register_routes() -> None:
 
 
 async def runs(request: web.Request) -> web.Response:
-    """Every run of the client ?clientId=… that is going on, from its first iteration."""
+    """Every current run of the client ?clientId=…, from its first iteration."""
     client = request.query.get("clientId", "")
     own = [run for run in RUNS.values() if run.client == client]
     return web.json_response({"runs": [message for run in own if (message := run.so_far())]})
@@ -81,7 +81,7 @@ async def choose(request: web.Request) -> web.Response:
 
 
 def _whose(body: dict) -> tuple[tuple[str, str], str]:
-    """((prompt id, node id), client id) of a message."""
+    """Return ((prompt id, node id), client id) of a message."""
     parts = [body["prompt_id"], body["node"], body.get("client_id") or ""]
     if not all(isinstance(part, str | int) for part in parts):
         raise TypeError

@@ -1,4 +1,4 @@
-"""ComfyUI's own compiler (from 0.34 on), which has to be off while a gradient is wanted.
+"""Switch off ComfyUI's own compiler (from 0.34 on) while a gradient is wanted.
 
 On an NVIDIA GPU with dynamic VRAM the host records what a forward pass allocates, and replays blocks as CUDA graphs. A
 replayed block runs no Python, so hooks, recomputed blocks and autograd do not exist in it. The host reads its arguments at
@@ -15,7 +15,7 @@ SWITCHES = ("disable_comfy_compiler", "disable_cuda_graphs")
 
 
 def compiles(device: torch.device) -> bool:
-    """Whether the host compiles models on this device; False for hosts that have no compiler."""
+    """Return True if the host compiles models on this device; False for hosts that have no compiler."""
     try:
         from comfy.model_prefetch import malloc_graph_enabled
     except ImportError:

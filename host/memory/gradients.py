@@ -23,13 +23,13 @@ CHECKPOINTED = ("ResBlock", "BasicTransformerBlock")
 
 @contextmanager
 def gradients(modules: Iterable[nn.Module], latent_format: object | None = None) -> Iterator[None]:
-    """Inside, autograd works through `modules`; afterwards every parameter and buffer is the very object it was.
+    """Let autograd work through `modules` inside; put back every parameter and buffer as the same object afterwards.
 
     Likewise through a latent format of the host, whose means and deviations are tensors in Wan's and others.
 
     Weights that the host keeps elsewhere are copied to the device by the layer that needs them, as ordinary tensors
     that autograd may keep: neither in pages that dynamic VRAM gives to another weight meanwhile, nor in the host's
-    shared cast buffers, nor by a side stream that the way back does not wait for. The host's compiler is off (`host.memory.compiler`).
+    shared cast buffers, nor by a side stream that the backward pass does not wait for. The host's compiler is off (`host.memory.compiler`).
     """
     with torch.inference_mode(False), torch.enable_grad(), compiler_off(), _no_offload_streams(), _plain_operations():
         swaps = Swaps()
@@ -52,7 +52,7 @@ def gradients(modules: Iterable[nn.Module], latent_format: object | None = None)
 
 
 class Swaps:
-    """Entries of dicts that are something else for a while."""
+    """Temporary replacements of entries in dicts."""
 
     _absent = object()
 
@@ -67,7 +67,7 @@ class Swaps:
         self._before.append((owner, name, owner.pop(name)))
 
     def undo(self) -> None:
-        """Every entry as it was before the first swap."""
+        """Restore every entry as it was before the first swap."""
         for owner, name, value in reversed(self._before):
             if value is self._absent:
                 owner.pop(name, None)
@@ -99,7 +99,7 @@ def _no_offload_streams() -> Iterator[None]:
 
 @contextmanager
 def _plain_operations() -> Iterator[None]:
-    """The host's own switch for its training: transformers then rotate positions by PyTorch, not by kernels without a gradient."""
+    """Switch the host to its training operations: rotary positions by PyTorch, not by kernels without a gradient."""
     before, mm.in_training = mm.in_training, True
     try:
         yield
@@ -108,7 +108,7 @@ def _plain_operations() -> Iterator[None]:
 
 
 def _alias(tensor: Tensor) -> Tensor:
-    """An ordinary tensor without gradient over the same memory; a Parameter stays one, as modules demand.
+    """Return an ordinary tensor without gradient over the same memory; a Parameter stays one, as modules demand.
 
     A quantised weight is rebuilt around aliases of its parts. Other subclasses (GGUF) carry what only they know how to
     copy, so they stay; their layers dequantise them into ordinary tensors.
@@ -127,18 +127,18 @@ def _alias(tensor: Tensor) -> Tensor:
 
 
 def ordinary(tensor: Tensor) -> Tensor:
-    """An inference tensor as an ordinary clone; any other tensor as it is."""
+    """Return an inference tensor as an ordinary clone; any other tensor unchanged."""
     return tensor.clone() if tensor.is_inference() else tensor
 
 
 def differentiable_attention(_function, *args, **kwargs) -> Tensor:
-    """For `optimized_attention_override`: other backends have no backward pass, or fail in it when they chunk."""
+    """Override `optimized_attention`: other backends have no backward pass, or fail in it when they chunk."""
     return attention_pytorch(*args, **kwargs)
 
 
 @contextmanager
 def checkpointed_blocks(model: nn.Module, blocks: Iterable[nn.Module] | None = None) -> Iterator[int]:
-    """Inside, the blocks of a network keep only their inputs and are computed again on the way back.
+    """Recompute the blocks of a network in the backward pass: they keep only their inputs.
 
     Gradients are the same, activations cost a fraction. Yields the number of blocks.
 
@@ -162,7 +162,7 @@ def checkpointed_blocks(model: nn.Module, blocks: Iterable[nn.Module] | None = N
 
 @contextmanager
 def overwriting_allowed(model: nn.Module) -> Iterator[None]:
-    """Inside, a transformer may write into its activations; U-Nets do not, and are spared the looking."""
+    """Let a transformer write into its activations; U-Nets do not, and skip the check."""
     with nullcontext() if _blocks_of_unet(model) else writable_activations():
         yield
 
@@ -172,7 +172,7 @@ def _blocks_of_unet(model: nn.Module) -> set[nn.Module]:
 
 
 def _listed(module: nn.Module) -> Iterator[nn.Module]:
-    """What stands in the outermost lists of a network and is made of parts itself."""
+    """Modules in the outermost lists of a network that have submodules themselves."""
     for child in module.children():
         if isinstance(child, nn.ModuleList | nn.ModuleDict):
             yield from (block for block in child.children() if any(True for _ in block.children()))
@@ -181,7 +181,7 @@ def _listed(module: nn.Module) -> Iterator[nn.Module]:
 
 
 class _Checkpointed:
-    """`forward` of one block under checkpointing; a plain call where no gradient is wanted."""
+    """Replacement `forward` of one block: under checkpointing, or a plain call if no gradient is wanted."""
 
     def __init__(self, forward, again):
         self.forward, self.again = forward, again
@@ -193,7 +193,7 @@ class _Checkpointed:
 
 
 def _again(block, args: tuple, kwargs: dict):
-    """PyTorch's checkpoint, for blocks that overwrite nothing."""
+    """Checkpoint a block that overwrites nothing, by PyTorch's own function."""
     # The options that the network hands from block to block are one dict, which later blocks write into: what is
     # computed again must see what the first time saw.
     seen = _copied((args, kwargs))
@@ -210,7 +210,7 @@ def _again(block, args: tuple, kwargs: dict):
 
 
 def _copied(value):
-    """Dicts and lists copied at every depth, everything else as it is."""
+    """Copy dicts and lists at every depth; return everything else unchanged."""
     if type(value) is dict:
         return {key: _copied(item) for key, item in value.items()}
     if type(value) in (list, tuple):

@@ -1,6 +1,6 @@
 """Networks that write into their activations, as the host's transformers do to save memory (`img += ...` in Flux's blocks).
 
-Autograd refuses what was overwritten since it was kept for the way back. Here what is kept is copied just before it is
+Autograd refuses a tensor that was overwritten after it was kept for backward. Here a kept tensor is copied just before it is
 overwritten, and nothing else is.
 """
 
@@ -17,7 +17,7 @@ WRITES = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"}
 
 
 class _Kept:
-    """A tensor that autograd keeps; an alias of it, until somebody is about to write into its memory."""
+    """Tensor that autograd keeps; an alias of it, until its memory is about to be overwritten."""
 
     def __init__(self, tensor: Tensor):
         self.tensor, self.version, self.is_alias = tensor, 0, False
@@ -34,12 +34,12 @@ class _Kept:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether it has memory of its own that can be written to; quantised weights are made of others, and nobody writes into them."""
+    """Return True if the tensor has writable memory of its own; quantised weights have not, and are never overwritten."""
     return type(tensor) in (Tensor, nn.Parameter) and tensor.device.type != "meta"
 
 
 class _CopyBeforeWrite(TorchFunctionMode):
-    """Sees every call of PyTorch from Python, and which of them write into a tensor."""
+    """Torch function mode that finds calls that write into a kept tensor, and copies it first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,14 +69,14 @@ class _CopyBeforeWrite(TorchFunctionMode):
 
 @contextmanager
 def writable_activations() -> Iterator[None]:
-    """Inside, a network may write into what autograd keeps. The way back must be inside too."""
+    """Let a network write into tensors that autograd keeps. The backward pass must be inside too."""
     mode = _CopyBeforeWrite()
     with torch.autograd.graph.saved_tensors_hooks(mode.keep, _Kept.unpack), mode:
         yield
 
 
 def recomputed(forward: Callable, args: tuple, kwargs: dict) -> Any:
-    """`forward(*args, **kwargs)`, of which autograd keeps the tensors that went in and computes the rest again on the way back.
+    """Run `forward(*args, **kwargs)`; autograd keeps only its inputs and computes the rest again in the backward pass.
 
     PyTorch's own checkpoint would compute it again from what `forward` has overwritten. Tensors are taken from the arguments
     and from lists and dicts in them; the result is a tensor or a tuple of tensors.
@@ -126,7 +126,7 @@ def _gather(value: Any, tensors: list[Tensor]) -> None:
 
 
 def _replaced(value: Any, mapping: dict[int, Tensor]) -> Any:
-    """Dicts and lists copied at every depth, with their tensors replaced; everything else as it is."""
+    """Copy dicts and lists at every depth, with their tensors replaced; return everything else unchanged."""
     if isinstance(value, Tensor):
         return mapping.get(id(value), value)
     if type(value) is dict:

@@ -1,4 +1,4 @@
-"""Out of memory, in all the ways in which a device says it."""
+"""Out-of-memory errors: recognise them on every device, and compute in smaller parts."""
 
 from collections.abc import Callable
 from typing import TypeVar, cast
@@ -14,7 +14,7 @@ WORDS = ("out of memory", "not enough gpu video memory", "not enough memory")
 
 
 def is_oom(error: BaseException) -> bool:
-    """The host's own test where it has one; besides, Apple's and DirectML's RuntimeError, and older hosts with a newer torch."""
+    """Return True for an out-of-memory error, also of MPS, DirectML and newer torch than the host expects."""
     if isinstance(error, mm.OOM_EXCEPTION) or getattr(mm, "is_oom", lambda _: False)(error):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in WORDS)
@@ -24,7 +24,7 @@ Features = TypeVar("Features", Tensor, WindowFeatures)
 
 
 class BatchLimit:
-    """Largest batch that a network has had room for, by the shape of an item and by whether a gradient flows.
+    """Largest batch that fitted into memory, by the shape of an item and by whether a gradient flows.
 
     Without a gradient a batch that has no room is halved until it fits. With one, halves would save nothing, because
     autograd keeps the activations of all of them: every item is then computed by itself, and again in the backward pass.

@@ -1,6 +1,6 @@
 """The weights of a diffusion network that the host casts for every use: partly loaded, dynamic VRAM, fp8, LoRA on the fly.
 
-Autograd keeps every such copy until the way back has passed it. A run that evaluates the network again and again casts
+Autograd keeps every such copy until the backward pass is over. A run that evaluates the network again and again casts
 them once instead, where there is room.
 """
 
@@ -34,7 +34,7 @@ def bytes_elsewhere(network: nn.Module, device: torch.device) -> int:
 
 @contextmanager
 def cast_once(network: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Inside, every weight lies on the device, patched, in the dtype that the network computes in.
+    """Keep every weight on the device, patched, in the compute dtype of the network.
 
     To be used inside `gradients`, without which a dynamic layer would hand out its page.
     """
@@ -65,7 +65,7 @@ def _weights(layer: nn.Module) -> list[torch.Tensor]:
 
 
 def _is_cast(layer: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether casting this layer's weight saves anything. Quantised weights stay small, and their layers know them."""
+    """Return True if casting this layer's weight once saves anything. Quantised weights stay as they are."""
     weights = _weights(layer)
     if any(type(weight) not in (torch.Tensor, nn.Parameter) for weight in weights):
         return False

@@ -1,5 +1,6 @@
-"""What Optimize Noise can be asked to climb through: everything that would raise deep inside autograd, or give a wrong
-gradient in silence, is made to work or refused in a sentence that names it.
+"""Check that a model, its hooks and conditioning can be differentiated.
+
+Everything that would raise deep inside autograd, or silently give a wrong gradient, is made to work or refused by name.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,11 +15,11 @@ from ...models.latent_spaces import LatentSpaceError
 from ..memory.oom import is_oom
 from ..sampling.conditioning import map_conds
 
-MAX_STEPS = 4  # every step keeps its activations for the way back
+MAX_STEPS = 4  # every step keeps its activations for the backward pass
 # Keep what an earlier evaluation gave: across iterations that is the answer to another noise.
 CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache"}
-# How autograd says that something on the way has no derivative, or was overwritten.
-NO_WAY_BACK = (
+# Autograd's messages for an operation without a derivative, and for an overwritten tensor.
+NOT_DIFFERENTIABLE = (
     "inplace operation",
     "a second time",
     "does not require grad",
@@ -31,7 +32,7 @@ SAME = 0.01  # standard deviations by which two answers to one noise may differ 
 
 
 def check_sigmas(sigmas: Tensor) -> int:
-    """The number of steps.
+    """Return the number of steps.
 
     Raises:
         ValueError: none, too many, or an end where noise is left.
@@ -47,7 +48,7 @@ def check_sigmas(sigmas: Tensor) -> int:
         )
     if sigmas[-1] != 0:
         raise ValueError(
-            f"Got sigmas that end at {sigmas[-1]:.3g}, as the high half of Split Sigmas does, expected 0: a reward cannot judge "
+            f"Got sigmas that end at {sigmas[-1]:.3g}, as the high half of Split Sigmas does, expected 0: a reward cannot score "
             "an image with noise in it. Connect all sigmas."
         )
     return steps
@@ -72,13 +73,13 @@ def check_one_frame(samples: Tensor) -> None:
 
 
 def check_noise(noise: Tensor) -> None:
-    """Raises: ValueError: there is nothing to optimise."""
+    """Refuse empty noise."""
     if not noise.any():
         raise ValueError("Got no noise, as from Disable Noise, expected some to optimise. Connect Random Noise.")
 
 
 def check_model(patcher) -> None:
-    """Refuse what is known to answer from memory, or on another device.
+    """Refuse models known to answer from a cache, or on another device.
 
     Raises:
         ValueError: names the node and says what to do.
@@ -99,7 +100,7 @@ def check_model(patcher) -> None:
 def check_hooks(conds: dict[str, list[dict]], skips_negative: bool, steps: int) -> None:
     """Refuse weight hooks that change the weights between two evaluations of one pass.
 
-    The host writes them into the weights in place, where the way back then finds those of the last evaluation.
+    The host writes them into the weights in place, where the backward pass then finds those of the last evaluation.
 
     Args:
         conds: the guider's, name → entries.
@@ -129,14 +130,14 @@ def _weight_hooks(entry: dict) -> list[comfy.hooks.Hook]:
 
 
 def restart_hooks(conds: dict[str, list[dict]]) -> None:
-    """Keyframes back at their first, as at the start of a sampling."""
+    """Set keyframes back to their first, as at the start of a sampling."""
     for entry in (entry for group in conds.values() for entry in group or []):
         if entry.get("hooks") is not None:
             entry["hooks"].reset()
 
 
 def check_repeats(generate: Callable[[Tensor, list[int]], Tensor], noise: Tensor, patches: list[str]) -> None:
-    """One noise must give one image, whatever was asked in between, or no gradient means anything.
+    """Refuse a model that gives different images for one noise: no gradient means anything then.
 
     Raises:
         ValueError: names what is on the model.
@@ -147,13 +148,13 @@ def check_repeats(generate: Callable[[Tensor, list[int]], Tensor], noise: Tensor
     if not bool(((first - again).abs().amax() <= SAME * first.std()).item()):
         raise ValueError(
             f"Got a model that gives another image when it is asked again for the same noise. On it: {', '.join(patches)}. "
-            "One of these remembers or throws dice: bypass it for Optimize Noise."
+            "One of these keeps state or draws random numbers: bypass it for Optimize Noise."
         )
 
 
 @contextmanager
 def named_failures(patches: list[str]) -> Iterator[None]:
-    """What autograd says of a patch (FreeU, NAG write into what the way back needs) as a sentence that names it.
+    """Turn an error of autograd into a sentence that names the patches (FreeU, NAG write into saved activations).
 
     Raises:
         ValueError: instead of autograd's RuntimeError.
@@ -161,7 +162,7 @@ def named_failures(patches: list[str]) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if is_oom(error) or not any(words in str(error) for words in NO_WAY_BACK):
+        if is_oom(error) or not any(words in str(error) for words in NOT_DIFFERENTIABLE):
             raise
         on_it, advice = f"On it: {', '.join(patches)}.", "Bypass what is not needed for Optimize Noise."
         if not patches:
@@ -173,17 +174,17 @@ def named_failures(patches: list[str]) -> Iterator[None]:
 
 
 @contextmanager
-def watched(network: nn.Module) -> Iterator[list[str]]:
-    """Yields a list that fills with the types of the modules through which no gradient passes, the innermost first."""
+def gradient_cuts(network: nn.Module) -> Iterator[list[str]]:
+    """Yield a list that fills with the types of modules through which no gradient passes, the innermost first."""
     found: list[str] = []
 
-    def look(module: nn.Module, args: tuple, kwargs: dict, output) -> None:
+    def record(module: nn.Module, args: tuple, kwargs: dict, output) -> None:
         if torch.is_grad_enabled() and _any_grad((args, kwargs)) and not _any_grad(output):
             name = type(module).__name__
             if name not in found and _reads_values(module, args, kwargs, output):
                 found.append(name)
 
-    handles = [module.register_forward_hook(look, with_kwargs=True) for module in network.modules()]
+    handles = [module.register_forward_hook(record, with_kwargs=True) for module in network.modules()]
     try:
         yield found
     finally:
@@ -192,7 +193,7 @@ def watched(network: nn.Module) -> Iterator[list[str]]:
 
 
 def _reads_values(module: nn.Module, args: tuple, kwargs: dict, output) -> bool:
-    """Whether other numbers would have given another output: some only ask an input for its dtype (Qwen-Image's time embedding)."""
+    """Return True if other input values would change the output: some modules only use an input's dtype."""
 
     def other(tensor: Tensor) -> Tensor:
         return 1.5 * tensor + 1 if tensor.requires_grad else tensor
@@ -219,7 +220,7 @@ def _any_grad(value) -> bool:
 
 
 def refuse_cut(found: list[str], latents: Tensor) -> None:
-    """Raises: ValueError: a module of the model, or the model as a whole, has no way back."""
+    """Refuse a model, or modules of it, through which no gradient passes."""
     if found or not latents.requires_grad:
         layers = f"whose layers of type {', '.join(found[:3])} have" if found else "that has"
         raise ValueError(

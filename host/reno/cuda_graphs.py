@@ -1,4 +1,4 @@
-"""CUDA graphs for Optimize Noise, where they can be: asked for, and with a word on why not."""
+"""CUDA graphs for Optimize Noise on request, and the reason where they cannot be used."""
 
 import logging
 
@@ -15,17 +15,17 @@ RECORDED = "recorded"
 
 
 class Capture:
-    """One run whose evaluations are recorded and played back.
+    """CUDA graphs of one run, whose evaluations are recorded and replayed.
 
     Attributes:
-        generate, reward: what to climb with; as they were given where nothing can be recorded.
+        generate, reward: to optimise with; as they were given where nothing can be recorded.
     """
 
     def __init__(
         self, generate: Generate, reward: Reward, size: int, device: torch.device, offloaded_bytes: int, compiled: bool
     ):
         """Args:
-        generate: called as it is the first time, which is looked at.
+        generate: called as it is the first time, when gradients are checked.
         size: of the batch.
         device, offloaded_bytes: of the diffusion model, and those of its weights that are copied there for every evaluation.
         compiled: the host compiles models on that device, and manages their memory for it.
@@ -51,7 +51,7 @@ class Capture:
         """`recorded`, or why some or all of it was called as it is; for the trace."""
         if self._why_not:
             return self._why_not
-        why = [(self._captured.reason, "the model")] + [(encoder.reason, "a judge") for encoder in self._encoders]
+        why = [(self._captured.reason, "the model")] + [(encoder.reason, "an encoder") for encoder in self._encoders]
         reasons = [f"{what} could not be recorded: {reason}" for reason, what in why if reason]
         if reasons:
             LOGGER.warning("Optimize Noise: %s.", "; ".join(reasons))

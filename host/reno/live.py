@@ -17,7 +17,7 @@ MAX_PICTURES = 8
 
 
 class LiveRun(Live):
-    """A ReNO run as the page sees it; a context manager around the run, whose `step` is called after every iteration."""
+    """ReNO run as the front end sees it: a context manager around the run; `step` is called after every iteration."""
 
     def __init__(self, reward: Reward, settings: RenoSettings, validation: Reward | None = None):
         super().__init__()
@@ -41,7 +41,7 @@ class LiveRun(Live):
             self._send(self.state, how_it_ended(kind), [])
 
     def step(self, state: RenoState) -> bool:
-        """Tell the page where the run is, if it is time to. True: somebody wants it to end."""
+        """Send the front end an update, if it is time to. Returns True if the run is to end."""
         if state is not self.state:  # also a second attempt, after the first ran out of memory
             self.state, self.sent, self.pictured = state, 0, []
         now = time.monotonic()
@@ -55,13 +55,13 @@ class LiveRun(Live):
         return self.stopped
 
     def message(self, state: RenoState, start: int, ended: str, pictures: list[str]) -> dict:
-        """Everything from iteration `start` on. `ended`: "" while it runs, then "done", "interrupted" or "failed".
+        """Return everything from iteration `start` on. `ended`: "" while running, then "done", "interrupted", "failed".
 
-        `pictures`: thumbnails of the best latents; none means that the page has them already.
+        `pictures`: thumbnails of the best latents; none means that the front end has them already.
         """
         return {
             "kind": "reno",
-            **self.address(),
+            **self.numbered_address(),
             "settings": asdict(self.settings),
             "terms": reward_terms(self.reward),
             "watch": reward_terms(self.validation),
@@ -75,7 +75,7 @@ class LiveRun(Live):
         }
 
     def so_far(self) -> dict | None:
-        """The message for a page that has nothing yet; None before the first iteration is over."""
+        """Return the message for a front end that has nothing yet; None before the first iteration is over."""
         return None if self.state is None else self.message(self.state, 0, "", self.thumbnails)
 
     def _send(self, state: RenoState, ended: str, pictures: list[str]) -> None:
@@ -85,6 +85,6 @@ class LiveRun(Live):
 
 
 def _best(state: RenoState) -> list[float]:
-    """The best reward of every item, from numbers that have been read back: no waiting for the device."""
+    """Best reward of every item, from numbers that have been read back: no waiting for the device."""
     found = [state.iterations[index] for index in state.best_iteration]
     return [iteration.rewards[iteration.items.index(item)] for item, iteration in enumerate(found)]

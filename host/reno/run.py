@@ -33,10 +33,10 @@ from .checks import (
     check_one_frame,
     check_repeats,
     check_sigmas,
+    gradient_cuts,
     named_failures,
     refuse_cut,
     restart_hooks,
-    watched,
 )
 from .cuda_graphs import Capture
 from .live import LiveRun
@@ -59,7 +59,7 @@ def run_reno(
 
     Args:
         noise, guider, sigmas, latent: as SamplerCustomAdvanced takes them; 1 to 4 steps.
-        memory: `fast` keeps all activations, `low` recomputes the blocks on the way back, `auto` takes low where
+        memory: `fast` keeps all activations, `low` recomputes the blocks in the backward pass, `auto` takes low where
             fast cannot fit, else tries fast and starts again in low after an out-of-memory error.
         validation: see `methods.reno.optimize_noise`.
         cuda_graphs: record the evaluations and play them back where that can be; see `host.reno.cuda_graphs`.
@@ -75,8 +75,8 @@ def run_reno(
     steps = check_sigmas(sigmas)
     check_model(guider.model_patcher)
     check_hooks(getattr(guider, "original_conds", {}), skips_negative(guider), steps)
-    for judge in (reward, *([] if validation is None else [validation])):
-        check_model_space(guider.model_patcher, judge.space)
+    for each in (reward, *([] if validation is None else [validation])):
+        check_model_space(guider.model_patcher, each.space)
     samples = latents_for(guider.model_patcher, latent)
     check_one_frame(samples)
     if len(samples) == 0:
@@ -113,14 +113,14 @@ def run_reno(
 
 
 def sampled_latent(latent: dict, samples: Tensor) -> dict:
-    """The LATENT that a sampler returns: new samples, everything else of the input kept."""
+    """Return the LATENT of a sampler: new samples, everything else of the input kept."""
     result = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio_")}
     result["samples"] = samples.to(mm.intermediate_device())
     return result
 
 
 def _with_reward_models(guider, networks: list, reservation: Reservation):
-    """A copy of the guider whose model brings the judges' networks along, with attention that has a backward pass."""
+    """Copy the guider, with the reward's networks added to its model, and attention that has a backward pass."""
     patcher = guider.model_patcher.clone()
     patcher.set_additional_models("latent_clip_reward", networks)
     patcher.add_wrapper_with_key(
@@ -136,7 +136,7 @@ def _with_reward_models(guider, networks: list, reservation: Reservation):
 
 
 class _RenoSampler(comfy.samplers.Sampler):
-    """Takes the sampler's place: the host has loaded and prepared everything, and this climbs instead of sampling once."""
+    """Sampler that optimises the noise instead of sampling once: the host has loaded and prepared everything."""
 
     draws_again = True  # so that a draft of its first noise says little of what it makes
 
@@ -159,12 +159,12 @@ class _RenoSampler(comfy.samplers.Sampler):
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ):
         model = model_wrap.inner_model
-        judges = [network.model for network in networks_of(self.reward, self.validation)]
+        encoders = [network.model for network in networks_of(self.reward, self.validation)]
         loaded = [patcher.model for patcher in model_wrap.loaded_models]
         with ExitStack() as contexts:
-            contexts.enter_context(gradients([model, *judges, *loaded], model.latent_format))
+            contexts.enter_context(gradients([model, *encoders, *loaded], model.latent_format))
             contexts.enter_context(overwriting_allowed(model.diffusion_model))
-            controls = [network for network in loaded if network not in judges]
+            controls = [network for network in loaded if network not in encoders]
             self._fit_memory(contexts, model, controls, model_wrap.model_patcher)
             sigmas, noise, latent_image = ordinary(sigmas), ordinary(noise), ordinary(latent_image)
             denoise_mask = None if denoise_mask is None else ordinary(denoise_mask)
@@ -179,7 +179,7 @@ class _RenoSampler(comfy.samplers.Sampler):
                 if patches:
                     check_repeats(generate, noise, patches)
                 on_step = _progress(model_wrap.model_patcher, self.settings.iterations, self.live)
-                generate, reward = _first_watched(generate, model.diffusion_model), self.reward
+                generate, reward = _with_checked_gradient(generate, model.diffusion_model), self.reward
                 elsewhere = self.memory.offloaded_bytes
                 capture = None
                 if self.cuda_graphs:
@@ -195,7 +195,7 @@ class _RenoSampler(comfy.samplers.Sampler):
         return model.process_latent_in(self.state.latents)
 
     def _fit_memory(self, contexts: ExitStack, model, controls: list, patcher) -> None:
-        """Recompute blocks and cast weights as the reservation decided; say what did not fit."""
+        """Recompute blocks and cast weights as the reservation decided; log what did not fit."""
         device, blocks = patcher.load_device, 0
         if self.reservation.low:
             networks = [model.diffusion_model, *controls]
@@ -213,27 +213,27 @@ class _RenoSampler(comfy.samplers.Sampler):
         self.memory = MemoryUse(blocks, offloaded)
 
 
-def _first_watched(generate, network):
-    """`generate`, whose first call refuses a network that loses the gradient."""
+def _with_checked_gradient(generate, network):
+    """Wrap `generate`: its first call refuses a network that loses the gradient."""
     seen = False
 
-    def watching(noise: Tensor, items: list[int]) -> Tensor:
+    def checking(noise: Tensor, items: list[int]) -> Tensor:
         nonlocal seen
         if seen or not torch.is_grad_enabled():
             return generate(noise, items)
         seen = True
-        with watched(network) as cuts:
+        with gradient_cuts(network) as cuts:
             latents = generate(noise, items)
         refuse_cut(cuts, latents)
         return latents
 
-    return watching
+    return checking
 
 
 def _generator(
     model_wrap, sigmas: Tensor, extra_args: dict, latent_image: Tensor, denoise_mask: Tensor | None, max_denoise: bool
 ):
-    """noise (b, C, H, W), batch indices → raw latents, through the host's own denoiser with inpainting and cfg."""
+    """Return a function from noise (b, C, H, W) and batch indices to raw latents, by the host's own denoiser."""
     model, conds, size = model_wrap.inner_model, model_wrap.conds, len(latent_image)
     # a control net keeps its own per-item state, so with one the finished items are carried along
     whole_batch = any("control" in entry for entries in conds.values() for entry in entries or [])

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ...methods.concepts import ConceptDirections
 from ...methods.gate import Flags
+from ..sampling.active_items import KEY as ACTIVE_ITEMS
+from ..sampling.active_items import ActiveItems, active_items
 from ..sampling.drafts import DRAFT_SAMPLER, DRAFT_SCHEDULER, draft_sigmas, drafting_copy
 from ..sampling.patches import patches_of
-from ..sampling.rows import KEY as ROWS
-from ..sampling.rows import Rows, active_items
 from ..sampling.steering import KEY, SAFETY, steerings
 from ..scorers.encoders import HostWindowEncoder
 from ..scorers.log_odds import log_odds
@@ -139,7 +139,7 @@ class LookAhead:
         return samples, picture, calls
 
     def _is_the_picture(self, guider, sampling: Sampling) -> bool:
-        in_search = ROWS in guider.model_options.get("transformer_options", {})  # which must see every evaluation
+        in_search = ACTIVE_ITEMS in guider.model_options.get("transformer_options", {})  # which must see every evaluation
         few = len(sampling.sigmas) - 1 <= self.steps and float(sampling.sigmas[-1]) == 0
         # another Safety Guidance on the model is left out of drafts, but not of the picture
         alone = sum(isinstance(steering, SafetySteering) for steering in steerings(guider.model_options)) == 1
@@ -154,10 +154,9 @@ class LookAhead:
 def _in_parts(guider, size: int, active: Sequence[int]) -> None:
     """Let a copied guider evaluate the active images only, as many at a time as there is room for."""
     # whole where other nodes have patched the model, as the sampler takes it: some keep what they saw for the next evaluation
-    rows = Rows(size, divisible=not patches_of(guider.model_patcher))
-    rows.hang_on(guider.model_patcher)
-    rows.tell(guider.model_options)
-    rows.alive = list(active)
+    chunks = ActiveItems(size, divisible=not patches_of(guider.model_patcher))
+    chunks.attach(guider)
+    chunks.alive = list(active)
 
 
 def _forked_rng(device: torch.device):
@@ -175,10 +174,10 @@ def _leave_safety_out(guider, merged: bool) -> None:
     if merged:
         for kind, theirs in (("wrappers", patcher.wrappers), ("callbacks", patcher.callbacks)):
             options[kind] = _without(options.get(kind, {}), theirs)
-    options.pop(ROWS, None)
+    options.pop(ACTIVE_ITEMS, None)
     for kind in OURS:
         keys = patcher.wrappers.get(kind, {})
-        keys.pop(ROWS, None)
+        keys.pop(ACTIVE_ITEMS, None)
         keys[KEY] = [wrapper for wrapper in keys.get(KEY, []) if not isinstance(wrapper.__self__, SafetySteering)]
     on_pre_run = patcher.callbacks.get(CallbacksMP.ON_PRE_RUN, {})
     on_pre_run[KEY] = [callback for callback in on_pre_run.get(KEY, []) if not isinstance(callback.__self__, SafetySteering)]

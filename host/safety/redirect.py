@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ...methods.guidance import ConceptMonitor
 from ...models.latent_spaces import LatentSpaceError
+from ..sampling.active_items import active_items
 from ..sampling.drafts import check_drafter
 from ..sampling.guide import noise_level
-from ..sampling.rows import active_items
 from ..sampling.steering import Prediction, Run, Window, steered
 from .carried import SafetySteering, draws_again, remember
 from .fallback import HOOKS_ON_PREDICTIONS, Fallback, read_fallback

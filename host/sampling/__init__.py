@@ -1,1 +1,1 @@
-"""Around the host's samplers: wrappers of predictions, conditioning, noise, drafts, reserved memory."""
+"""Additions to the host's samplers: wrappers of predictions, conditioning, noise, drafts, reserved memory."""

@@ -1,4 +1,4 @@
-"""Drafts: a whole batch finished in a few steps from its own noise, to be judged before anything is sampled in full."""
+"""Drafts: a whole batch finished in a few steps from its own noise, to be scored before anything is sampled in full."""
 
 import copy
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...models.latent_spaces import LatentSpaceError
 
-DRAFT_SAMPLER = "euler"  # of the samplers whose end depends on the noise alone, the one whose short runs tell most
+DRAFT_SAMPLER = "euler"  # of the samplers whose end depends on the noise alone, the one whose short runs are most informative
 DRAFT_SCHEDULER = "simple"  # of the schedulers, the one whose drafts are likest to the picture
 MAX_SCHEDULE = 1000  # steps of the schedule that a draft of an image-to-image sampling takes the end of
 KEY = "latent_clip_draft"
@@ -32,7 +32,7 @@ def draft_sigmas(model_sampling, scheduler: str, steps: int, first: float) -> Te
 
 
 def copy_of(guider, drafter):
-    """The guider with a model of its own to hang wrappers on; with `drafter`, that model at cfg 1."""
+    """Copy a guider with a model of its own for wrappers; with `drafter`, that model at cfg 1."""
     guider, model = copy.copy(guider), drafter or guider.model_patcher
     options = model.model_options if drafter is not None else guider.model_options
     guider.model_patcher = model.clone()
@@ -43,19 +43,19 @@ def copy_of(guider, drafter):
 
 
 def drafting_copy(guider, drafter):
-    """`copy_of` for drafts: what steers the model in a part of its sampling only may find no step of theirs in it."""
+    """Copy a guider for drafts: guidance with a window may find no step of it in so few steps."""
     guider = copy_of(guider, drafter)
     guider.model_options.setdefault("transformer_options", {})[KEY] = True
     return guider
 
 
 def is_draft(model_options: dict) -> bool:
-    """Whether a sampling with these options is that of a `drafting_copy`."""
+    """Return True if a sampling with these options is that of a `drafting_copy`."""
     return model_options.get("transformer_options", {}).get(KEY, False)
 
 
 def check_drafter(drafter, patcher) -> None:
-    """Raises: LatentSpaceError: two MODELs that make latents of different spaces."""
+    """Refuse two MODELs that make latents of different spaces."""
     theirs, ours = (type(model.get_model_object("latent_format")).__name__ for model in (drafter, patcher))
     if theirs != ours:
         raise LatentSpaceError(

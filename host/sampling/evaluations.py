@@ -1,4 +1,4 @@
-"""How often the host's samplers ask the model in each of their steps, and which of them cannot part with a row."""
+"""Model evaluations per step of ComfyUI's samplers, and samplers whose items are coupled."""
 
 from torch import Tensor
 
@@ -24,7 +24,7 @@ def sampler_name(sampler) -> str:
 
 
 def evaluations_of(sampler, sigmas: Tensor) -> tuple[int, ...]:
-    """Evaluations of the model for one image, step by step; a sampler that is not the host's own is taken to ask once.
+    """Evaluations of the model for one image, step by step; one per step for a sampler that is not the host's own.
 
     Args:
         sigmas: (steps + 1,).

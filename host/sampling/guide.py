@@ -10,7 +10,7 @@ from .steering import Prediction, Run, Steering, Window, steered
 
 
 def guide_model(patcher, objective: Objective, settings: GuidanceSettings, window: Window):
-    """A copy of a MODEL that climbs an objective whenever it is sampled.
+    """Copy a MODEL whose predictions are corrected up an objective whenever it is sampled.
 
     Raises:
         LatentSpaceError: the model makes latents that the objective cannot read.
@@ -19,7 +19,7 @@ def guide_model(patcher, objective: Objective, settings: GuidanceSettings, windo
 
 
 class Climb(Steering):
-    """What `guide_model` does. It returns the prediction itself, bit for bit, wherever nothing needs to be corrected."""
+    """Correction of `guide_model`. It returns the prediction itself, bit for bit, if nothing needs to be corrected."""
 
     name = "Guide Model by Reward"
     gradient = True
@@ -28,9 +28,9 @@ class Climb(Steering):
         super().__init__(objective, window)
         self.objective, self.settings = objective, settings
 
-    def steer(self, prediction: Prediction, run: Run, look: bool) -> Tensor:
+    def steer(self, prediction: Prediction, run: Run, in_window: bool) -> Tensor:
         denoised, model = prediction.denoised, prediction.model
-        if not look:
+        if not in_window:
             return denoised
         if run.direction is not None and run.direction.shape != denoised.shape:
             run.direction = None

@@ -1,4 +1,4 @@
-"""The NOISE that Optimize Noise and Search Best Images hand on."""
+"""NOISE output of Optimize Noise and Search Best Images."""
 
 from collections.abc import Sequence
 
@@ -33,7 +33,7 @@ class OptimizedNoise:
         return self.noise[self._places(latent.get("batch_index"), shape[0])]
 
     def _places(self, batch_index: Sequence[int] | None, size: int) -> list[int]:
-        """Where the noise of each item lies."""
+        """Index of the stored noise for each item."""
         if batch_index is None:
             if size > len(self.noise):
                 raise ValueError(

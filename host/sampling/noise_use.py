@@ -9,7 +9,7 @@ NOISE_OUTPUT = 1  # of Optimize Noise
 
 
 def samplers_that_lose_it(prompt: dict | None, node_id: str, steps: int) -> list[str]:
-    """Names of the samplers with noise of their own that get the optimised noise of a node, as far as the graph says it.
+    """Names of samplers with noise of their own that get a node's optimised noise, as far as the graph shows it.
 
     Args:
         prompt: the graph that the host executes, node id → `class_type` and `inputs`.

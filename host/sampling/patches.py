@@ -4,7 +4,7 @@ PACK = __name__.rpartition(".host.")[0]
 
 
 def patches_of(patcher) -> list[str]:
-    """Names of what other nodes have put on a MODEL, for a message; empty where a plain model is sampled.
+    """Names of patches from other nodes on a MODEL, for a message; empty for a plain model.
 
     Hooks of this pack are left out: they know what they do.
     """
@@ -35,5 +35,5 @@ def _module(function) -> str:
 
 
 def _name(function) -> str:
-    """The node that made it, as far as a function can tell."""
+    """Name of the node that made a patch, as far as a function shows it."""
     return (getattr(function, "__qualname__", None) or type(function).__qualname__).split(".")[0]

@@ -1,4 +1,4 @@
-"""How much memory a ReNO run asks the host for. The host reserves for sampling; the way back needs many times that."""
+"""Memory that a ReNO run asks the host for. The host reserves for sampling; a backward pass needs many times that."""
 
 import logging
 import math
@@ -33,10 +33,10 @@ UNFUSED_CELLS = 128 * 128
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """How a run met the memory that there was.
+    """Memory use of a run: recomputed blocks, offloaded weights, CUDA graphs.
 
     Attributes:
-        checkpointed_blocks: blocks that were computed again on the way back; 0 with all activations kept.
+        checkpointed_blocks: blocks that were recomputed in the backward pass; 0 with all activations kept.
         offloaded_bytes: weights that had no room on the device and were copied there for every evaluation.
         cuda_graphs: `recorded`, or why not; "" where nobody asked.
     """
@@ -47,7 +47,7 @@ class MemoryUse:
 
 
 class Reservation:
-    """A wrapper of the host's prepare_sampling that asks for the activations of one run, and decides what `auto` means.
+    """Wrapper of the host's prepare_sampling that asks for the activations of one run, and decides `auto`.
 
     Attributes:
         low: whether the run recomputes blocks; known once the host has prepared.
@@ -60,7 +60,7 @@ class Reservation:
         self.low, self.resident = memory == "low", memory != "low"
 
     def __call__(self, executor, model: comfy.model_patcher.ModelPatcher, noise_shape, conds: dict, *args, **kwargs):
-        forget_limits([e for judge in (self.reward, self.watch) if judge is not None for e in host_encoders(judge)])
+        forget_limits([e for reward in (self.reward, self.watch) if reward is not None for e in host_encoders(reward)])
         shape, device = (self.batch, *noise_shape[1:]), model.load_device
         passes = self.steps * _evaluations(conds, skips_negative(self.guider))
         cells = math.prod(shape[2:]) * prompt_factor(model.model, shape, conds)
@@ -84,18 +84,18 @@ class Reservation:
     def _bytes(self, network_per_image: float, shape: tuple[int, ...]) -> float:
         encoders = host_encoders(self.reward)
         rewards_per_image = sum(encoder.memory_per_item(torch.Size(shape)) * encoder.backward_cost for encoder in encoders)
-        watching = [] if self.watch is None else host_encoders(self.watch)
-        watch_per_image = sum(encoder.memory_per_item(torch.Size(shape)) for encoder in watching)  # no way back
-        return shape[0] * (network_per_image + rewards_per_image + watch_per_image)
+        validating = [] if self.watch is None else host_encoders(self.watch)
+        validation_per_image = sum(encoder.memory_per_item(torch.Size(shape)) for encoder in validating)  # no backward pass
+        return shape[0] * (network_per_image + rewards_per_image + validation_per_image)
 
 
 def images_of(memory: float, model, shape: tuple[int, ...]) -> int:
-    """So many images of this shape take that much memory (bytes) by the host's own estimate."""
+    """Number of images of this shape that take that much memory (bytes) by the host's own estimate."""
     return math.ceil(memory / model.model.memory_required([1, *shape[1:]]))
 
 
 def prompt_factor(model, shape: tuple[int, ...], conds: dict[str, list[dict]]) -> float:
-    """So many times the memory of an image alone it takes with what its prompt brings along: reference images count like it."""
+    """Factor on the memory of an image alone due to its prompt: reference images count like it."""
     shapes: dict[str, list] = {}
     for entry in (entry for group in conds.values() for entry in group or []):
         for name, of_one in model.extra_conds_shapes(**entry).items():
@@ -117,18 +117,18 @@ def _sampling_bytes(model, cells: float) -> float:
 
 
 def _fused_attention(device: torch.device) -> bool:
-    """Whether PyTorch's attention on this device keeps no matrix for the way back."""
+    """Return True if PyTorch's attention on this device keeps no matrix for the backward pass."""
     return mm.is_device_cpu(device) or mm.xformers_enabled() or mm.pytorch_attention_flash_attention()
 
 
 def skips_negative(guider) -> bool:
-    """At cfg 1 the host leaves out the negative prompt, unless a node has told it not to."""
+    """Return True if the host leaves out the negative prompt, as at cfg 1 unless a node has disabled that."""
     cfg = getattr(guider, "cfg", None)
     return cfg is not None and math.isclose(cfg, 1.0) and not guider.model_options.get("disable_cfg1_optimization")
 
 
 def _evaluations(conds: dict, skips_negative: bool) -> float:
-    """How often one step evaluates the network for an image; a ControlNet counts as the part of it that it copies."""
+    """Evaluations of the network for an image in one step; a ControlNet counts as the part of it that it copies."""
     entries = [
         entry for name, group in conds.items() if not (skips_negative and name == "negative") for entry in group or []
     ]
@@ -141,7 +141,7 @@ def _chain_length(control) -> int:
 
 
 def room_beside(model, conds: dict, device) -> float:
-    """Bytes left for activations on the device once these models are there and the host has moved all others out."""
+    """Bytes left for activations on the device after these models are loaded and the host has moved all others out."""
     free = mm.get_free_memory(device)
     if mm.is_device_cpu(device):
         return free  # the weights lie there already, and stay

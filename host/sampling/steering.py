@@ -1,8 +1,8 @@
-"""How guidance hangs on a MODEL: around a whole sampling, and around every prediction that its guider makes.
+"""Guidance of a MODEL: wrappers around a whole sampling, and around every prediction of its guider.
 
 The host's post-CFG hook is not enough: Dual Model CFG Guider leaves it out at cfg 1, Dual CFG Guider adds a prompt after it,
-and no one notices. A guider's prediction is the last word before the sampler, whatever guider it is. Where even that
-is passed by, the sampling ends with an error and not with an image that nobody looked at.
+without an error. A guider's prediction is the last step before the sampler, whatever guider it is. If a guider
+bypasses even this hook, sampling raises instead of returning an unchecked image.
 """
 
 import logging
@@ -29,7 +29,7 @@ LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Window:
-    """When to steer: the part of the sampling from `start`, 0 (pure noise), to `end`, 1 (clean), at every n-th step.
+    """Steps to guide at: from `start`, 0 (pure noise), to `end`, 1 (clean), at every n-th step.
 
     Raises:
         ValueError: an empty window, or every_n below 1.
@@ -58,35 +58,35 @@ class Window:
         return inside[:: self.every_n]
 
     def is_ahead(self, sigmas: list[float], sampling) -> bool:
-        """Whether this is a part of a sampling that leaves noise and ends before the window opens."""
+        """Return True for a part of a sampling that leaves noise and ends before the window opens."""
         return min(sigmas[:-1]) > sampling.percent_to_sigma(self.start) and sigmas[-1] > 0
 
 
 @dataclass
 class Run:
-    """One sampling.
+    """State of one sampling.
 
     Attributes:
         sigmas: its noise levels, steps + 1 of them. steps: those at which to steer.
-        asked, judged: whether the guider has predicted anything, and whether that was looked at.
+        asked, scored: whether the guider has predicted anything, and whether that was scored.
         direction: of the last correction, for momentum.
     """
 
     sigmas: Tensor
     steps: list[int]
     asked: bool = False
-    judged: bool = False
+    scored: bool = False
     direction: Tensor | None = None
 
     def step(self, sigma: float) -> int:
-        """The step that asks at this noise level. Samplers of second order also ask between two steps; those for flow
-        models start a little below the first level, and detail daemons tell another level than the sampler's."""
+        """Return the step of this noise level. Samplers of second order also predict between two steps; those for flow
+        models start a little below the first level, and detail daemons pass another level than the sampler's."""
         return max(0, int((self.sigmas[:-1] >= sigma * (1 - 1e-5)).sum()) - 1)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a guider predicts at one step: `denoised` (B, C, H, W) or (B, C, T, H, W) in the model's space, for `x` at `sigma` (B,)."""
+    """Prediction of a guider: `denoised` (B, C, [T,] H, W) in the model's space, for `x` at `sigma` (B,)."""
 
     guider: Any
     x: Tensor
@@ -102,7 +102,7 @@ class Prediction:
 
 
 class Steering:
-    """What changes a guider's predictions. Made once per node; what it remembers belongs to one sampling.
+    """Base of what changes a guider's predictions. Made once per node; its state belongs to one sampling.
 
     Attributes:
         name: the node's, for messages.
@@ -112,27 +112,27 @@ class Steering:
 
     name = "Guidance"
     rank = 0
-    gradient = False  # through the judge
+    gradient = False  # through the encoders
 
-    def __init__(self, judge: HasEncoders, window: Window):
-        self.judge, self.window = judge, window
+    def __init__(self, scorer: HasEncoders, window: Window):
+        self.scorer, self.window = scorer, window
         self.run: Run | None = None
 
     def start(self) -> None:
-        """A new sampling begins: forget the last one."""
+        """Forget the last sampling; called when a new one begins."""
 
     def check(self, guider) -> None:
-        """Raise a ValueError, before anything is drawn, where this could not work with the guider's prompts."""
+        """Refuse, before anything is drawn, prompts of the guider with which this could not work."""
 
-    def steer(self, prediction: Prediction, run: Run, look: bool) -> Tensor:
-        """The prediction to go on with; `look` says whether this step is in the window."""
+    def steer(self, prediction: Prediction, run: Run, in_window: bool) -> Tensor:
+        """Return the prediction to go on with; `in_window`: this step is in the window."""
         raise NotImplementedError
 
     def sampling(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
-        """Wrapper of a whole sampling (the host's OUTER_SAMPLE).
+        """Wrap a whole sampling (the host's OUTER_SAMPLE).
 
         Raises:
-            ValueError: no step of this sampling is in the window, or none was looked at; says what to do.
+            ValueError: no step of this sampling is in the window, or none was scored; says what to do.
         """
         guider, before = executor.class_obj, self.run
         self.check(guider)
@@ -147,37 +147,37 @@ class Steering:
             self.run = before
 
     def prediction(self, executor, x: Tensor, timestep: Tensor, model_options: dict, seed=None) -> Tensor:
-        """Wrapper of one prediction (the host's PREDICT_NOISE)."""
+        """Wrap one prediction (the host's PREDICT_NOISE)."""
         denoised, run = executor(x, timestep, model_options, seed), self._running()
-        look = self._in_window(run, timestep, denoised)
-        return self.steer(Prediction(executor.class_obj, x, timestep, denoised, model_options, seed), run, look)
+        in_window = self._in_window(run, timestep, denoised)
+        return self.steer(Prediction(executor.class_obj, x, timestep, denoised, model_options, seed), run, in_window)
 
     def _in_window(self, run: Run, timestep: Tensor, denoised: Tensor) -> bool:
-        """Whether this prediction is of a step in the window; `run` remembers that it was made.
+        """Return True for a prediction of a step in the window, and note in `run` that it was made.
 
         Raises:
             LatentSpaceError: it is, and the prediction is no image or clip.
         """
         run.asked = True
-        look = run.step(timestep.flatten()[0].item()) in run.steps
-        if look and denoised.ndim not in (4, 5):
+        in_window = run.step(timestep.flatten()[0].item()) in run.steps
+        if in_window and denoised.ndim not in (4, 5):
             raise LatentSpaceError(
                 f"Got predictions of shape {tuple(denoised.shape)}, as of video with sound, but {self.name} steers images and clips (batch, "
                 "channels, frames, height, width). Take it out, and put Safety Gate or Select Best Latents behind the sampler."
             )
-        run.judged |= look
-        return look
+        run.scored |= in_window
+        return in_window
 
     def reserve(self, executor, model, noise_shape, *args, **kwargs):
-        """Wrapper of the host's prepare_sampling: room for the judge, who looks when the prediction is made."""
-        encoders, shape = host_encoders(self.judge), torch.Size(noise_shape)
+        """Wrap the host's prepare_sampling: reserve room for the encoders, which run after each prediction."""
+        encoders, shape = host_encoders(self.scorer), torch.Size(noise_shape)
         forget_limits(encoders)
         per_item = sum(e.memory_per_item(shape) * (e.backward_cost if self.gradient else 1) for e in encoders)
         images = max(shape[0], images_of(shape[0] * per_item, model, shape))
         return executor(model, (images, *shape[1:]), *args, **kwargs)
 
-    def prepared(self, _patcher) -> None:
-        """Callback of the host when it prepares a model for sampling: our wrappers must be around."""
+    def require_running(self, _patcher) -> None:
+        """Refuse to prepare a model for sampling (the host's ON_PRE_RUN) without our wrappers around it."""
         self._running()
 
     def _running(self) -> Run:
@@ -210,28 +210,28 @@ class Steering:
         return steps
 
     def _complain_if_unused(self, guider, run: Run) -> None:
-        if len(run.sigmas) < 2 or (run.asked and (run.judged or not run.steps)):
+        if len(run.sigmas) < 2 or (run.asked and (run.scored or not run.steps)):
             return
         what = "was asked at noise levels outside of its window only" if run.asked else "never came into play"
         raise ValueError(
             f"{self.name} {what}: got the guider {type(guider).__name__} and a sampler that do not use the guider's prediction as the "
-            "host's own do. Nothing of this image was looked at. Use CFG Guider, or Basic Guider, with a sampler of ComfyUI's own."
+            "host's own do. Nothing of this image was scored. Use CFG Guider, or Basic Guider, with a sampler of ComfyUI's own."
         )
 
 
 def steered(patcher, steering: Steering):
-    """A copy of a MODEL whose samplings go through `steering`.
+    """Return a copy of a MODEL whose samplings go through `steering`.
 
     Raises:
-        LatentSpaceError: the model makes latents that the judge cannot read.
+        LatentSpaceError: the model makes latents that the encoders cannot read.
     """
-    networks = [network for encoder in host_encoders(steering.judge) for network in encoder.patchers]
-    check_model_space(patcher, common_space([encoder.space for encoder in steering.judge.encoders]))
+    networks = [network for encoder in host_encoders(steering.scorer) for network in encoder.patchers]
+    check_model_space(patcher, common_space([encoder.space for encoder in steering.scorer.encoders]))
     patcher = patcher.clone()
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, steering.sampling)
     patcher.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, steering.prediction)
     patcher.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, steering.reserve)
-    patcher.add_callback_with_key(CallbacksMP.ON_PRE_RUN, KEY, steering.prepared)
+    patcher.add_callback_with_key(CallbacksMP.ON_PRE_RUN, KEY, steering.require_running)
     if on_match := getattr(CallbacksMP, "ON_MATCH_MULTIGPU_CLONES", None):  # newer hosts
         patcher.add_callback_with_key(on_match, KEY, _leave_towers_out)
     # the host calls the first wrapper outermost: safety before rewards, both before other nodes' predictions
@@ -245,20 +245,20 @@ def steered(patcher, steering: Steering):
 
 
 def _leave_towers_out(_patcher, clone) -> None:
-    """A copy of the model that works off conditions on another device judges nothing: it needs no towers of its own."""
+    """Drop the towers from a copy of the model on another device: it scores nothing."""
     for key, networks in list(clone.additional_models.items()):
         if key.startswith(KEY):
             clone.set_additional_models(key, [network for network in networks if not isinstance(network, TowerPatcher)])
 
 
 def steerings(model_options: dict) -> list[Steering]:
-    """What steers the samplings of a guider, the outermost first, from its model options while it samples."""
+    """Guidance on the samplings of a guider, the outermost first, from its model options while it samples."""
     wrappers = comfy.patcher_extension.get_wrappers_with_key(WrappersMP.PREDICT_NOISE, KEY, model_options, True)
     return [wrapper.__self__ for wrapper in wrappers]
 
 
 def begin_sampling(model_options: dict) -> None:
-    """Where one run of the host draws images several times, as Optimize Noise does: they know nothing of each other."""
+    """Reset guidance where one run of the host draws images several times, as Optimize Noise does."""
     for steering in steerings(model_options):
         steering.start()
         if steering.run is not None:

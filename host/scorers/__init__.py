@@ -1,1 +1,1 @@
-"""Models that score latents, in the host's care: loading, text encoding, memory, chunks, reports."""
+"""Models that score latents: loading, text encoding, memory, chunks, reports."""

@@ -26,12 +26,12 @@ TYPED = "typed below"
 
 
 def concept_options() -> list[str]:
-    """What a node offers: the shipped sets, typed lines, and every JSON file of models/latent_clip/concepts."""
+    """Choices that a node offers: the shipped sets, typed lines, and every JSON file of models/latent_clip/concepts."""
     return [*shipped_names(), TYPED, *sorted(_files())]
 
 
 def load_concepts(choice: str, typed: str = "", categories: str = "", thresholds: str = "") -> ConceptSet:
-    """The concept set that a node's widgets describe.
+    """Load the concept set that a node's widgets describe.
 
     Args:
         choice: one of `concept_options`. typed: lines, for the choice "typed below".
@@ -53,36 +53,36 @@ def load_concepts(choice: str, typed: str = "", categories: str = "", thresholds
 
 
 def concepts_fingerprint(choice: str | None) -> str:
-    """Of the file of a choice, for `fingerprint_inputs`; of all sets where the choice comes from another node."""
+    """Fingerprint of a choice's file, for `fingerprint_inputs`; of all sets if the choice comes from another node."""
     files = {name: shipped_file(name) for name in shipped_names()}
     files |= {TYPED: shipped_file()} | _files()  # typed lines borrow the shipped set's anchors
     return text_fingerprint(files.values() if choice is None else [files.get(choice, Path(choice))])
 
 
 def scorer_id(clip: LoadedLatentCLIP, fit: Fit, views: int = 0, closer: bool = False) -> ScorerId:
-    """Who judges when a safety node has these settings; guidance and rewards have no altered views and no closer look."""
+    """Identity of a safety node's scorer; guidance and rewards have no perturbations and no full-resolution windows."""
     return ScorerId(clip.name, clip.identity, safety_fit(fit), views, closer)
 
 
 def directions_for(
     clip: LoadedLatentCLIP, concepts: ConceptSet, fit: Fit, views: int = 0, closer: bool = False
 ) -> ConceptDirections:
-    """`directions`, where the set's thresholds hold for this judge.
+    """Return `directions` if the set's thresholds hold for this scorer.
 
     Raises:
-        ConceptError: they were calibrated with another Latent-CLIP, fit, number of views or kind of look.
+        ConceptError: they were calibrated with another Latent-CLIP, fit, number of perturbations or kind of windows.
     """
     concepts.check_scorer(scorer_id(clip, fit, views, closer))
     return directions(clip, concepts)
 
 
 def directions(clip: LoadedLatentCLIP, concepts: ConceptSet) -> ConceptDirections:
-    """The set as this CLIP sees it; its texts are encoded once and cached with the model."""
+    """Encode the set's texts with this CLIP, once; they are cached with the model."""
     return concept_directions(clip.encode_text, concepts, clip.logit_scale)
 
 
 def directions_for_pixels(clip: LoadedPixelCLIP, concepts: ConceptSet, fit: Fit) -> ConceptDirections:
-    """The set as a pixel CLIP sees it.
+    """Encode the set's texts with a pixel CLIP.
 
     Raises:
         ConceptError: its thresholds were calibrated, which no pixel CLIP was; type thresholds.

@@ -1,4 +1,4 @@
-"""A VAE of the host as a judge of pixels needs it: pictures in 0..1, and a way back to the latents where its decoder has one."""
+"""VAE decoder of the host for scorers of pixels: pictures in 0..1, differentiable if the decoder is."""
 
 import inspect
 from contextlib import nullcontext
@@ -16,12 +16,12 @@ from ..memory.gradients import checkpointed_blocks
 from ..memory.oom import BatchLimit, is_oom
 
 TILE = {2: 512, 3: 256}  # pixels along a side, as the host takes them for latents of so many dimensions
-PROBE = 8  # latent cells along a side of what a decoder's way back is tried on
+PROBE = 8  # latent cells along a side of the probe of a decoder's backward pass
 PICTURE = 3  # channels; a fourth is opacity, which a CLIP does not read
 
 
 class Decoder:
-    """Raw latents → pictures, with the host's own decoder.
+    """Decode raw latents to pictures with the host's own decoder.
 
     Call it with `vae.patcher` loaded. Where memory runs out, one picture is decoded in tiles, as the host itself does it.
     """
@@ -59,12 +59,12 @@ class Decoder:
         return len(decoded) * int(self.vae.memory_used_decode((1, *decoded.shape[1:]), self.vae.vae_dtype))
 
     def fits(self, raw_latents: Tensor) -> bool:
-        """Whether all activations for the way back have room beside what is on the device now."""
+        """Return True if all activations for the backward pass fit beside the present contents of the device."""
         need = len(raw_latents) * self.backward_cost * self.memory_per_item(raw_latents.shape)
         return need <= mm.get_free_memory(self.vae.device)
 
     def __call__(self, raw_latents: Tensor) -> Tensor:
-        """Pictures of raw latents.
+        """Decode raw latents to pictures.
 
         Args:
             raw_latents: (B, C, H, W), or (B, C, T, H, W) for several frames.
@@ -89,7 +89,7 @@ class Decoder:
         return pixels[:, :, :PICTURE]
 
     def _as_decoded(self, raw_latents: Tensor) -> Tensor:
-        """The shape that this VAE takes: frames are a dimension of their own in a video VAE, and images in any other."""
+        """Reshape latents for this VAE: frames are a dimension of their own in a video VAE, and images in any other."""
         if self.vae.latent_dim == 3:
             return raw_latents.unsqueeze(2) if raw_latents.ndim == 4 else raw_latents
         return raw_latents if raw_latents.ndim == 4 else rearrange(raw_latents, "b c t h w -> (b t) c h w")
@@ -117,7 +117,7 @@ class Decoder:
         return self.vae.process_output(decoded.clone())
 
     def _in_tiles(self, latents: Tensor, backward: bool) -> Tensor:
-        """With the host's own tiles, each computed again on the way back; norms then see a tile at a time, so pixels differ a little."""
+        """Decode in the host's tiles, recomputed in the backward pass; norms see one tile, so pixels differ a little."""
         vae, dimensions = self.vae, self.vae.latent_dim
         side = TILE[dimensions] // vae.spacial_compression_decode()
         frames = latents.shape[2:-2]
@@ -137,7 +137,7 @@ class Decoder:
         )
 
     def _check_backward(self, latents: Tensor) -> None:
-        """Raises: ValueError: no gradient passes through this decoder; tried once, on a small latent."""
+        """Refuse a decoder through which no gradient passes; tried once, on a small latent."""
         if self._has_backward:
             return
         probe = torch.zeros_like(latents[:1, ..., :PROBE, :PROBE]).requires_grad_()
@@ -147,7 +147,7 @@ class Decoder:
             if is_oom(error):
                 raise
             raise ValueError(
-                f"Got a VAE ({self.name}) whose decoder has no gradient, so nothing can be climbed or steered through it. Score, "
+                f"Got a VAE ({self.name}) whose decoder has no gradient, so nothing can be optimised or steered through it. Score, "
                 "Select and Search work with it; for Optimize Noise and Guide Model use a latent reward. PyTorch says: "
                 f"{str(error).splitlines()[0][:200]}"
             ) from error
@@ -155,7 +155,7 @@ class Decoder:
 
 
 def blocks_of(network: nn.Module) -> set[nn.Module]:
-    """The innermost modules that are blocks by the name of their class: what holds most activations of a decoder."""
+    """Innermost modules with "block" in the name of their class: they hold most activations of a decoder."""
 
     def is_block(module: nn.Module) -> bool:
         return "block" in type(module).__name__.lower()

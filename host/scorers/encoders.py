@@ -1,4 +1,4 @@
-"""What an encoder in the host's care offers beyond its features."""
+"""Protocols of encoders whose networks the host loads."""
 
 from typing import Protocol, cast
 
@@ -10,11 +10,11 @@ from ..memory.oom import BatchLimit
 
 
 class HostEncoder(Encoder, Protocol):
-    """An encoder whose networks the host loads.
+    """Encoder whose networks the host loads.
 
     Attributes:
         patchers: its networks.
-        backward: times `memory_per_item` that an evaluation with gradients needs.
+        backward_cost: times `memory_per_item` that an evaluation with gradients needs.
         limit: largest batches that had room; encoders of one network share it.
     """
 
@@ -27,12 +27,12 @@ class HostEncoder(Encoder, Protocol):
     def patchers(self) -> list[comfy.model_patcher.ModelPatcher]: ...
 
     def memory_per_item(self, shape: torch.Size) -> int:
-        """Bytes that one latent of (B, C, H, W) needs on the way forward."""
+        """Bytes that one latent of (B, C, H, W) needs in the forward pass."""
         ...
 
 
 class HostWindowEncoder(HostEncoder, WindowEncoder, Protocol):
-    """A `WindowEncoder` whose networks the host loads."""
+    """`WindowEncoder` whose networks the host loads."""
 
 
 class HasEncoders(Protocol):
@@ -54,6 +54,6 @@ def host_encoders(owner: HasEncoders) -> list[HostEncoder]:
 
 
 def forget_limits(encoders: list[HostEncoder]) -> None:
-    """Let encoders try whole batches again; to be called where the host has just been asked to make room for them."""
+    """Let encoders try whole batches again; call it after the host was asked to make room for them."""
     for encoder in encoders:
         encoder.limit.forget()

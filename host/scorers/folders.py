@@ -1,4 +1,4 @@
-"""Folders of weights in a ComfyUI installation, and fingerprints of files, by which the host runs a node again when one has changed.
+"""Folders of weights in a ComfyUI installation, and fingerprints that make the host run a node again.
 
 The host's cache goes by a node's inputs alone, and a file's name stays the same when its content changes.
 """
@@ -44,13 +44,13 @@ def find_file(folder: str, name: str) -> str:
 
 
 def fingerprint(folder: str, name: str | None) -> str:
-    """Of a listed file, for `fingerprint_inputs`; of all of the folder's where the name comes from another node."""
+    """Fingerprint of a listed file, for `fingerprint_inputs`; of the folder if the name comes from another node."""
     names = list_files(folder) if name is None else [name]
     return weights_fingerprint(folder_paths.get_full_path(folder, name) or name for name in names)
 
 
 def weights_fingerprint(paths: Iterable[str | Path]) -> str:
-    """Sizes, times (of the content and of the inode) and inodes of weights, and those of the `.json` that may lie beside each: nothing is read."""
+    """Sizes, times (content and inode) and inodes of weights and of the `.json` beside each: nothing is read."""
     return "\n".join(_state(path) for weights in paths for path in (Path(weights), Path(weights).with_suffix(".json")))
 
 

@@ -1,4 +1,4 @@
-"""A Latent-CLIP inside the host: what travels on a LATENT_CLIP wire."""
+"""Latent-CLIP inside the host: the value of a LATENT_CLIP wire."""
 
 import logging
 from collections import OrderedDict
@@ -78,7 +78,7 @@ class TextTower:
         return features
 
     def remarks(self, text: str) -> list[str]:
-        """What of a text is not read, each in a few words, such as "cut to 77 tokens"; for names in reports."""
+        """Remarks on the part of a text that is not read, such as "cut to 77 tokens"; for names in reports."""
         from ...models.tokenizer import CLIPTokenizer
 
         words, left_out = words_of(text)
@@ -102,12 +102,12 @@ class TextTower:
 
 
 class LoadedLatentCLIP:
-    """The value of a LATENT_CLIP socket: two towers in the host's care, and the space that they read.
+    """Value of a LATENT_CLIP socket: two towers under the host's memory management, and the space that they read.
 
     Attributes:
         name: for reports.
         config: open_clip model config.
-        space: the latent space of the image tower. vae_info: what its file tells of the VAE: name, sha256, signature.
+        space: the latent space of the image tower. vae_info: name, sha256 and encoder signature of the VAE, from the file's metadata.
         identity: which weights these are, whatever their dtype; see `models.latent_clip.identity`.
         logit_scale: exp of the learned temperature; logits are logit_scale × cosine.
         limit: largest batches that the image tower had room for.
@@ -144,8 +144,8 @@ class LoadedLatentCLIP:
         """See `TextTower.encode`."""
         return self.text.encode(texts)
 
-    def doubt(self, raw_latents: Tensor) -> None:
-        """Warn, once, where the first latents are not like those that the tower was trained on: perhaps another VAE's."""
+    def warn_if_unusual(self, raw_latents: Tensor) -> None:
+        """Warn once if the first latents' channel statistics differ from the training data: perhaps another VAE's."""
         statistics, self._statistics = self._statistics, None
         if statistics and (odd := unlike(raw_latents, statistics)):
             LOGGER.warning(
@@ -157,7 +157,7 @@ class LoadedLatentCLIP:
         return LatentEncoder(self, fit)
 
     def window_encoder(self, fit: Fit = "tiles", closer: bool = False) -> "LatentWindowEncoder":
-        """The encoder for judges of safety; `closer` as in `models.fit.safety_windows`."""
+        """Return the encoder of windows for safety checks; `closer` as in `models.fit.safety_windows`."""
         return LatentWindowEncoder(self, fit, closer)
 
 
@@ -177,19 +177,19 @@ class LatentEncoder(encoder.LatentEncoder):
         return [self.clip.image]
 
     def memory_per_item(self, shape: torch.Size) -> int:
-        """Bytes of activations that one latent of (B, C, H, W) or (B, C, T, H, W) needs on the way forward, generously."""
+        """Bytes of activations, generously, for one latent of (B, C, H, W) or (B, C, T, H, W) in the forward pass."""
         vision = self.clip.config["vision_cfg"]
         tokens = (self.clip.grid // vision["patch_size"]) ** 2 + 1
         _, dtype = device_and_dtype(self.clip.image.model)
         return 2 * frames_in(shape) * self._windows(shape) * tokens * vision["width"] * 12 * dtype.itemsize
 
     def _windows(self, shape: torch.Size) -> int:
-        """How many windows the tower reads of one latent of this shape."""
+        """Number of windows that the tower reads of one latent of this shape."""
         return fit_latents(torch.empty(1, 1, *shape[-2:], device="meta"), self.clip.grid, self.fit).shape[1]
 
     def _run(self, encode: Callable[[Tensor], Features], raw_latents: Tensor, noise_level: float | None) -> Features:
         if noise_level is None or not self.reads_noise_level:
-            self.clip.doubt(raw_latents)
+            self.clip.warn_if_unusual(raw_latents)
         device, _ = device_and_dtype(self.clip.image_tower)
         return self.limit.run(encode, raw_latents.to(device, torch.float32))
 

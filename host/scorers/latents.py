@@ -1,4 +1,4 @@
-"""LATENT wires: take tensors out, keep what belongs to an item with the item, draw thumbnails without a decode."""
+"""LATENT wires: take tensors out, keep metadata with its item, draw thumbnails without a decode."""
 
 import base64
 import io
@@ -23,7 +23,7 @@ THUMBNAIL_SIDE = 96  # pixels
 MAX_THUMBNAILS = 64  # a node is no place for more
 
 def image_part(samples):
-    """What a judge looks at: the samples, or the first of several parts, which is the picture of video with sound."""
+    """Picture part of a LATENT: its samples, or the first of several parts for video with sound."""
     return samples.unbind()[0] if getattr(samples, "is_nested", False) else samples
 
 
@@ -45,7 +45,7 @@ def raw_latents_of(latent: dict, space: LatentSpace) -> Tensor:
 
 
 def finite_items(latent: dict, space: LatentSpace) -> tuple[Tensor, list[int]]:
-    """The checked samples of those items of a LATENT that hold finite numbers only, (b, C, ...) float32, and their places.
+    """Checked samples of the items of a LATENT that are finite, (b, C, ...) float32, and their places.
 
     One item that overflowed says nothing about the others of its batch.
 
@@ -61,7 +61,7 @@ def finite_items(latent: dict, space: LatentSpace) -> tuple[Tensor, list[int]]:
 
 
 def latents_for(patcher, latent: dict) -> Tensor:
-    """The samples as a sampler of this MODEL starts from them: an empty latent gets its channels, size and frames.
+    """Return the samples that a sampler of this MODEL starts from: an empty latent gets its channels, size, frames.
 
     Raises:
         LatentSpaceError: clips of frames for a model of images.
@@ -89,13 +89,13 @@ def check_model_space(patcher, space: LatentSpace) -> None:
     fits = name in space.formats if known else latent_format.latent_channels == space.channels
     if not fits:
         raise LatentSpaceError(
-            f"Got a model that makes {what_format_is(name)}, but the judge reads those of the {space.name} space "
+            f"Got a model that makes {what_format_is(name)}, but the scorer reads those of the {space.name} space "
             f"({space.description}). Use a model and a Latent-CLIP of the same VAE, or {PIXEL_JUDGE}."
         )
 
 
 def select_items(latent: dict, indices: list[int]) -> dict:
-    """The items `indices` of a LATENT, in that order, with the metadata that belongs to each.
+    """Return the items `indices` of a LATENT, in that order, with the metadata of each.
 
     Tensors and lists with one entry per item follow their item, in every part of a latent of several parts; so does a noise_mask, as
     the sampler would read it for that item; `batch_index` keeps the seed's noise of every item.
@@ -111,9 +111,9 @@ def select_items(latent: dict, indices: list[int]) -> dict:
 
 
 def _pick_masks(mask, samples, indices: list[int]):
-    """The noise_mask of these items: one for all of them as it is, of several the one that the sampler uses for each.
+    """Select the noise_mask of these items: a single one stays, of several the one that the sampler uses for each.
 
-    The host reads a mask of images as a row of pictures (..., H, W), whatever stands before them, and repeats it over the batch. Of
+    The host reads a mask of images as a sequence of pictures (..., H, W), whatever stands before them, and repeats it over the batch. Of
     clips only a mask of five dimensions has items: fewer dimensions are frames.
     """
     if getattr(mask, "is_nested", False):
@@ -130,12 +130,12 @@ def _pick_masks(mask, samples, indices: list[int]):
 
 
 def items_or_blocker(latent: dict, indices: list[int]) -> dict | ExecutionBlocker:
-    """The items, or, where there are none, the host's silent stop for what follows: an empty batch crashes most nodes."""
+    """Return the items, or the host's silent stop if there are none: an empty batch crashes most nodes."""
     return select_items(latent, indices) if indices else ExecutionBlocker(None)
 
 
 def values_or_blocker(values: list) -> list:
-    """What a list output holds; where that is nothing, the silent stop as its one entry: the host fails on an empty list."""
+    """Return the values of a list output, or the silent stop alone: the host fails on an empty list."""
     return values or [ExecutionBlocker(None)]
 
 
@@ -174,7 +174,7 @@ def thumbnails(
 
 
 def _latent_format(space: LatentSpace) -> comfy.latent_formats.LatentFormat | None:
-    """The host's format of a space; for an unnamed one, the usual one of its shape; None where this host has none."""
+    """Latent format of a space in the host; for an unnamed space, the usual one of its shape; None if unknown."""
     if space.name == "shapes-world":
         from .shapes_world import ShapesWorldLatent
 

@@ -1,4 +1,4 @@
-"""The baseline that everyone else uses: decode the latent with the VAE, then look at the pixels with a CLIP."""
+"""Pixel CLIP baseline: decode the latent with the VAE, then encode the pixels with a CLIP."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # open_clip takes seconds to import
 
 
 class LoadedPixelCLIP:
-    """A pixel CLIP in the host's care; `identity`, `image`, `text`, `logit_scale` as in `LoadedLatentCLIP`.
+    """Pixel CLIP managed by the host; `identity`, `image`, `text`, `logit_scale` as in `LoadedLatentCLIP`.
 
     Attributes:
         logit_bias: of a sigmoid (SigLIP); None for a CLIP.
@@ -52,9 +52,9 @@ class LoadedPixelCLIP:
 
 @dataclass(frozen=True)
 class PixelEncoder:
-    """Raw latents → features of the decoded picture. Call it with its `patchers` loaded.
+    """Encode the decoded picture of raw latents. Call it with its `patchers` loaded.
 
-    A video VAE decodes a clip as a whole, to more pictures than the latent has frames. A frame is judged by all pictures that it adds.
+    A video VAE decodes a clip as a whole, to more pictures than the latent has frames. A frame is scored by all pictures that it adds.
     """
 
     backward_cost = Decoder.backward_cost
@@ -106,12 +106,12 @@ class PixelEncoder:
         return WindowFeatures(average_unit(average), windows.flatten(1, 2))
 
     def _when_out(self, encode, raw_latents: Tensor):
-        """Item by item where the way back through the decoder has no room for all of them."""
+        """Encode item by item if the backward pass through the decoder has no room for all of them."""
         backward = torch.is_grad_enabled() and raw_latents.requires_grad
         return self.limit.run(encode, raw_latents, not backward or self.decoder.fits(raw_latents))
 
     def _decode(self, raw_latents: Tensor):
-        """What reads pictures with the tower, the pictures (B, F, 3, H, W) on its device, and which of them each frame adds (T, G)."""
+        """Return the tower's encode function, pictures (B, F, 3, H, W) on its device, and each frame's indices (T, G)."""
         clip, network = self.clip, self.clip.image.model
         device, dtype = device_and_dtype(network)
 
@@ -123,7 +123,7 @@ class PixelEncoder:
 
 
 class PixelJudge:
-    """A pixel CLIP and a VAE where a LATENT_CLIP is expected: every node works on every model, at the price of a decode.
+    """Pixel CLIP and VAE for a LATENT_CLIP socket: every node works on every model, at the price of a decode.
 
     Attributes:
         name, identity, logit_scale, space, text: as in `LoadedLatentCLIP`.
@@ -142,14 +142,14 @@ class PixelJudge:
         return self.text.encode(texts)
 
     def encoder(self, fit: Fit = "tiles") -> PixelEncoder:
-        """What the CLIP was trained on is a square from the middle of a picture, whatever the fit."""
+        """Return the encoder; a pixel CLIP reads a square from the middle of a picture, whatever the fit."""
         return self._encoder
 
     def window_encoder(self, fit: Fit = "tiles", closer: bool = False) -> PixelEncoder:
-        """Squares that show all of a picture.
+        """Return the encoder of squares that cover the whole picture.
 
         Raises:
-            ValueError: a closer look, which pictures do not have.
+            ValueError: `closer`; pictures have no full-resolution windows.
         """
         if closer:
             raise ValueError("Got closer_look with a pixel judge, which has none. Switch it off, or use a Latent-CLIP.")
@@ -157,7 +157,7 @@ class PixelJudge:
 
 
 def pictures_added(pictures: int, frames: int) -> list[list[int]]:
-    """Which of a clip's decoded pictures each frame of its latent adds to those before it, as many for each: the last one fills up.
+    """Indices of the decoded pictures that each frame of a latent clip adds, as many for each: the last one fills up.
 
     Video VAEs make one picture of the first frame, and a fixed number of every further one.
     """
@@ -168,7 +168,7 @@ def pictures_added(pictures: int, frames: int) -> list[list[int]]:
 
 
 def pixel_encoder(clip: LoadedPixelCLIP, vae: comfy.sd.VAE) -> PixelEncoder:
-    """The encoder for latents of `vae`.
+    """Return the encoder for latents of `vae`.
 
     Raises:
         ValueError: the VAE makes no pictures.
@@ -177,7 +177,7 @@ def pixel_encoder(clip: LoadedPixelCLIP, vae: comfy.sd.VAE) -> PixelEncoder:
 
 
 def pixel_reward(clip: LoadedPixelCLIP, vae: comfy.sd.VAE, name: str, text: str, weight: float = 1.0) -> Reward:
-    """How well decoded latents match a text: the cosine of a CLIP, or the log-odds of one that was trained with a sigmoid.
+    """Reward for decoded latents that match a text: cosine of a CLIP, or log-odds of one trained with a sigmoid.
 
     Raises:
         ValueError: the VAE makes no pictures, or the text has no words.

@@ -1,4 +1,4 @@
-"""Prompts as CLIP should read them: the words that the host's own text encoders read, without the syntax around them."""
+"""Words of a prompt as the host's own text encoders read them, without the syntax around them."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Judge a LATENT and say it twice: as JSON for a graph, and as data for the bars on the node."""
+"""Score a LATENT and report it twice: as JSON for a graph, and as data for the bars on the node."""
 
 import math
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from .scoring import encode, features_of_clips, score_frames, score_frames_with_
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """The scores (B,) of a batch, the unweighted value of every term (B,), and what draws them.
+    """Scores (B,) of a batch, the unweighted value of every term (B,), and the data that draws them.
 
-    An item that could not be judged has NaN, which is null in JSON, and no picture.
+    An item that could not be scored has NaN, which is null in JSON, and no picture.
 
     Attributes:
-        features: (B, D) of unit length, to tell the items apart; None where nobody asked for them.
+        features: (B, D) of unit length, to compare the items by; None unless requested.
         frames: weighted scores of every frame (B, T), of clips.
     """
 
@@ -46,7 +46,7 @@ class ScoreReport:
         }
 
     def as_ui(self, kept: list[int] | None = None) -> dict:
-        """`kept`: indices that a selection keeps, None where nothing is selected."""
+        """Return the node's message; `kept`: indices that a selection keeps, None where nothing is selected."""
         return {**self.as_dict(), "kind": "scores", "thumbnails": self.thumbnails, "kept": kept}
 
 
@@ -54,7 +54,7 @@ class ScoreReport:
 class ClassifyReport:
     """Top label and its probability per item, and the whole table (B, L).
 
-    An item that could not be judged has the empty label, NaN for every probability, and no picture.
+    An item that could not be scored has the empty label, NaN for every probability, and no picture.
 
     Attributes:
         frames: the table of every frame (B, T, L), of clips, whose mean `table` is.
@@ -67,7 +67,7 @@ class ClassifyReport:
 
     @property
     def labels(self) -> list[str]:
-        return ["" if row.isnan().any() else self.names[row.argmax()] for row in self.table]
+        return ["" if line.isnan().any() else self.names[line.argmax()] for line in self.table]
 
     @property
     def probabilities(self) -> list[float]:
@@ -78,14 +78,14 @@ class ClassifyReport:
         return {**clips, "labels": self.labels, "probabilities": self._named(self.table)}
 
     def _named(self, table: Tensor) -> list[dict[str, float | None]]:
-        return [dict(zip(self.names, rounded(row))) for row in table]
+        return [dict(zip(self.names, rounded(line))) for line in table]
 
     def as_ui(self) -> dict:
         return {**self.as_dict(), "kind": "classes", "thumbnails": self.thumbnails}
 
 
 def score_report(latent: dict, reward: Reward, with_features: bool = False) -> ScoreReport:
-    """Score every item of a LATENT that holds finite numbers.
+    """Score every finite item of a LATENT.
 
     Raises:
         ValueError: no score is a number.
@@ -110,7 +110,7 @@ def score_report(latent: dict, reward: Reward, with_features: bool = False) -> S
 def classify_report(
     latent: dict, clip: LoadedLatentCLIP, names: list[str], templates: list[str], fit: Fit
 ) -> ClassifyReport:
-    """Zero-shot probabilities for every item of a LATENT that holds finite numbers.
+    """Classify every finite item of a LATENT: zero-shot probabilities.
 
     Raises:
         ValueError: no probability is a number.
@@ -126,14 +126,14 @@ def classify_report(
 
 
 def _in_places(values: Tensor, places: list[int], size: int) -> Tensor:
-    """Values (b, ...) of the judged items as (size, ...), NaN for the others."""
+    """Spread values (b, ...) of the scored items to (size, ...), NaN for the others."""
     spread = values.new_full((size, *values.shape[1:]), math.nan)
     spread[places] = values
     return spread
 
 
 def _pictures(raw_latents: Tensor, places: list[int], size: int, space: LatentSpace) -> list[str]:
-    """One for each of the first `MAX_THUMBNAILS` items, "" for those that could not be judged."""
+    """Pictures of the first `MAX_THUMBNAILS` items, "" for those without a score."""
     drawn = [place for place in places if place < MAX_THUMBNAILS]
     pictures = dict(zip(drawn, thumbnails(raw_latents[: len(drawn)], space)))
     return [pictures.get(place, "") for place in range(min(size, MAX_THUMBNAILS))]
@@ -142,5 +142,5 @@ def _pictures(raw_latents: Tensor, places: list[int], size: int, space: LatentSp
 def _refuse_all_nan(values: Tensor, what: str) -> None:
     if values.isnan().all():
         raise ValueError(
-            f"Got NaN as {what} of every latent, expected numbers. The judge overflowed: try another dtype in its loader."
+            f"Got NaN as {what} of every latent, expected numbers. The scorer overflowed: try another dtype in its loader."
         )

@@ -61,7 +61,7 @@ def score_with_features(
 
 
 def features_of_clips(features: Tensor, frames: int) -> Tensor:
-    """The mean direction of every clip's frames: (B·T, D) → (B, D)."""
+    """Mean direction of every clip's frames: (B·T, D) → (B, D)."""
     return average_unit(by_clip(features, frames)) if frames > 1 else features
 
 

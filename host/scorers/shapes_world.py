@@ -64,7 +64,7 @@ class ShapesWorldLatent(comfy.latent_formats.LatentFormat):
 
 
 class ShapesWorldConfig(comfy.supported_models_base.BASE):
-    """What the host's BaseModel asks of a model: U-Net arguments, latent format, v-prediction."""
+    """Configuration for the host's BaseModel: U-Net arguments, latent format, v-prediction."""
 
     unet_extra_config = {"num_heads": -1, "num_head_channels": 32}
     latent_format = ShapesWorldLatent
@@ -86,7 +86,7 @@ class ShapesWorldTextModel(comfy.sd1_clip.SDClipModel):
 
 
 class ShapesWorldText(comfy.sd1_clip.SD1ClipModel):
-    """What a CLIP socket carries; the name "l" makes LoRA keys map as on SD 1.5."""
+    """Value of a CLIP socket; the name "l" makes LoRA keys map as on SD 1.5."""
 
     def __init__(
         self, device: str = "cpu", dtype: torch.dtype | None = None, model_options: dict | None = None
@@ -175,18 +175,18 @@ def load_vae() -> comfy.sd.VAE:
 
 
 def is_vae(tensors: dict[str, Tensor]) -> bool:
-    """Whether a file's tensors have the sizes of this VAE."""
+    """Return True if a file's tensors have the sizes of this VAE."""
     first = tensors.get("encoder.conv_in.weight")
     return first is not None and first.shape == (_AUTOENCODER["ch"], 3, 3, 3)
 
 
 def fingerprint() -> str:
-    """Of the shipped weights, which `./dev train` replaces."""
+    """Fingerprint of the shipped weights, which `./dev train` replaces."""
     return weights_fingerprint(sorted(shipped.FOLDER.rglob("*.safetensors")))
 
 
 def load_latent_clip(dtype: str = "auto", noise_aware: bool = False) -> LoadedLatentCLIP:
-    """LATENT_CLIP of Shapes World; `noise_aware`: guidance and cuts tell it the noise level."""
+    """LATENT_CLIP of Shapes World; `noise_aware`: conditioned on the noise level in guidance and cuts."""
     model, config = shipped.load_latent_clip(noise_aware)
     return LoadedLatentCLIP(model, config, LATENT_SPACES["shapes-world"], "Shapes World Latent-CLIP", dtype)
 

@@ -1,4 +1,4 @@
-"""The tokenizer that a CLIP's text tower was trained with: open_clip's own, or one that lies beside the weights as a tokenizer.json."""
+"""Tokenizer that a CLIP's text tower was trained with: open_clip's own, or a tokenizer.json beside the weights."""
 
 from pathlib import Path
 from typing import Protocol
@@ -30,7 +30,7 @@ class Tokenizer(Protocol):
     ends: int
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text, without those of its ends and however many."""
+        """Token ids of a text, without start and end tokens and not cut."""
         ...
 
     def __call__(self, texts: list[str]) -> Tensor: ...
@@ -43,7 +43,7 @@ class SigLIPTokenizer:
 
     def __init__(self, path: Path, context_length: int, vocabulary: int):
         """Args:
-        vocabulary: rows of the text tower's token embedding.
+        vocabulary: size of the text tower's token embedding.
 
         Raises:
             ValueError: the file cannot be read, or is of another vocabulary.
@@ -74,9 +74,9 @@ class SigLIPTokenizer:
 
     def __call__(self, texts: list[str]) -> Tensor:
         ids = torch.full((len(texts), self.context_length), self.fill)
-        for row, text in zip(ids, texts):
+        for line, text in zip(ids, texts):
             tokens = [*self.encode(text)[: self.context_length - 1], self.end]
-            row[: len(tokens)] = torch.tensor(tokens)
+            line[: len(tokens)] = torch.tensor(tokens)
         return ids
 
 

@@ -9,7 +9,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class TowerPatcher(comfy.model_patcher.ModelPatcher):
-    """A ModelPatcher for networks of plain torch modules, which is moved whole or not at all.
+    """ModelPatcher for networks of plain torch modules, which is moved whole or not at all.
 
     The host's partial loading counts on its own layer classes casting weights on the fly. open_clip's layers do not,
     and parameters of modules that have children (class embedding, in_proj) would be left behind on the CPU.
@@ -22,7 +22,7 @@ class TowerPatcher(comfy.model_patcher.ModelPatcher):
         return 0  # so the host unloads it whole
 
     def deepclone_multigpu(self, new_load_device=None, models_cache=None):
-        """Where a diffusion model is put on several devices, or on another one: the judge looks from where it is."""
+        """Keep one copy where the host puts a diffusion model on several devices: the encoder stays where it is."""
         return self.clone()
 
 
@@ -41,6 +41,6 @@ def tower_patcher(module: nn.Module, device: torch.device, offload_device: torch
 
 
 def device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Where a module is now, and what it computes in."""
+    """Present device of a module, and its compute dtype."""
     weight = next(module.parameters())
     return weight.device, weight.dtype

@@ -1,4 +1,4 @@
-"""Whether a VAE that is at hand is the one whose latents a Latent-CLIP reads, also where the shapes are equal."""
+"""Compare a VAE with the one whose latents a Latent-CLIP reads, also where the shapes are equal."""
 
 import logging
 from pathlib import Path
@@ -13,32 +13,32 @@ REMEDY = "Wire the VAE that it was made for, or make a Latent-CLIP for this one:
 
 
 def loaded_signature(vae: comfy.sd.VAE) -> Signature | None:
-    """Of a VAE in the host's care; None where it has no encoder."""
+    """Signature of a loaded VAE; None where it has no encoder."""
     return None if vae.first_stage_model is None else signature_of(vae.first_stage_model.state_dict())
 
 
-def check_vae(clip: str, space: LatentSpace, told: dict, vae: comfy.sd.VAE, name: str = "") -> None:
-    """Compare the encoders, where the Latent-CLIP's file tells of its own; else the shapes of latents, with a warning that this is all.
+def check_vae(clip: str, space: LatentSpace, recorded: dict, vae: comfy.sd.VAE, name: str = "") -> None:
+    """Compare the encoders if the Latent-CLIP's file records its own; otherwise the shapes of latents, with a warning.
 
     Args:
-        clip: name of the Latent-CLIP. space: that it reads. told: of its VAE, as the file has it: name, sha256, signature.
+        clip: name of the Latent-CLIP. space: that it reads. recorded: VAE metadata of its file: name, sha256, signature.
         name: of the VAE; default: of its file, where the host keeps it.
 
     Raises:
         LatentSpaceError: it is another VAE; names both and says what to do.
     """
     vae.throw_exception_if_invalid()
-    name, own = name or name_of(vae), told.get("name") or f"of the {space.name} space"
+    name, own = name or name_of(vae), recorded.get("name") or f"of the {space.name} space"
     shape = (vae.latent_channels, vae.spacial_compression_encode())
     if shape != (space.channels, space.downscale):
         raise LatentSpaceError(
             f"Got the VAE {name}, whose latents have {_shape(*shape)}; {clip} reads those of the VAE {own}, with "
             f"{_shape(space.channels, space.downscale)}. {REMEDY}."
         )
-    apart = difference(told, {"signature": loaded_signature(vae)})
+    apart = difference(recorded, {"signature": loaded_signature(vae)})
     if apart is None:
         LOGGER.warning(
-            "%s cannot be compared with the VAE %s: its file does not tell the weights of its own, %s. The shapes of their latents are "
+            "%s cannot be compared with the VAE %s: its file does not record the weights of its own, %s. The shapes of their latents are "
             "the same, which says little.", clip, name, own,
         )  # fmt: skip
     elif is_another(apart):
@@ -48,19 +48,19 @@ def check_vae(clip: str, space: LatentSpace, told: dict, vae: comfy.sd.VAE, name
         )
 
 
-def check_beside(judge, vae: comfy.sd.VAE) -> None:
-    """Of a judge on a LATENT_CLIP wire whose file tells its VAE: whether this is the one. Of any other, nothing.
+def check_vae_if_recorded(scorer, vae: comfy.sd.VAE) -> None:
+    """Check `vae` against the VAE recorded in the model file; do nothing if none is recorded.
 
     Raises:
         LatentSpaceError: it is another; as `check_vae`.
     """
-    told = getattr(judge, "vae_info", {})
-    if told.get("signature"):
-        check_vae(judge.name, judge.space, told, vae)
+    recorded = getattr(scorer, "vae_info", {})
+    if recorded.get("signature"):
+        check_vae(scorer.name, scorer.space, recorded, vae)
 
 
 def name_of(vae: comfy.sd.VAE) -> str:
-    """The name of its file, where the host keeps how it was loaded; else the class of its network."""
+    """Name of the VAE's file if the host keeps it; otherwise the class of its network."""
     _, arguments, *_ = getattr(vae.patcher, "cached_patcher_init", None) or (None, ())
     files = [Path(value).name for value in arguments if isinstance(value, str | Path) and Path(value).suffix]
     return next(iter(files), f"that was wired ({type(vae.first_stage_model).__name__})")

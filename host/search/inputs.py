@@ -1,4 +1,4 @@
-"""What a search starts from: the candidates and their noise."""
+"""Inputs of a search: the candidates and their noise."""
 
 from torch import Tensor
 
@@ -7,12 +7,12 @@ from ..scorers.latents import latents_for
 
 
 def candidates_of(patcher, latent: dict, candidates: int) -> dict:
-    """The LATENT with one item for each candidate and a `batch_index`; a batch of its own is taken as it is."""
+    """Return the LATENT with one item per candidate and a `batch_index`; a batch of several is taken as it is."""
     samples = latents_for(patcher, latent)
     if getattr(samples, "is_nested", False) or samples.ndim not in (4, 5):
         raise LatentSpaceError(
             f"Got a latent of shape {tuple(samples.shape)}, expected images (batch, channels, height, width) or clips of frames, "
-            "without sound. Sample several seeds and use Select Best Latents, which judges the picture part."
+            "without sound. Sample several seeds and use Select Best Latents, which scores the picture part."
         )
     if len(samples) == 0:
         raise ValueError("Got an empty batch, expected one latent to draw candidates for, or a batch of candidates.")
@@ -25,10 +25,10 @@ def candidates_of(patcher, latent: dict, candidates: int) -> dict:
 
 
 def noise_of(noise, latent: dict) -> Tensor:
-    """The noise of every candidate: that of its `batch_index`, as a stock sampler takes it for this item alone.
+    """Noise of every candidate: that of its `batch_index`, as a stock sampler takes it for this item alone.
 
     Raises:
-        ValueError: none for some candidate, or the same for all where nothing else tells them apart.
+        ValueError: none for some candidate, or the same for all where nothing else distinguishes them.
     """
     samples = latent["samples"]
     start = noise.generate_noise(latent)

@@ -1,4 +1,4 @@
-"""A search as its page sees it, and how a person answers it (docs/api.md, *Choose by hand*)."""
+"""Live messages of a search, and a person's answers (docs/api.md, *Choose by hand*)."""
 
 import threading
 import time
@@ -10,11 +10,11 @@ from ..front_end.routes import STOPS
 from .state import SearchState
 
 EVENT = "latent_clip.search"
-POLL_SECONDS = 0.05  # between two looks at whether the host was told to cancel
+POLL_SECONDS = 0.05  # between two checks whether the prompt was cancelled
 
 
 class LiveSearch(Live):
-    """A context manager around one search."""
+    """Search as the front end sees it: a context manager around one search."""
 
     def __init__(self, state: SearchState):
         super().__init__()
@@ -38,31 +38,34 @@ class LiveSearch(Live):
         self._send(how_it_ended(kind))
 
     def so_far(self) -> dict:
-        """The message for a page that has nothing yet."""
+        """Return the message for a front end that has nothing yet."""
         return self.message("", self.state.thumbnails)
 
     def message(self, ended: str, thumbnails: dict[int, str]) -> dict:
-        """Everything, with those pictures that the page needs."""
+        """Return the report so far as a numbered message, with these thumbnails and the open question."""
+        return {**self.numbered_address(), **self.report(ended, thumbnails), "waiting": self.waiting}
+
+    def report(self, ended: str, thumbnails: dict[int, str]) -> dict:
+        """Return settings, rounds and cost of the search as JSON values."""
         return {
             "kind": "search",
             **self.address(),
             **self.state.as_dict(),
             "thumbnails": dict(thumbnails),
-            "waiting": self.waiting,
             "ended": ended,
         }
 
     def step(self) -> None:
-        """Tell the page what was spent, if it is time to."""
+        """Send the front end the cost so far, if it is time to."""
         if time.monotonic() - self._last_sent >= SEND_SECONDS:
             self._send("")
 
-    def looked(self) -> None:
-        """Tell the page at once that there was a look."""
+    def send_now(self) -> None:
+        """Send the front end the latest round at once."""
         self._send("")
 
     def ask(self, place: int, ids: list[int], proposed: list[int], seconds: float) -> list[int] | None:
-        """What a person keeps of `ids`; None where nobody listens, or the time is out. Cancelling the prompt ends it at once.
+        """Ask a person which of `ids` to keep; None without a listener or in time. Cancelling ends it at once.
 
         Args:
             place: of the round.
@@ -85,13 +88,13 @@ class LiveSearch(Live):
             while not self._answered.wait(POLL_SECONDS) and (deadline is None or time.time() < deadline):
                 mm.throw_exception_if_processing_interrupted()
         finally:
-            with self._lock:  # an answer that comes now is too late, and is told so
+            with self._lock:  # an answer that comes now is too late, and gets a 404
                 self.waiting = None
         self.unanswered |= self._chosen is None
         return self._chosen
 
     def answer(self, keep: list[int]) -> tuple[int, str]:
-        """Take a person's choice. Returns (status, why it is none); "" where it is taken."""
+        """Take a person's choice. Returns (status, reason to refuse it); "" if it is taken."""
         with self._lock:
             if self.waiting is None or self._answered.is_set():
                 return 404, f"Node {self.key[1]} does not wait for a choice now."

@@ -1,4 +1,4 @@
-"""How a search is set, and how far it is: what the page is told of it."""
+"""Settings and progress of a search, as sent to the front end."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,7 +12,7 @@ Chooses = Literal["reward", "me", "reward proposes, I confirm"]
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How to search; see the node's tooltips.
+    """Settings of a search; see the node's tooltips.
 
     Attributes:
         time_out: seconds to wait for a person; 0: for ever.
@@ -34,7 +34,7 @@ class SearchSettings:
 
 @dataclass
 class Round:
-    """One look: scores of the candidates that were alive, by id, and which of them were kept, the best first."""
+    """One round: scores of the active candidates by id, and the kept ones, the best first."""
 
     name: str
     step: int
@@ -49,11 +49,11 @@ class Round:
 
 @dataclass
 class SearchState:
-    """How far a search is.
+    """Progress of a search.
 
     Attributes:
-        checked: model evaluations of the check before the search, see `host.sampling.row_check`.
-        spent: model evaluations so far. thumbnails: id → picture of its latest look.
+        checked: model evaluations of the check before the search, see `host.sampling.item_check`.
+        spent: model evaluations so far. thumbnails: id → picture from its latest round.
     """
 
     plan: Plan

@@ -120,7 +120,7 @@ def test_look_ahead_with_references_redirects_the_suspect_alone(editing):
 
 def test_memory_is_counted_for_the_references_too(editing, monkeypatch):
     """64 cells of the image, 64 and 96 of its references: fewer candidates fit, and more is asked for."""
-    rows, reservation = editing.module("host.sampling.rows"), editing.module("host.sampling.reservation")
+    rows, reservation = editing.module("host.sampling.active_items"), editing.module("host.sampling.reservation")
     references = {"positive": [{"reference_latents": editing.positive[0][1]["reference_latents"]}], "negative": [{}]}
     shape, model = (1, *editing.family.latent), editing.model
     assert reservation.prompt_factor(model.model, shape, {"positive": [{}], "negative": None}) == 1

@@ -350,7 +350,7 @@ def test_it_needs_another_prompt(world):
 
 @pytest.mark.parametrize("rows", [1, 4])
 def test_drafts_run_in_chunks(world, rows, monkeypatch):
-    real = world.rows.Rows.reserve
+    real = world.active_items.ActiveItems.reserve
 
     def reserve(self, *args, **kwargs):
         made = real(self, *args, **kwargs)
@@ -359,7 +359,7 @@ def test_drafts_run_in_chunks(world, rows, monkeypatch):
 
     looks = world.looks.Verdicts()
     whole = looks.of(world.sample(world.looking(CALIBRATED, looks=looks), **{**MIXED, "cfg": 1.0}))
-    monkeypatch.setattr(world.rows.Rows, "reserve", reserve)
+    monkeypatch.setattr(world.active_items.ActiveItems, "reserve", reserve)
     evaluated = world.evaluations(monkeypatch)
     parts = looks.of(world.sample(world.looking(CALIBRATED, looks=looks), **{**MIXED, "cfg": 1.0}))
     assert max(evaluated[:-8]) <= rows and sum(evaluated[:-8]) == 6 * 4

@@ -263,7 +263,7 @@ def test_another_model_drafts(world):
     drafter = world.model.clone()
     drafter.set_model_sampler_post_cfg_function(lambda args: cfgs.append(args["cond_scale"]) or args["denoised"])
     found = world.run(drafter=drafter, steps=12, draft_steps=4)
-    assert cfgs == [1.0] * (2 * world.row_check.STEPS + 4), "the check of a patched drafter, and the drafts"
+    assert cfgs == [1.0] * (2 * world.item_check.STEPS + 4), "the check of a patched drafter, and the drafts"
     winners_are_of_the_full_batch(world, found, steps=12)
 
 

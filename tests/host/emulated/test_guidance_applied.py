@@ -195,7 +195,7 @@ def test_a_sampler_that_stops_before_the_window_is_an_error(world):
     def one_step(model, x, sigmas, extra_args=None, callback=None, disable=None):
         return model(x, sigmas[0] * x.new_ones(len(x)), **extra_args)
 
-    with pytest.raises(ValueError, match="Nothing of this image was looked at"):
+    with pytest.raises(ValueError, match="Nothing of this image was scored"):
         world.sample_with(world.guider(world.redirected(NEVER, start=0.5)), comfy.samplers.KSAMPLER(one_step))
 
 

@@ -93,7 +93,7 @@ def test_the_host_moves_the_judge_out_in_mid_run(world, way):
     model = getattr(world, way)(ALWAYS)
     expected = world.sample(model)
     tower, looks = world.clip.image, []
-    watch = world.steering(model).judge
+    watch = world.steering(model).scorer
     watch = getattr(watch, "monitor", watch)
     look = watch.check
 

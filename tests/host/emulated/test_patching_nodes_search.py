@@ -140,7 +140,7 @@ def test_a_patch_that_adds_noise_of_its_own_is_no_mixture(world):
     torch.manual_seed(7)
     expected = torch.rand(2)
     torch.manual_seed(7)
-    world.row_check.check_rows(world.guider(model), None, *two_rows(), seed=5)
+    world.item_check.check_items(world.guider(model), None, *two_rows(), seed=5)
     assert torch.equal(torch.rand(2), expected), "the check leaves the global generator where it was"
 
 
@@ -164,10 +164,10 @@ def test_two_rows_that_have_no_room_are_checked_one_by_one(world, monkeypatch):
         return real(x, *args, **kwargs)
 
     monkeypatch.setattr(world.model.model, "apply_model", apply)
-    world.row_check.check_rows(guider(world, "FreeU"), None, *two_rows(), seed=5)
+    world.item_check.check_items(guider(world, "FreeU"), None, *two_rows(), seed=5)
     assert asked == [4] + 9 * [2]
     with pytest.raises(ValueError, match="SelfAttentionGuidance"):
-        world.row_check.check_rows(guider(world, "SelfAttentionGuidance"), None, *two_rows(), seed=5)
+        world.item_check.check_items(guider(world, "SelfAttentionGuidance"), None, *two_rows(), seed=5)
 
 
 # ------------------------------------------------------------------------- drafts of Safety Guidance
@@ -189,5 +189,5 @@ def test_a_draft_of_safety_guidance_is_what_the_patched_model_drafts_of_the_batc
         return [verdict.scores[0] for verdict in looks.of(ahead.sample(ahead_of, size=3, steps=7))]
 
     plenty = scores()
-    monkeypatch.setattr(ahead.rows, "room_beside", lambda *_: 0)
+    monkeypatch.setattr(ahead.active_items, "room_beside", lambda *_: 0)
     assert scores() == pytest.approx(plenty, abs=1e-3)

@@ -16,8 +16,8 @@ def test_memory_for_few_of_many_candidates(world, monkeypatch):
     seen, asked = [], []
     guider = world.guider(world.model, "a red circle")
     model = world.model.model
-    room = 4.5 * world.rows.SLACK * model.memory_required([1, 4, 8, 8])
-    monkeypatch.setattr(world.rows, "room_beside", lambda *args: room)
+    room = 4.5 * world.active_items.SLACK * model.memory_required([1, 4, 8, 8])
+    monkeypatch.setattr(world.active_items, "room_beside", lambda *args: room)
     monkeypatch.setattr(world.model.__class__, "get_free_memory", lambda *args: room)
     whole = model.apply_model
     monkeypatch.setattr(model, "apply_model", lambda x, *a, **k: seen.append(len(x)) or whole(x, *a, **k))

@@ -1,6 +1,6 @@
-"""A short sampling of two rows before a search, which shows whether a patched model can be asked about rows apart.
+"""Short sampling of two items before a search: check that a patched model can be evaluated for items apart.
 
-A search drops rows and asks about a few at a time. Some patches of other nodes keep what they saw in one evaluation for the
+A search drops items and asks about a few at a time. Some patches of other nodes keep what they saw in one evaluation for the
 next one, or for a hook that sees the whole batch: they would mix the images of a batch without a word.
 """
 
@@ -10,9 +10,9 @@ from comfy.patcher_extension import CallbacksMP
 from torch import Tensor
 
 from ..memory.oom import is_oom
+from .active_items import ActiveItems
 from .drafts import drafting_copy
 from .patches import patches_of
-from .rows import Rows
 from .steering import KEY as STEERING
 
 NODE = "Search Best Images"
@@ -25,8 +25,8 @@ DIFFERENCE = 0.05  # standard deviations, root mean square: kernels for another 
 ADVICE = f"Bypass it for {NODE}, or sample the whole batch and connect Select Best Latents."
 
 
-def check_rows(guider, drafter, noise: Tensor, latent: Tensor, seed: int) -> int:
-    """Refuse a model whose patches mix the rows of a batch when some are left out or asked about apart.
+def check_items(guider, drafter, noise: Tensor, latent: Tensor, seed: int) -> int:
+    """Refuse a model whose patches mix the items of a batch when some are left out or evaluated apart.
 
     Args:
         drafter: MODEL to check in place of the guider's own, at cfg 1; None: the guider's.
@@ -48,7 +48,7 @@ def check_rows(guider, drafter, noise: Tensor, latent: Tensor, seed: int) -> int
     with torch.random.fork_rng(devices=_devices(patcher)):
         expected, asked = _together(guider, drafter, noise, latent, seed)
         try:
-            apart, more = _predictions(guider, drafter, noise[:2], latent[:2], seed, Rows(2, at_once=1))
+            apart, more = _predictions(guider, drafter, noise[:2], latent[:2], seed, ActiveItems(2, at_once=1))
         except RuntimeError as error:
             if is_oom(error):
                 raise
@@ -63,22 +63,21 @@ def check_rows(guider, drafter, noise: Tensor, latent: Tensor, seed: int) -> int
 
 
 def _together(guider, drafter, noise: Tensor, latent: Tensor, seed: int) -> tuple[list[Tensor], int]:
-    """Predictions of both rows at once; of the first one alone where both have no room."""
+    """Predictions of both items at once; of the first one alone if both do not fit into memory."""
     try:
-        rows = Rows(2, divisible=False)
-        return _predictions(guider, drafter, noise[:2], latent[:2], seed, rows)
+        active = ActiveItems(2, divisible=False)
+        return _predictions(guider, drafter, noise[:2], latent[:2], seed, active)
     except RuntimeError as error:
         if not is_oom(error):
             raise
-    return _predictions(guider, drafter, noise[:1], latent[:1], seed, Rows(1))
+    return _predictions(guider, drafter, noise[:1], latent[:1], seed, ActiveItems(1))
 
 
-def _predictions(guider, drafter, noise: Tensor, latent: Tensor, seed: int, rows: Rows) -> tuple[list[Tensor], int]:
-    """What a sampler is given at each step, (b, C, H, W) in the model's space, and how often the guider was asked for it."""
+def _predictions(guider, drafter, noise: Tensor, latent: Tensor, seed: int, active: ActiveItems) -> tuple[list[Tensor], int]:
+    """Predictions at each step, (b, C, H, W) in the model's space, and the number of calls of the guider."""
     guider = drafting_copy(guider, drafter)
     _leave_guidance_out(guider.model_patcher)
-    rows.hang_on(guider.model_patcher)
-    rows.tell(guider.model_options)
+    active.attach(guider)
     found: list[Tensor] = []
     first = guider.model_patcher.get_model_object("model_sampling").percent_to_sigma(MIDDLE)
     torch.manual_seed(seed)  # a patch that adds noise adds the same both times
@@ -91,11 +90,11 @@ def _predictions(guider, drafter, noise: Tensor, latent: Tensor, seed: int, rows
         disable_pbar=True,
         seed=seed,
     )
-    return found, rows.predictions
+    return found, active.predictions
 
 
 def _leave_guidance_out(patcher) -> None:
-    """Take this pack's guidance off a copied MODEL: it asks about rows of its own choice, and knows what it does."""
+    """Take this pack's guidance off a copied MODEL: it evaluates items of its own choice, and handles that itself."""
     for kind in patcher.wrappers.values():
         kind.pop(STEERING, None)
     patcher.callbacks.get(CallbacksMP.ON_PRE_RUN, {}).pop(STEERING, None)
