@@ -100,6 +100,24 @@ def test_every_room_of_the_host_is_known_and_none_is_beside_them():
         assert ast.get_docstring(ast.parse((ROOT / "host" / room / "__init__.py").read_text(encoding="utf-8")))
 
 
+def rooms_in_the_docs(prefix: str) -> dict[str, list[str]]:
+    """Rows of the tables of rooms in docs/how-it-works.md: room → the other columns."""
+    lines = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith(f"| `{prefix}")]
+    return {row[0].strip("`/").removeprefix(prefix): row[1:] for row in rows if row[0].count("/") == prefix.count("/") + 1}
+
+
+@pytest.mark.parametrize(("prefix", "rules"), [("", MAY_IMPORT), ("host/", MAY_IMPORT_IN_HOST)], ids=["repository", "host"])
+def test_docs_tables_of_rooms_agree_with_the_import_rules(prefix, rules):
+    found = {room: set(cells[-1].split(", ")) - {"nothing"} for room, cells in rooms_in_the_docs(prefix).items()}
+    assert found == rules
+
+
+def test_docs_floors_of_host_agree_with_the_import_rules():
+    floors = {room: int(cells[0]) for room, cells in rooms_in_the_docs("host/").items()}
+    assert all(floors[below] < floors[room] for room, rooms in MAY_IMPORT_IN_HOST.items() for below in rooms)
+
+
 @every_file
 def test_a_room_imports_only_what_is_below_it(room, path):
     rooms = {target(path, item)[0] for item in imports_of(path) if item.level}
