@@ -1,4 +1,4 @@
-"""What it costs to convert a full-size checkpoint: seconds, and the memory peak of the process that does it.
+"""Cost of converting a full-size checkpoint: seconds, and the memory peak of the process.
 
     ./dev bench convert
 

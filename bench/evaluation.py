@@ -1,4 +1,4 @@
-"""What the evaluation harness costs: beside the generation of a picture, and for summing up ten thousand results."""
+"""Cost of the evaluation harness: beside the generation of a picture, and for ten thousand results."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def _queue_by_hand(server: ComfyServer, plan: RunPlan, arm: Arm) -> None:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """That a process has used so far; Linux."""
+    """Processor seconds that a process has used so far; Linux."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -1,4 +1,4 @@
-"""What guidance adds to a sampling step: a look of a Latent-CLIP, and its way back where a gradient is wanted, against SDXL's U-Net with cfg."""
+"""Cost of guidance in a sampling step: an evaluation of a Latent-CLIP, with backward or without, against SDXL's U-Net with cfg."""
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ STEP = "U-Net, cond and uncond"
 
 
 def run(rounds: int = 3) -> dict:
-    """FLOP of a step of 1024 pixels and of the judge's way there and back, and seconds of both at 512 pixels."""
+    """FLOP of a step of 1024 pixels and of the encoder's forward and backward, and seconds of both at 512 pixels."""
     use_cpu_host()
     result: dict = {"device": device_name(), "dtype": "float32", "rounds": rounds}
     with torch.device("meta"):
@@ -22,8 +22,8 @@ def run(rounds: int = 3) -> dict:
         flops = {STEP: _flops(lambda: _step(unet, torch.zeros(2, 4, 128, 128)))}
         for name, config in published_configs().items():
             tower, grid = LatentCLIP(config).visual, latent_grid(config)
-            for what, look in (("look", _look), ("look and way back", _climb)):
-                flops[f"{name}, {what}"] = _flops(lambda t=tower, g=grid, f=look: f(t, g, torch.zeros(1, 4, 128, 128)))
+            for what, function in (("look", _forward), ("look and way back", _forward_and_backward)):
+                flops[f"{name}, {what}"] = _flops(lambda t=tower, g=grid, f=function: f(t, g, torch.zeros(1, 4, 128, 128)))
     result["1024 px"] = {
         name: {"gflop": round(count / 1e9, 1), "share_of_the_step": round(count / flops[STEP], 5)}
         for name, count in flops.items()
@@ -31,12 +31,12 @@ def run(rounds: int = 3) -> dict:
     unet = _unet().train(False).requires_grad_(False)
     for parameter in unet.parameters():  # the host's layers leave their weights uninitialised
         parameter.normal_(std=0.02)
-    judges = {STEP: lambda: _step(unet, torch.randn(2, 4, 64, 64))}
+    timed = {STEP: lambda: _step(unet, torch.randn(2, 4, 64, 64))}
     for name, config in published_configs().items():
         tower, grid = LatentCLIP(config).visual.train(False).requires_grad_(False), latent_grid(config)
-        for what, look in (("look", _look), ("look and way back", _climb)):
-            judges[f"{name}, {what}"] = lambda t=tower, g=grid, f=look: f(t, g, torch.randn(1, 4, 64, 64))
-    seconds = alternate(judges, rounds, at_least=2.0)
+        for what, function in (("look", _forward), ("look and way back", _forward_and_backward)):
+            timed[f"{name}, {what}"] = lambda t=tower, g=grid, f=function: f(t, g, torch.randn(1, 4, 64, 64))
+    seconds = alternate(timed, rounds, at_least=2.0)
     result["512 px"] = {
         name: {"seconds": round(value, 4), "share_of_the_step": round(value / seconds[STEP], 5)}
         for name, value in seconds.items()
@@ -62,11 +62,11 @@ def _step(unet: nn.Module, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _look(tower: nn.Module, grid: int, latents: Tensor) -> Tensor:
+def _forward(tower: nn.Module, grid: int, latents: Tensor) -> Tensor:
     return encode_latents(tower, latents, grid, "tiles")
 
 
-def _climb(tower: nn.Module, grid: int, latents: Tensor) -> Tensor:
+def _forward_and_backward(tower: nn.Module, grid: int, latents: Tensor) -> Tensor:
     latents.requires_grad_()
     return torch.autograd.grad(encode_latents(tower, latents, grid, "tiles").sum(), latents)[0]
 

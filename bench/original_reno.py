@@ -2,7 +2,7 @@
 
 Its order and its habits: the prompt is encoded again by both text encoders on every iteration, the picture is decoded on
 every iteration because its rewards read pixels, every number is read back where it is logged, the U-Net recomputes its
-blocks on the way back (it always enables gradient checkpointing), and the first and best picture become 8-bit images.
+blocks in the backward pass (it always enables gradient checkpointing), and the first and best picture become 8-bit images.
 """
 
 import math

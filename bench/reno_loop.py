@@ -102,7 +102,7 @@ class _World:
         return self.network.process_latent_out(x0.float())
 
     def bare(self, noise: Tensor) -> None:
-        """What no loop can do without: forward and backward, the last time only forward."""
+        """Lower bound for every loop: forward and backward, the last time only forward."""
         for index in range(ITERATIONS):
             last = index == ITERATIONS - 1
             z = noise.clone().requires_grad_(not last)

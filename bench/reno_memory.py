@@ -1,4 +1,4 @@
-"""What the way back costs: bytes alive in SDXL's U-Net and VAE for sampling, and for ReNO in both memory modes.
+"""Memory of a backward pass: bytes alive in SDXL's U-Net and VAE for sampling, and for ReNO in both memory modes.
 
 Full size, on the meta device: every tensor has its shape, dtype and life time, and no storage. The host asks for the
 memory of sampling only; host/sampling/reservation.py multiplies that by the factors found here.
@@ -179,7 +179,7 @@ def _row(peaks: dict[str, int], estimate: float) -> dict:
 
 
 class Alive(TorchDispatchMode):
-    """Counts the bytes of the storages that operations make, as long as somebody holds them."""
+    """Torch dispatch mode that counts the bytes of living storages."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ class Alive(TorchDispatchMode):
 
 
 def peak(forward, leaf: Tensor | None) -> int:
-    """Most bytes alive at a time in `forward`, and in the way back to `leaf` where there is one."""
+    """Most bytes alive at a time in `forward`, and in the backward pass to `leaf` if there is one."""
     with Alive() as alive, torch.inference_mode() if leaf is None else nullcontext():
         result = forward()
         if leaf is not None:
@@ -226,7 +226,7 @@ def _fused_attention(_function, q: Tensor, k: Tensor, v: Tensor, heads: int, *ar
 
 
 def _unfused_attention(_function, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs) -> Tensor:
-    """Attention that keeps its matrix for the way back: MPS, ROCm without its fused kernels, DirectML."""
+    """Attention that keeps its matrix for the backward pass: MPS, ROCm without its fused kernels, DirectML."""
     batch, _, width = q.shape
     q, k, v = (x.view(batch, -1, heads, width // heads).transpose(1, 2) for x in (q, k, v))
     scores = torch.matmul(q * (width // heads) ** -0.5, k.transpose(-2, -1)).softmax(-1)

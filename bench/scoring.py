@@ -1,4 +1,4 @@
-"""Judging one latent: decode with SDXL's VAE and look with a pixel ViT-B/32, against a Latent-CLIP. Random weights, real sizes."""
+"""Cost of scoring one latent: SDXL's VAE and a pixel ViT-B/32, against a Latent-CLIP. Random weights, real sizes."""
 
 from collections.abc import Callable
 
@@ -21,29 +21,29 @@ PIXELS = "pixel ViT-B-32 after the VAE decode"
 
 @torch.inference_mode()
 def run() -> dict:
-    """Seconds and FLOP for one picture of 512 and of 1024 pixels, and how many times the pixel way costs more."""
+    """Seconds and FLOP for one picture of 512 and of 1024 pixels, and the factor of the pixel CLIP."""
     use_cpu_host()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    judges, counted = _judges(device, dtype), _judges(torch.device("meta"), torch.float32)
+    encoders, counted = _encoders(device, dtype), _encoders(torch.device("meta"), torch.float32)
     result: dict = {"device": device_name(), "dtype": str(dtype).removeprefix("torch.")}
     # on a CPU one decode of 1024 pixels takes minutes
     for pixels, rounds in ((512, 5), (1024, 5)) if device.type == "cuda" else ((512, 3), (1024, 1)):
         latents = torch.randn(1, 4, pixels // 8, pixels // 8, device=device) * 7.7
-        flops = {name: _flops(judge, latents.to("meta")) for name, judge in counted.items()}
-        ways = {name: lambda judge=judge, latents=latents: judge(latents) for name, judge in judges.items()}
+        flops = {name: _flops(encode, latents.to("meta")) for name, encode in counted.items()}
+        ways = {name: lambda encode=encode, latents=latents: encode(latents) for name, encode in encoders.items()}
         seconds = alternate(ways, rounds, at_least=2.0)
         result[f"{pixels} px, {rounds} rounds"] = {
             name: {
                 "seconds": round(seconds[name], 5), "gflop": round(flops[name] / 1e9, 2),
                 "cheaper_in_seconds": round(seconds[PIXELS] / seconds[name], 1), "cheaper_in_flop": round(flops[PIXELS] / flops[name], 1),
             }
-            for name in judges
+            for name in encoders
         }  # fmt: skip
     return result
 
 
-def _judges(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[Tensor], Tensor]]:
+def _encoders(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[Tensor], Tensor]]:
     """name → raw latents (1, 4, h, w) to features, each with everything that it needs."""
     from comfy.ldm.models.autoencoder import AutoencoderKL
     from comfy.ldm.modules.diffusionmodules.model import AttnBlock, pytorch_attention
@@ -62,17 +62,17 @@ def _judges(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[Ten
         decoded = ((vae.decode(latents.to(dtype)).float() + 1) / 2).clamp(0, 1)
         return encode_pixels(pixel, decoded, 224, mean, std, dtype)
 
-    judges = {PIXELS: by_pixels}
+    encoders = {PIXELS: by_pixels}
     for name, config in published_configs().items():
         tower, grid = LatentCLIP(config).visual.to(device, dtype).train(False), latent_grid(config)
-        judges[name] = lambda latents, tower=tower, grid=grid: encode_latents(tower, latents, grid, "tiles", dtype)
-    return judges
+        encoders[name] = lambda latents, tower=tower, grid=grid: encode_latents(tower, latents, grid, "tiles", dtype)
+    return encoders
 
 
-def _flops(judge: Callable[[Tensor], Tensor], latents: Tensor) -> int:
+def _flops(encode: Callable[[Tensor], Tensor], latents: Tensor) -> int:
     # PyTorch's fused attention layer hides its products from the counter
     torch.backends.mha.set_fastpath_enabled(False)
     with FlopCounterMode(display=False) as counter:
-        judge(latents)
+        encode(latents)
     torch.backends.mha.set_fastpath_enabled(True)
     return counter.get_total_flops()

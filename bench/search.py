@@ -1,7 +1,7 @@
-"""What Search Best Images adds to the model evaluations that it makes: whole searches against stock samplings of the same evaluations,
+"""Overhead of Search Best Images beside its model evaluations: whole searches against stock samplings of the same evaluations,
 and the memory of many candidates.
 
-Shapes World's model is tiny, so the looks, the pictures and the bookkeeping weigh most at its own size, and less the larger the latents.
+Shapes World's model is tiny, so the rounds, the pictures and the bookkeeping weigh most at its own size, and less the larger the latents.
 """
 
 import time

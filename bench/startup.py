@@ -1,4 +1,4 @@
-"""What the pack adds to the host's start: its import, entry point and schemas, timed in fresh processes beside an empty pack."""
+"""Cost of the pack at the host's start: its import, entry point and schemas, in fresh processes beside an empty pack."""
 
 import json
 import os

@@ -37,12 +37,12 @@ def alternate(
 
 
 def device_name() -> str:
-    """What the figures were measured on."""
+    """Name of the device that the figures were measured on."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()}-core CPU"
 
 
 def use_cpu_host() -> None:
-    """Tell ComfyUI, before it looks for a GPU, that there is none where that is so."""
+    """Set ComfyUI to the CPU, before it looks for a GPU, if there is none."""
     if not torch.cuda.is_available():
         from comfy.cli_args import args
 

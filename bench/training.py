@@ -1,4 +1,4 @@
-"""What making a Latent-CLIP costs: ./dev bench training
+"""Cost of making a Latent-CLIP: ./dev bench training
 
 Measured: pictures read, cut and encoded per core, samples read from shards per core, the share of a training step that is not the model, one
 process beside two, Ray beside the plain loop. Counted, not measured: the floating-point operations of the real sizes, on tensors

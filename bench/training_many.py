@@ -1,4 +1,4 @@
-"""What many processes cost beside one, for bench.training: Ray beside the plain loop, two that train beside one."""
+"""Cost of many processes beside one, for bench.training: Ray beside the plain loop, two trainers beside one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def pictures(folder: Path, count: int, size: tuple[int, int]) -> Path:
 def on_ray(folder: Path) -> dict | str:
     """Time from batch to batch of one encoder that waits, so that cores are not what is compared, by the plain loop and on Ray, A B A B.
 
-    What Ray's start costs is told apart: seconds to the first batch, and those that the encoder stands still when a further process starts.
+    The cost of Ray's start is listed apart: seconds to the first batch, and those that the encoder stands still when a further process starts.
     With small pictures, whose reading costs next to nothing, in wall seconds. With pictures of 512 pixels in processor seconds of the
     process that encodes, beside the encoder: what bigger batches cost on their way.
     """

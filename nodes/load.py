@@ -1,4 +1,4 @@
-"""Load what judges: a Latent-CLIP, or a CLIP for pictures behind the VAE of a model that has no Latent-CLIP yet."""
+"""Loader nodes: a Latent-CLIP, or a pixel CLIP with the VAE of a model that has no Latent-CLIP yet."""
 
 from comfy_api.latest import io
 

@@ -77,7 +77,7 @@ class LatentCLIPOptimizeNoise(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs):
-        """How many runs of this node were stopped early: what such a run left in the host's cache is not its result."""
+        """Number of runs of this node that were stopped early: their cached result is incomplete."""
         from ..host.front_end.routes import STOPS
 
         return STOPS[cls.hidden.unique_id]

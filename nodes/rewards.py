@@ -1,4 +1,4 @@
-"""Reward nodes: what an image should be, as one number that other nodes rank by, climb or steer with."""
+"""Reward nodes: one number per image, by which other nodes rank, optimise or guide."""
 
 from comfy_api.latest import io
 
@@ -160,7 +160,7 @@ class LatentCLIPCombineRewards(io.ComfyNode):
 
 
 def term_name(kind: str, text: str, remarks: list[str]) -> str:
-    """What reports and curves call a text reward; what of the text was not read stands in front, where it is seen."""
+    """Name of a text reward in reports and curves; remarks on the part that is not read come first, where they are seen."""
     aside = f" ({', '.join(remarks)})" if remarks else ""
     return f"{kind}{aside}: {shorten(text)}"
 

@@ -1,4 +1,4 @@
-"""Search: draw many, look early, keep the best and drop the rest; as an ordinary sampler node."""
+"""Search: draw many candidates, score them early, keep the best and drop the rest; as an ordinary sampler node."""
 
 import json
 
@@ -85,7 +85,7 @@ class LatentCLIPSearch(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, chooses="reward", **inputs):
-        """Whose choice the cached result is, and how often the reward had to choose in a person's place."""
+        """Client whose choice the cached result is, and how often the reward had to choose in a person's place."""
         from ..host.front_end.routes import STOPS, host_server
 
         if chooses == "reward":

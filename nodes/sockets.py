@@ -32,7 +32,7 @@ def choice(id: str, options: list[str], tooltip: str, **more) -> io.Combo.Input:
 
 
 def switch(id: str, tooltip: str, **more) -> io.Boolean.Input:
-    """Off by default."""
+    """A switch that is off by default."""
     return io.Boolean.Input(id, default=False, tooltip=tooltip, **more)
 
 
@@ -42,14 +42,14 @@ def text(id: str, tooltip: str, default: str = "", **more) -> io.String.Input:
 
 
 def variety_input(**more) -> io.Float.Input:
-    """How much a group's differences count beside its scores."""
+    """Weight of a group's differences beside its scores."""
     return number("variety", 0.0, 0.0, 10.0, 0.05,
         "How much the kept ones are to differ. 0: only the score counts. 0.5 parts images that are nearly alike; 1 weighs difference as much "
         "as the score; far more keeps odd ones.", **more)  # fmt: skip
 
 
 def reward_input() -> io.Custom:
-    """What a consumer judges by."""
+    """Reward input of nodes that score latents."""
     return LATENT_REWARD.Input(
         "reward", tooltip="What to judge by: any Reward node, or several through Combine Rewards."
     )
@@ -63,7 +63,7 @@ def reward_output() -> io.Custom:
 
 
 def latent_clip_input() -> io.Custom:
-    """The model that judges."""
+    """LATENT_CLIP input of nodes that score latents."""
     return LATENT_CLIP.Input(
         "latent_clip", tooltip="From Load Latent-CLIP. It must read the latents that will be judged."
     )
@@ -76,7 +76,7 @@ def weight_input() -> io.Float.Input:
 
 
 def fit_input() -> io.Combo.Input:
-    """How latents that are not square are read."""
+    """Choice of how latents that are not square are read."""
     return choice("fit", ["tiles", "crop", "squash"],
                "How a latent that is not square meets the square tower. tiles: overlapping windows, averaged. crop: the centre only, fastest. "
                "squash: all of it, distorted. The same for square images.", advanced=True)  # fmt: skip
@@ -90,7 +90,7 @@ def safety_fit_input() -> io.Combo.Input:
 
 
 def frames_input() -> io.Combo.Input:
-    """What counts of a clip. Optional, as it came after version 0.1."""
+    """Reduction over the frames of a clip. Optional, as it came after version 0.1."""
     return choice("frames", ["mean", "worst"],
                "For latents of several frames (video models). mean: the average of all frames. worst: the frame with the lowest score, so that "
                "one bad moment counts. An image is one frame.", optional=True, advanced=True)  # fmt: skip

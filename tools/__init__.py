@@ -1,1 +1,1 @@
-"""What builds, packages, tests and documents this repository. Nothing that users run."""
+"""Scripts that build, package, test and document this repository. Users run none of them."""

@@ -24,7 +24,7 @@ class ComfyError(RuntimeError):
 
 @dataclass
 class Result:
-    """What one queued prompt came to."""
+    """Result of one queued prompt."""
 
     ok: bool
     error: str = ""
@@ -66,7 +66,7 @@ def free_port() -> int:
 
 
 def is_free(port: int) -> bool:
-    """Whether nobody listens on a loopback port, and a server could."""
+    """Return True if a server could listen on a loopback port."""
     with socket.socket() as probe:
         if os.name == "posix":  # as servers bind: connections that are just closing do not count there
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -104,7 +104,7 @@ class ComfyServer:
 
     @property
     def url(self) -> str:
-        """Where the page and the routes are."""
+        """Address of the front end and the routes."""
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> "ComfyServer":

@@ -14,7 +14,7 @@ LARGE, SMALL = 256, 157  # edges of kept and other tiles: two rows of large ones
 
 @dataclass(frozen=True)
 class Entry:
-    """One image of the batch: picture, score, and what an independent judge says of it."""
+    """One image of the batch: picture, score, and the verdict of an independent judge."""
 
     picture: Image.Image
     score: float

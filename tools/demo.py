@@ -1,4 +1,4 @@
-"""The demo: sixteen one-step images in latent space, judged before any is decoded, in a real ComfyUI.
+"""The demo: sixteen one-step images in latent space, scored before any is decoded, in a real ComfyUI.
 
     ./dev demo [--prompt "a green cross above a yellow circle"] [--seed 1] [--comfyui PATH] [--gpu]
 
@@ -68,7 +68,7 @@ def graph(text: str, seed: int, batch: int) -> dict:
 
 
 class NodeClock(threading.Thread):
-    """Listens to the messages that the page gets too, and keeps the seconds that each node took."""
+    """Listener for the front end's messages that keeps the seconds of each node."""
 
     def __init__(self, url: str):
         super().__init__(daemon=True)
@@ -101,7 +101,7 @@ class NodeClock(threading.Thread):
 
 @dataclass(frozen=True)
 class Batch:
-    """What one prompt gave, in batch order; seconds by node of the graph."""
+    """Result of one prompt, in batch order; seconds by node of the graph."""
 
     text: str
     scores: list[float]
@@ -112,18 +112,18 @@ class Batch:
 
 
 def run_batch(server: ComfyServer, clock: NodeClock, caption: Caption, seed: int, batch: int = BATCH) -> Batch:
-    """Queue one prompt and look at what it made."""
+    """Queue one prompt and read its results."""
     clock.seconds.clear()
     clock.finished.clear()
     result = server.run(graph(str(caption), seed, batch), client_id=clock.client_id)
     clock.finished.wait(5)
-    judged = result.outputs["select"]["latent_clip"][0]
+    report = result.outputs["select"]["latent_clip"][0]
     pictures = []
     for image in result.outputs["show"]["images"]:
         with Image.open(server.base / image["type"] / image["subfolder"] / image["filename"]) as picture:
             pictures.append(picture.convert("RGB"))
     right = judge(torch.stack([to_tensor(picture) for picture in pictures]), [caption] * len(pictures))
-    return Batch(str(caption), judged["scores"], judged["kept"], pictures, right, dict(clock.seconds))
+    return Batch(str(caption), report["scores"], report["kept"], pictures, right, dict(clock.seconds))
 
 
 def more_captions(count: int) -> list[Caption]:

@@ -1,4 +1,4 @@
-"""What ./dev sets up before it runs anything: a virtual environment, a real ComfyUI, a browser. Standard library only.
+"""Set up ./dev: a virtual environment, a real ComfyUI, a browser. Standard library only.
 
 Everything lands in two folders that git ignores, .venv/ and .cache/, and is made once: a stamp records the set of
 requirements that an environment was made from, so a later run only compares hashes.
@@ -198,7 +198,7 @@ def adopt(tree: Path) -> tuple[Path, Path]:
 
 
 def has_gpu(python: Path) -> bool:
-    """Whether that Python's torch can use a GPU (CUDA, ROCm or Apple's)."""
+    """Return True if that Python's torch can use a GPU (CUDA, ROCm or Apple's)."""
     question = "import torch; raise SystemExit(not (torch.cuda.is_available() or torch.backends.mps.is_available()))"
     return subprocess.run([python, "-c", question], capture_output=True).returncode == 0
 

@@ -20,7 +20,7 @@ SYNTAX = re.compile(r"[{}@|]")
 
 
 def texts_of_nodes(object_info: dict) -> dict:
-    """Every text of our nodes, from the host's /object_info, in the structure of the page's nodeDefs.json.
+    """Return every text of our nodes, from the host's /object_info, in the structure of the front end's nodeDefs.json.
 
     Display name, description, and name and tooltip of every input and output; what a schema leaves out is left out.
     """
@@ -61,12 +61,12 @@ def prune(tree: dict, keep: Callable[[str], bool] = bool) -> dict:
 
 
 def is_plain(text: str) -> bool:
-    """Whether the page shows the text as it is."""
+    """Return True if the front end shows the text as it is."""
     return not SYNTAX.search(text)
 
 
 def english(object_info: dict) -> dict:
-    """What locales/en/nodeDefs.json has to hold. For a text that is not plain the page falls back on the schema's own."""
+    """Return the content of locales/en/nodeDefs.json. A text that is not plain is left to the schema."""
     return prune(texts_of_nodes(object_info), is_plain)
 
 

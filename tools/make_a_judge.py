@@ -1,4 +1,4 @@
-"""From pictures to a judge of one's own, in minutes: ./dev make-a-judge
+"""Train a Latent-CLIP from pictures, in minutes: ./dev make-a-judge
 
 What docs/make-your-own.md does with real pictures, on Shapes World: writes pictures with captions, runs `latent-clip embed`, `train`
 and `card` on them as anybody would, and lets the finished file name pictures that it has not seen. Everything lands in output/judge/.

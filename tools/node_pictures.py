@@ -108,7 +108,7 @@ def main() -> None:
 
 
 def cut_out(page: ComfyPage, node_id: int) -> Image.Image:
-    """One node as the page shows it, moved to where no other one reaches into it."""
+    """Cut out one node as the front end shows it, moved away from all others."""
     width, height = page.js(
         """([id, scale, corner]) => {
             const node = app.graph.getNodeById(id), { ds } = app.canvas;

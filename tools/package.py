@@ -108,7 +108,7 @@ def check_pip(tree: Path) -> Checks:
 
 
 def check_in_host(server: ComfyServer, pack: Path) -> Checks:
-    """That the running host has loaded the pack from the archive, all of it, and that its first workflow runs."""
+    """Check that the running host has loaded all of the pack from the archive, and that its first workflow runs."""
     module = f"custom_nodes.{FOLDER}"
     infos = server.object_info()
     ours = {name for name, info in infos.items() if info["python_module"] == module}
@@ -134,14 +134,14 @@ def check_in_host(server: ComfyServer, pack: Path) -> Checks:
 
 
 def check_real_packs(infos: dict) -> Checks:
-    """That packs of other authors have loaded beside ours."""
+    """Check that packs of other authors have loaded beside ours."""
     for pack in REAL_PACKS:
         loaded = infos.get(pack.node, {}).get("python_module") == f"custom_nodes.{pack.folder}"
         yield loaded, f"{pack.requirement} of the package index is beside it, with its nodes"
 
 
 def check_workflow(server: ComfyServer, infos: dict, path: Path) -> tuple[bool | None, str]:
-    """Queue a shipped workflow as the page would."""
+    """Queue a shipped workflow as the front end would."""
     try:
         result: Result = server.run(ui_to_api(json.loads(path.read_text(encoding="utf-8")), infos))
     except (ComfyError, ValueError) as error:
@@ -153,7 +153,7 @@ def check_workflow(server: ComfyServer, infos: dict, path: Path) -> tuple[bool |
 
 
 def read(url: str) -> bytes:
-    """What a route answers; nothing for a 404."""
+    """Return the answer of a route; nothing for a 404."""
     try:
         with urllib.request.urlopen(url, timeout=60) as response:
             return response.read()
@@ -162,7 +162,7 @@ def read(url: str) -> bytes:
 
 
 def check_afterwards(pack: Path, files: list[Path]) -> Checks:
-    """That the pack left its own folder as it was, and that its command line tool starts from there."""
+    """Check that the pack left its own folder as it was, and that its command line tool starts from there."""
     now = {path.relative_to(pack) for path in pack.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
     yield now == set(files), "nothing was written into its folder"
     tool = [sys.executable, str(pack), "convert", "--help"]

@@ -1,4 +1,4 @@
-"""What `pip install -r requirements.txt` would do to a ComfyUI that has other packs: asked of pip itself, nothing installed.
+"""Ask pip what `pip install -r requirements.txt` would change in a ComfyUI with other packs; install nothing.
 
 pip reads of an installed package its metadata only. So an environment that holds the metadata of the host's own packages,
 and the versions that another pack has pinned, is to pip's resolver what a user's installation is. Standard library only,
@@ -58,7 +58,7 @@ def pinned_versions(path: Path) -> dict[str, str]:
 
 
 def changes(requirements: Path, installed: Mapping[str, str], pinned: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """What pip would install: name → (version that is there or "", version that would come).
+    """Changes that pip would make: name → (installed version or "", version that would come).
 
     Args:
         installed: name → METADATA.

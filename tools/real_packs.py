@@ -12,7 +12,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class RealPack:
-    """A wheel that holds a folder for custom_nodes, and one of the nodes in it."""
+    """Wheel of a real pack: a folder for custom_nodes, and one of the nodes in it."""
 
     requirement: str
     folder: str

@@ -1,4 +1,4 @@
-"""Workflows of Shapes World in API form, with the titles that `latent-clip evaluate` looks for: one for each way to get a picture."""
+"""Workflows of Shapes World in API form, with the titles that `latent-clip evaluate` expects: one per method."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def search(candidates: int, steps: int, cfg: float) -> dict:
 
 
 def guided(strength: float, steps: int, cfg: float) -> dict:
-    """As `plain`, with every step corrected up the reward."""
+    """Sample like `plain`, with every step corrected up the reward."""
     graph = plain(steps, cfg)
     graph["guide"] = node(
         "LatentCLIPGuideModel", model=["world", 0], reward=["reward", 0], strength=strength, start=0.0, end=1.0, every_n=1, momentum=0.0

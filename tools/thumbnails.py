@@ -26,7 +26,7 @@ WORLD = "world"
 
 @dataclass(frozen=True)
 class Picture:
-    """What a template is run with, and how its outcome is drawn.
+    """Inputs of a template's run, and the function that draws its result.
 
     Attributes:
         caption: at most 32 letters.
@@ -157,7 +157,7 @@ def also_show(prompt: dict, latent: list) -> str:
 
 
 def pictures_of(server: ComfyServer, result: Result, node: str) -> list[Image.Image]:
-    """What a node saved or showed."""
+    """Pictures that a node saved or showed."""
     found = []
     for image in result.outputs.get(node, {}).get("images", []):
         with Image.open(server.base / image["type"] / image["subfolder"] / image["filename"]) as opened:
@@ -270,7 +270,7 @@ def ranked(caption: str, kept: list[Image.Image], rest: list[Image.Image]) -> Im
 
 
 def two_bins(caption: str, matched: list[Image.Image], rest: list[Image.Image]) -> Image.Image:
-    """What matched the label on the left, framed; all else on the right."""
+    """Pictures that matched the label on the left, framed; all others on the right."""
     made, edge = sheet(caption), 158
     step, room = edge + 16, SIZE[1] - CAPTION
     for side, images in enumerate((matched[:4], rest[:4])):

@@ -1,4 +1,4 @@
-"""Convert a saved workflow (what the page saves) to a prompt (what POST /prompt takes), as the page itself does it.
+"""Convert a saved workflow (of the front end) to a prompt (for POST /prompt), as the front end does it.
 
 Lets the demo and the tests run shipped workflows without a browser; a browser test checks that the page's own
 app.graphToPrompt() agrees. Subgraphs are refused: no shipped workflow uses them.
@@ -40,7 +40,7 @@ def ui_to_api(workflow: dict, object_info: dict) -> dict:
 
 
 class Constant:
-    """What a PrimitiveNode at the other end of a link holds."""
+    """Value of a PrimitiveNode at the other end of a link."""
 
     def __init__(self, value):
         self.value = value
@@ -80,7 +80,7 @@ class Graph:
 
 
 def bypass_input(node: dict, slot: int, wanted: str) -> dict | None:
-    """The input that a bypassed node passes on to an output: the one in the same place if its type fits, else any."""
+    """Input that a bypassed node passes on to an output: in the same place if its type fits, else any that fits."""
     inputs, given = node.get("inputs", []), node["outputs"][slot]["type"]
 
     def fits(socket: dict) -> bool:
@@ -95,7 +95,7 @@ def bypass_input(node: dict, slot: int, wanted: str) -> dict | None:
 
 
 def widget_inputs(node: dict, definition: dict) -> dict:
-    """{input name: value} of a node's widgets, read in the order in which the page writes them."""
+    """Return {input name: value} of a node's widgets, read in the order in which the front end writes them."""
     values = node.get("widgets_values") or []
     if isinstance(values, dict):
         return dict(values)
@@ -107,7 +107,7 @@ def widget_inputs(node: dict, definition: dict) -> dict:
 
 
 def read_widgets(groups: dict, queue: list, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Take values off the queue, one for each widget of the definition, and skip the ones that are the page's own."""
+    """Take one value off the queue for each widget of the definition; skip the front end's own."""
     for group in ("required", "optional"):
         for name, (kind, *rest) in groups.get(group, {}).items():
             options = rest[0] if rest else {}
@@ -124,11 +124,11 @@ def read_widgets(groups: dict, queue: list, prefix: str = "") -> Iterator[tuple[
 
 
 def is_widget(kind, options: dict) -> bool:
-    """Whether an input is a value in the node's body rather than only a socket."""
+    """Return True if an input is a value in the node's body rather than only a socket."""
     return (isinstance(kind, list) or kind in WIDGET_TYPES) and not options.get("forceInput")
 
 
 def has_control(kind, name: str, options: dict) -> bool:
-    """Whether the page adds a "control after generate" widget behind this one."""
+    """Return True if the front end adds a "control after generate" widget behind this one."""
     legacy = kind == "INT" and name in ("seed", "noise_seed")
     return bool(options.get("control_after_generate", legacy))

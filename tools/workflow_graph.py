@@ -1,4 +1,4 @@
-"""Graphs of a few lines that become workflow files in the page's own format.
+"""Graphs of a few lines that become workflow files in the front end's format.
 
 Slots, widget order and types come from the /object_info of a running ComfyUI with the pack, so the files follow the
 schemas; the tests load each one in the real page and compare what it queues.

@@ -1,4 +1,4 @@
-"""Write workflows/*.json, the example graphs, in the page's own format: python . -m tools.workflows
+"""Write workflows/*.json, the example graphs, in the front end's format: python . -m tools.workflows
 
 Every one can be read when it opens: on a screen of 1440 × 900 the page shows 1520 × 940 units of a graph at 70 %, so
 nodes that nobody has to set are folded. File names are what the template browser shows and sorts by.
@@ -40,14 +40,14 @@ WAN21 = (
 
 
 def files_of(parts: tuple) -> str:
-    """What a workflow of `load_parts` needs, for its note."""
+    """Files that a workflow of `load_parts` needs, for its note."""
     model, texts, _, vae = parts
     files = [f"`diffusion_models/{model[0]}`", *(f"`text_encoders/{text}`" for text in texts), f"`vae/{vae}`"]
     return "\nNeeds, in `models/`, what ComfyUI's own template of this model has, and a judge:\n- " + ", ".join(files) + f"\n{PIXEL_CLIP_FILE}"
 
 
 def load_parts(graph: Graph, parts: tuple, prompt: str) -> tuple[Node, Node, Node, Node, Node]:
-    """A model in parts, as the host's own templates load it, a pixel judge and a prompt: (model, clip, vae, judge, text)."""
+    """Load a model in parts, like the host's templates, a pixel CLIP and a prompt: (model, clip, vae, judge, text)."""
     (file, *shift), texts, kind, vae_file = parts
     model = graph.fold(0, "UNETLoader", "Model", unet_name=file)
     if shift:
@@ -83,7 +83,7 @@ def sample(
     graph: Graph, column: int, model: Node, clip: tuple[Node, int], text: Node, latent: Node, title: str | None = None,
     folded: bool = False, **settings,
 ) -> Node:  # fmt: skip
-    """A KSampler above its two folded prompts; at cfg 1 it does not look at the negative one."""
+    """Add a KSampler above its two folded prompts; at cfg 1 it ignores the negative one."""
     turbo = {
         "seed": 1,
         "steps": 1,
@@ -104,7 +104,7 @@ def save_image(
     graph: Graph, column: int, latent: tuple[Node, int], vae: tuple[Node, int], height: int, name: str,
     title: str | None = None, enlarge: bool = False,
 ) -> list[Node]:  # fmt: skip
-    """Decode, folded, and a large picture; 64 pixels of Shapes World are enlarged to 256, to be looked at."""
+    """Decode, folded, and save a large picture; 64 pixels of Shapes World are enlarged to 256 for the eye."""
     image = decode = graph.fold(column, "VAEDecode", samples=latent, vae=vae)
     if enlarge:
         image = graph.fold(column, "ImageScaleBy", "Enlarge", image=decode[0], upscale_method="lanczos", scale_by=4.0)
@@ -293,7 +293,7 @@ The noise is optimised on fast SDXL-Turbo and then starts 20 steps of SDXL base,
 
 
 def safety_guidance_sdxl(info: dict) -> None:
-    """SDXL base, watched for the seven I2P categories, with a gate behind it."""
+    """SDXL base, monitored for the seven I2P categories, with a gate behind it."""
     graph = Graph(info, (260, 290, 230, 300, 310))
     graph.note(0, f"""
 ## Safety Guidance
@@ -333,7 +333,7 @@ Calibrate the thresholds on your own images. Both lower the rate of harm; they g
 
 
 def safety_reno_sdxl_turbo(info: dict) -> None:
-    """ReNO that climbs the prompt and leaves the categories."""
+    """ReNO that optimises the prompt's reward and avoids the categories."""
     graph = Graph(info, (300, 290, 400, 420))
     graph.note(0, f"""
 ## Optimize noise, away from harm
@@ -474,7 +474,7 @@ Eight candidates of four steps, cut to the best one on the way; then ten iterati
 
 
 def flux_schnell_reno(info: dict) -> None:
-    """ReNO through Flux schnell and its VAE, with a pixel judge."""
+    """ReNO through Flux schnell and its VAE, with a pixel CLIP."""
     graph = Graph(info, (300, 290, 400, 420))
     graph.note(0, f"""
 ## Optimize noise of FLUX.1 schnell
@@ -494,7 +494,7 @@ judge, the VAE and Flux. Out of memory? Set *memory* to low, and *weight_dtype* 
 
 
 def qwen_image_safety_gate(info: dict) -> None:
-    """Qwen-Image behind a gate that looks at the decoded pictures."""
+    """Qwen-Image behind a gate that checks the decoded pictures."""
     graph = Graph(info, (300, 290, 360, 460))
     graph.note(0, f"""
 ## A gate for Qwen-Image
