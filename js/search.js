@@ -1,6 +1,6 @@
 /**
- * Lanes on Search Best Images, live: every candidate's score at each look, where it fell, what it cost; and the question who
- * goes on, where a person chooses.
+ * Lanes on Search Best Images, live: every candidate's score in each round, where it fell, its cost; and the question which
+ * candidates go on, where a person chooses.
  */
 
 import { api } from "../../scripts/api.js";
@@ -8,7 +8,8 @@ import { app } from "../../scripts/app.js";
 import { hideCard } from "./lib/card.js";
 import { client, post, runsOfClient } from "./lib/client.js";
 import { addStyle, passWheelOn } from "./lib/dom.js";
-import { nodeByExecutionId, nodesByLocator } from "./lib/nodes.js";
+import { livePanels } from "./lib/live.js";
+import { nodesByLocator } from "./lib/nodes.js";
 import { register } from "./lib/register.js";
 import { createSearchPanel } from "./lib/searchpanel.js";
 import { makeTexts } from "./lib/texts.js";
@@ -20,7 +21,8 @@ const HEIGHT = 342; // of the widget with its margins, whatever it shows; draggi
 const WIDTH = 420; // of a new node
 const ORDER = "latent_clip_order"; // a node property, so it is saved with the workflow
 const NOTE_MILLISECONDS = 10_000;
-const panels = new WeakMap();
+const rootGraph = () => app.rootGraph ?? app.graph;
+const panels = livePanels(rootGraph);
 let text = makeTexts({}, "en");
 let soon = null;
 
@@ -77,23 +79,13 @@ function tell(node, panel) {
 
 const note = (summary, detail) => app.extensionManager.toast.add({ severity: "info", summary, detail, life: NOTE_MILLISECONDS });
 
-const rootGraph = () => app.rootGraph ?? app.graph;
-
-/** Of the node that a run is shown on: inside an expanded node the run itself has an id that no page knows. */
-const panelOf = (run) => panels.get(nodeByExecutionId(rootGraph(), run.display_node ?? run.node));
-
-const openPanels = () => [...nodesByLocator(rootGraph())].map(([, node]) => panels.get(node)).filter(Boolean);
-
 /** Fetch the runs that are going on: after a reload, or after a change of the workflow tab, nothing else says that one waits. */
 async function catchUp() {
-    if (!client() || openPanels().length === 0) return;
-    const before = new Set(openPanels().flatMap((panel) => panel.running()));
-    const runs = await runsOfClient();
-    if (runs === null) return;
-    for (const run of runs) panelOf(run)?.add(run);
-    const goesOn = ({ promptId, node, listIndex }) =>
+    if (!client() || panels.open().length === 0) return;
+    const goesOn = (runs, { promptId, node, listIndex }) =>
         runs.some((run) => run.prompt_id === promptId && run.node === node && run.list_index === listIndex);
-    for (const panel of openPanels()) panel.end((run) => goesOn(run) || !before.has(run));
+    await panels.catchUp(runsOfClient, (panel) => panel.running(), (panel, runs, before) =>
+        panel.end((run) => goesOn(runs, run) || !before.includes(run)));
 }
 
 /** Catch up once, however many nodes have just come. */
@@ -113,7 +105,7 @@ register({
 
     setup() {
         api.addEventListener(EVENT, ({ detail }) => {
-            const panel = panelOf(detail);
+            const panel = panels.of(detail);
             if (panel) panel.add(detail);
             else if (detail.waiting) note(text("asksYou", { title: NODE_NAME }), text("askedElsewhere"));
         });

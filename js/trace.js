@@ -8,7 +8,8 @@ import { hideCard } from "./lib/card.js";
 import { post, runsOfClient } from "./lib/client.js";
 import { createCurves } from "./lib/curves.js";
 import { addStyle } from "./lib/dom.js";
-import { nodeByExecutionId, nodesByLocator } from "./lib/nodes.js";
+import { livePanels } from "./lib/live.js";
+import { nodesByLocator } from "./lib/nodes.js";
 import { register } from "./lib/register.js";
 import { makeTexts } from "./lib/texts.js";
 
@@ -16,7 +17,8 @@ const NODE = "LatentCLIPOptimizeNoise";
 const EVENT = "latent_clip.reno";
 const HEIGHT = 262; // of the widget with its margins, whatever it shows; dragging the node larger gives it to the chart
 const WIDTH = 400; // of a new node
-const panels = new WeakMap();
+const rootGraph = () => app.rootGraph ?? app.graph;
+const panels = livePanels(rootGraph);
 let text = makeTexts({}, "en");
 let asking = false;
 
@@ -66,28 +68,15 @@ function passOn(event, strip) {
     else app.canvas.processMouseWheel(event);
 }
 
-const rootGraph = () => app.rootGraph ?? app.graph;
-
-/** Of the node that a run is shown on: inside an expanded node the run itself has an id that no page knows. */
-function panelOf(run) {
-    return panels.get(nodeByExecutionId(rootGraph(), run.display_node ?? run.node));
-}
-
-const openPanels = () => [...nodesByLocator(rootGraph())].map(([, node]) => panels.get(node)).filter(Boolean);
-
 /** Fetch the runs that are going on: after a reload, or after a change of the workflow tab, their beginning is missing. */
 async function catchUp() {
     if (asking) return;
     asking = true;
     try {
-        const before = new Map(openPanels().map((panel) => [panel, panel.trace()?.promptId]));
-        const runs = await runsOfClient();
-        if (runs === null) return;
-        for (const run of runs) panelOf(run)?.add(run);
-        for (const panel of openPanels()) {
-            const shown = panel.trace()?.promptId; // what has begun since then, the answer cannot know
-            if (shown === before.get(panel) && !runs.some((run) => run.prompt_id === shown)) panel.end();
-        }
+        await panels.catchUp(runsOfClient, (panel) => [panel.trace()?.promptId], (panel, runs, before) => {
+            const shown = panel.trace()?.promptId;
+            if (before.includes(shown) && !runs.some((run) => run.prompt_id === shown)) panel.end();
+        });
     } finally {
         asking = false;
     }
@@ -104,7 +93,7 @@ register({
 
     setup() {
         api.addEventListener(EVENT, ({ detail }) => {
-            const panel = panelOf(detail);
+            const panel = panels.of(detail);
             if (panel && !panel.add(detail)) catchUp();
         });
         api.addEventListener("reconnected", catchUp);
