@@ -65,7 +65,7 @@ def run_reno(
         cuda_graphs: record the evaluations and play them back where that can be; see `host.reno.cuda_graphs`.
 
     Returns:
-        (state with raw latents, how the run that succeeded met the memory).
+        (state with raw latents, memory use of the run that succeeded).
 
     Raises:
         ValueError: sigmas without steps, with too many or with noise left; no noise; a model or conditioning that no
@@ -77,17 +77,7 @@ def run_reno(
     check_hooks(getattr(guider, "original_conds", {}), skips_negative(guider), steps)
     for each in (reward, *([] if validation is None else [validation])):
         check_model_space(guider.model_patcher, each.space)
-    samples = latents_for(guider.model_patcher, latent)
-    check_one_frame(samples)
-    if len(samples) == 0:
-        raise ValueError("Got an empty batch, expected at least one latent to optimise the noise of.")
-    start = noise.generate_noise({**latent, "samples": samples})
-    if start.shape != samples.shape:
-        raise ValueError(
-            f"Got noise of shape {tuple(start.shape)} for a latent of shape {tuple(samples.shape)}, expected one for each image. "
-            "Its batch_index names another number of images: take the latent from the node that made the batch."
-        )
-    check_noise(start)
+    samples, start = _samples_and_noise(noise, guider.model_patcher, latent)
     attempts: tuple[Memory, ...] = ("auto", "low") if memory == "auto" else (memory,)
     with LiveRun(reward, settings, validation) as live:
         for attempt in attempts:
@@ -110,6 +100,22 @@ def run_reno(
     if run.state is None:
         raise ValueError("Got a guider that never calls its sampler, expected one such as BasicGuider or CFGGuider.")
     return run.state, run.memory
+
+
+def _samples_and_noise(noise, patcher, latent: dict) -> tuple[Tensor, Tensor]:
+    """Return the checked latents and their noise, both (B, C, H, W) or (B, C, 1, H, W)."""
+    samples = latents_for(patcher, latent)
+    check_one_frame(samples)
+    if len(samples) == 0:
+        raise ValueError("Got an empty batch, expected at least one latent to optimise the noise of.")
+    start = noise.generate_noise({**latent, "samples": samples})
+    if start.shape != samples.shape:
+        raise ValueError(
+            f"Got noise of shape {tuple(start.shape)} for a latent of shape {tuple(samples.shape)}, expected one for each image. "
+            "Its batch_index names another number of images: take the latent from the node that made the batch."
+        )
+    check_noise(start)
+    return samples, start
 
 
 def sampled_latent(latent: dict, samples: Tensor) -> dict:

@@ -54,3 +54,25 @@ export function passWheelOn(event, list, canvas) {
     event.preventDefault();
     canvas.processMouseWheel(event);
 }
+
+/**
+ * Make a list one stop of the tab key; arrows, Home and End move inside it.
+ *
+ * @param {HTMLElement} list
+ * @param {string} items selector of its items that can have the focus, each a `li`
+ */
+export function moveFocusByKeys(list, items) {
+    list.addEventListener("keydown", (event) => {
+        const rows = [...list.querySelectorAll(items)];
+        const at = rows.indexOf(document.activeElement);
+        const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: rows.length - 1 }[event.key];
+        if (at < 0 || to === undefined) return;
+        event.preventDefault();
+        event.stopPropagation();
+        rows[Math.min(rows.length - 1, Math.max(0, to))].focus();
+    });
+    list.addEventListener("focusin", ({ target }) => {
+        for (const row of list.querySelectorAll("li[tabindex='0']")) row.tabIndex = -1;
+        target.closest("li").tabIndex = 0;
+    });
+}

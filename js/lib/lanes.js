@@ -3,7 +3,7 @@
  */
 
 import { hideCard, openCard } from "./card.js";
-import { element, thumbnail } from "./dom.js";
+import { element, moveFocusByKeys, thumbnail } from "./dom.js";
 import { barLength, decimalsFor, extent, formatNumber } from "./rows.js";
 import { lanesOf } from "./search.js";
 
@@ -23,7 +23,7 @@ export function createLanes(text) {
     head.setAttribute("aria-hidden", "true"); // each row says it all
     list.setAttribute("role", "list");
     root.dataset.captureWheel = "true"; // Nodes 2.0 lets it scroll while it has the focus
-    moveFocusByKeys(list);
+    moveFocusByKeys(list, "li");
     for (const shown of ["pointerover", "focusin"]) list.addEventListener(shown, showPicture);
     for (const gone of ["pointerleave", "focusout"]) list.addEventListener(gone, hideCard);
     root.addEventListener("wheel", hideCard, { passive: true });
@@ -133,20 +133,3 @@ function stagesOf(lane, columns) {
 }
 
 const MOST_STAGES = 4;
-
-/** One stop of the tab key for all rows; arrows, Home and End move inside. */
-function moveFocusByKeys(list) {
-    list.addEventListener("keydown", (event) => {
-        const rows = [...list.children];
-        const at = rows.indexOf(document.activeElement);
-        const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: rows.length - 1 }[event.key];
-        if (at < 0 || to === undefined) return;
-        event.preventDefault();
-        event.stopPropagation();
-        rows[Math.min(rows.length - 1, Math.max(0, to))].focus();
-    });
-    list.addEventListener("focusin", ({ target }) => {
-        for (const row of list.querySelectorAll("[tabindex='0']")) row.tabIndex = -1;
-        target.closest("li").tabIndex = 0;
-    });
-}

@@ -3,7 +3,7 @@
  */
 
 import { hideCard, showCard } from "./card.js";
-import { element, thumbnail } from "./dom.js";
+import { element, moveFocusByKeys, thumbnail } from "./dom.js";
 import {
     barLength,
     decimalsFor,
@@ -54,7 +54,7 @@ export function createPanel({ text, getOrder, setOrder, getThreshold = () => nul
     });
     list.setAttribute("role", "list");
     list.dataset.captureWheel = "true";
-    moveFocusByKeys(list);
+    moveFocusByKeys(list, "li[data-index]");
     moveThreshold(handle, () => range, getThreshold, (threshold) => {
         setThreshold(threshold);
         drawThreshold();
@@ -201,23 +201,6 @@ function moveThreshold(handle, getRange, getThreshold, setThreshold) {
         event.preventDefault();
         event.stopPropagation();
         setThreshold(next);
-    });
-}
-
-/** One stop of the tab key for the whole list; arrows, Home and End move inside it. */
-function moveFocusByKeys(list) {
-    list.addEventListener("keydown", (event) => {
-        const rows = [...list.querySelectorAll("li[data-index]")];
-        const at = rows.indexOf(document.activeElement);
-        const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: rows.length - 1 }[event.key];
-        if (at < 0 || to === undefined) return;
-        event.preventDefault();
-        event.stopPropagation();
-        rows[Math.min(rows.length - 1, Math.max(0, to))].focus();
-    });
-    list.addEventListener("focusin", ({ target }) => {
-        for (const row of list.querySelectorAll("li[tabindex='0']")) row.tabIndex = -1;
-        target.closest("li").tabIndex = 0;
     });
 }
 
