@@ -1,6 +1,6 @@
 """Cost of a listening front end for Optimize Noise: whole runs in a real server, with a listener and without, in turn.
 
-With a page come our events and thumbnails and the host's own progress messages; the page's part of reading them is counted too,
+With a listening front end come our events and thumbnails and the host's own progress messages; its part of reading them is counted too,
 where it shares the cores. So this is an upper bound for what the curves cost.
 """
 

@@ -17,7 +17,7 @@ from .sockets import (
 )
 
 REWARDS = f"{CATEGORY}/rewards"
-MAX_COMBINED = 50  # slots of Combine Rewards; the page shows as many as the schema names
+MAX_COMBINED = 50  # slots of Combine Rewards; the front end shows as many as the schema names
 
 
 class LatentCLIPTextReward(io.ComfyNode):

@@ -11,7 +11,7 @@ LATENT_LOOKS = io.Custom("LATENT_LOOKS")
 CATEGORY = "latent_clip"
 
 # For nodes that show something and run only when another node needs them. An output node would also run in the branch
-# that a lazy switch has left out. The flag puts their report into the history and onto the page also when their result
+# that a lazy switch has left out. The flag puts their report into the history and onto the node also when their result
 # comes from the cache; hosts before 0.20 do not have it.
 SHOWS = {name: True for name in ("has_intermediate_output",) if name in {field.name for field in fields(io.Schema)}}
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 LOCALES = Path(__file__).resolve().parent.parent / "locales"
 PREFIX = "LatentCLIP"
-# The page's message compiler takes these for syntax.
+# The front end's message compiler takes these for syntax.
 SYNTAX = re.compile(r"[{}@|]")
 
 

@@ -1,6 +1,6 @@
 """Draw js/docs/images/*.jpg, a picture of every node for its help page: python . -m tools.node_pictures
 
-Builds one graph with all nodes on the demo world, runs it in the real page, and cuts each node out of a screenshot. Needs
+Builds one graph with all nodes on the demo world, runs it in the real front end, and cuts each node out of a screenshot. Needs
 what `./dev test browser` sets up.
 """
 
@@ -25,7 +25,7 @@ from .workflows import encode, shapes_world
 
 FLAGS = ["--no-sandbox", "--no-first-run", "--disable-gpu"]
 IMAGES = PACK_ROOT / "js" / "docs" / "images"
-SCALE, MARGIN, CORNER = 1.25, 5, (420, 160)  # of the node on the screen, clear of the page's own bars
+SCALE, MARGIN, CORNER = 1.25, 5, (420, 160)  # of the node on the screen, clear of the front end's own bars
 
 
 def gallery(info: dict) -> Graph:

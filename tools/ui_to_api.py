@@ -1,13 +1,13 @@
 """Convert a saved workflow (of the front end) to a prompt (for POST /prompt), as the front end does it.
 
-Lets the demo and the tests run shipped workflows without a browser; a browser test checks that the page's own
+Lets the demo and the tests run shipped workflows without a browser; a browser test checks that the front end's own
 app.graphToPrompt() agrees. Subgraphs are refused: no shipped workflow uses them.
 """
 
 from collections.abc import Iterator
 
 MUTED, BYPASSED = 2, 4
-VIRTUAL = {"Note", "MarkdownNote", "Reroute", "PrimitiveNode"}  # exist in the page only
+VIRTUAL = {"Note", "MarkdownNote", "Reroute", "PrimitiveNode"}  # exist in the front end only
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR"}
 
 

@@ -1,7 +1,7 @@
 """Graphs of a few lines that become workflow files in the front end's format.
 
 Slots, widget order and types come from the /object_info of a running ComfyUI with the pack, so the files follow the
-schemas; the tests load each one in the real page and compare what it queues.
+schemas; the tests load each one in the real front end and compare what it queues.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Node:
 class Graph:
     """A workflow under construction. Nodes are put into columns, left to right, each below the last one.
 
-    `widths` gives each column its own width and sets all closer; a page of 1440 × 900 shows 1520 × 940 at 70 %.
+    `widths` gives each column its own width and sets all closer; a window of 1440 × 900 shows 1520 × 940 at 70 %.
     """
 
     info: dict

@@ -1,6 +1,6 @@
 """Write workflows/*.json, the example graphs, in the front end's format: python . -m tools.workflows
 
-Every one can be read when it opens: on a screen of 1440 × 900 the page shows 1520 × 940 units of a graph at 70 %, so
+Every one can be read when it opens: on a screen of 1440 × 900 the front end shows 1520 × 940 units of a graph at 70 %, so
 nodes that nobody has to set are folded. File names are what the template browser shows and sorts by.
 """
 

@@ -54,13 +54,13 @@ class Reservation:
         resident: whether weights that the host would cast for every use are cast once, for the whole run.
     """
 
-    def __init__(self, memory: Memory, reward: Reward, steps: int, batch: int, guider, watch: Reward | None = None):
+    def __init__(self, memory: Memory, reward: Reward, steps: int, batch: int, guider, validation: Reward | None = None):
         self.memory, self.reward, self.steps, self.batch, self.guider = memory, reward, steps, batch, guider
-        self.watch = watch
+        self.validation = validation
         self.low, self.resident = memory == "low", memory != "low"
 
     def __call__(self, executor, model: comfy.model_patcher.ModelPatcher, noise_shape, conds: dict, *args, **kwargs):
-        forget_limits([e for reward in (self.reward, self.watch) if reward is not None for e in host_encoders(reward)])
+        forget_limits([e for reward in (self.reward, self.validation) if reward is not None for e in host_encoders(reward)])
         shape, device = (self.batch, *noise_shape[1:]), model.load_device
         passes = self.steps * _evaluations(conds, skips_negative(self.guider))
         cells = math.prod(shape[2:]) * prompt_factor(model.model, shape, conds)
@@ -84,7 +84,7 @@ class Reservation:
     def _bytes(self, network_per_image: float, shape: tuple[int, ...]) -> float:
         encoders = host_encoders(self.reward)
         rewards_per_image = sum(encoder.memory_per_item(torch.Size(shape)) * encoder.backward_cost for encoder in encoders)
-        validating = [] if self.watch is None else host_encoders(self.watch)
+        validating = [] if self.validation is None else host_encoders(self.validation)
         validation_per_image = sum(encoder.memory_per_item(torch.Size(shape)) for encoder in validating)  # no backward pass
         return shape[0] * (network_per_image + rewards_per_image + validation_per_image)
 
