@@ -395,7 +395,7 @@ def test_a_search_that_fails_says_so(desk, comfy):
         broken['connect'](0, search, search.findInputSlot('latent_image'));
     }""", NODE)  # fmt: skip
     result = desk.run()
-    assert "no candidate that could be judged" in result.error
+    assert "no candidate that could be scored" in result.error
     wait_for_end(desk, "failed")
     assert "failed" in status(desk)
     assert [lane["looks"] for lane in lanes(desk)] == [["–"]] * 6

@@ -234,7 +234,7 @@ def test_an_unwatched_candidate_with_nan_is_dropped_and_reported(world):
 def test_no_candidate_that_can_be_judged_is_an_error(world):
     latent = {"samples": torch.full((1, 4, 8, 8), float("nan"))}
     for look in ("drafts", "cuts"):
-        with pytest.raises(ValueError, match="no candidate that could be judged"):
+        with pytest.raises(ValueError, match="no candidate that could be scored"):
             world.run(latent=latent, look=look)
 
 
