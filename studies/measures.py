@@ -1,4 +1,4 @@
-"""What the shipped models can do, measured through the host's own loader and sampler and told by the analytic judge."""
+"""Abilities of the shipped models, measured through the host's own loader and sampler, by the analytic judge."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _clip_tasks(
 def clip_verdicts(
     text: Callable[[list[str]], Tensor], features: Callable[[list[Scene]], Tensor], count: int, seed: str = "evaluate"
 ) -> dict[str, list[bool]]:
-    """Whether a CLIP is right, by task, about each of the same `count` scenes for every CLIP.
+    """Verdicts on a CLIP by task: right or wrong for each of `count` scenes, which are the same for every CLIP.
 
     Args:
         text: captions → unit features. features: scenes → unit features.

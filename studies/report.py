@@ -1,4 +1,4 @@
-"""What the measuring scripts share: their options, their tables, and the measured section of a document."""
+"""Options, tables and the measured section of a document, shared by the studies."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from .prompt import Node, Refused, Wire, in_order, output_type, read_prompt, sho
 
 
 class State(IntEnum):
-    """How much is known of what an output holds; a node gives the largest of its inputs."""
+    """Degree to which an output is checked; a node passes on the largest of its inputs."""
 
     PLAIN = 0
     """Values, texts, files and pictures of the client: no model has made it."""

@@ -48,7 +48,7 @@ REWARD, WATCH = "reward", "watch"  # who keeps the best
 
 @dataclass
 class Route:
-    """What a run went through: (evaluations, P, ...) each.
+    """Course of a run: (evaluations, P, ...) each.
 
     Attributes:
         latents, noise: (N, P, 4, 8, 8). rewards, watch: (N, P); watch is None where nothing watched.
@@ -121,7 +121,7 @@ def climb(
 
 
 def whiteness(noise: Tensor) -> dict[str, float]:
-    """Of noises (P, 4, 8, 8): length over the expected one, mean correlation of neighbours, and the power at frequency 0 to 1 / 8 over
+    """Whiteness of noises (P, 4, 8, 8): length over the expected one, mean correlation of neighbours, and the power at frequency 0 to 1 / 8 over
     that above. White noise has 1, 0 and 1."""
     power = torch.fft.fft2(noise).abs().square().mean((0, 1))
     low = torch.zeros(8, 8, dtype=torch.bool)

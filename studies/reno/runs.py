@@ -20,7 +20,7 @@ BATCH = 58  # a quarter of 230 prompts; larger ones gain nothing on a CPU
 
 @dataclass
 class Run:
-    """What one way made of every prompt and noise.
+    """Results of one way for every prompt and noise.
 
     Attributes:
         latents: (N, 4, 8, 8) raw. noise: what they were made of. seconds: of the whole run, spread evenly over the pictures.
@@ -69,7 +69,7 @@ class Maker:
 
     @torch.no_grad()
     def one_step(self, texts: Sequence[str], noise: Tensor) -> Run:
-        """What the generator makes of the noise."""
+        """Latents that the generator makes of the noise."""
         contexts, began = self.contexts(texts), time.perf_counter()
         latents = torch.cat([self.generate(z, c) for z, c in zip(noise.split(BATCH), contexts.split(BATCH))])
         return Run(latents, noise, time.perf_counter() - began, [1] * len(noise))

@@ -1,1 +1,1 @@
-"""What do Safety Guidance and Safety Gate keep out, and what do they cost?"""
+"""Study: harm kept out by Safety Guidance and Safety Gate, and its cost."""

@@ -1,4 +1,4 @@
-"""What the verdicts of studies.safety_ahead add up to."""
+"""Counts of the verdicts of studies.safety.drafts."""
 
 from __future__ import annotations
 
@@ -98,12 +98,12 @@ def _limit(scores: dict, judge: str, rate: float) -> float:
 
 
 def thresholds_of_two(scores: dict) -> dict[str, float]:
-    """Of judges of whom either may suspect: each at half the rate of innocent drafts."""
+    """Thresholds of two scorers of which either may flag: each at half the rate of innocent drafts."""
     return {judge: _limit(scores, judge, RATE / 2) for judge in JUDGES}
 
 
 def two_judges(scores: dict, plain: dict, gate: float) -> dict:
-    """Whose draft is suspected, by judge, at thresholds of equal suspicion of innocent drafts; and what is left by that.
+    """Flagged drafts by scorer, at thresholds that flag equally many innocent drafts; and the pictures left.
 
     Args:
         scores: "alarms", "bad", "good" → judge → log-odds of drafts.

@@ -93,7 +93,7 @@ def compare(
     world: SafetyWorld, captions: list[Caption], noise: Tensor, ban: Ban, judges: dict[str, float], ways=(NONE, GUIDE, AHEAD),
     model=None, **how,
 ) -> dict:  # fmt: skip
-    """What each way makes of the captions: way → what the judges see of each picture.
+    """Pictures of each way: way → verdicts of the judges on each picture.
 
     Args:
         judges: as of `looking`; the first one scores what was made.
@@ -123,7 +123,7 @@ def compare(
 
 
 def nth(block: int) -> str:
-    """How the names of parts and the seeds of prompts tell blocks apart."""
+    """Suffix for the names of parts and the seeds of prompts of a block."""
     return f", block {block + 1}" if block else ""
 
 
@@ -166,7 +166,7 @@ def red(world: SafetyWorld, threshold: float, kind: int, count: int, block: int)
 
 
 def wide_thresholds(world: SafetyWorld, shape: str, count: int) -> dict:
-    """Of drafts and of pictures in this shape: the strictest that suspects RATE of unrelated ones."""
+    """Thresholds for drafts and pictures of this shape: the strictest that flag RATE of unrelated ones."""
     texts = [str(caption) for caption in STARS.prompts("safety alarms, wide", count)["unrelated"]]
     noise, found = noises(73_000, count, SHAPES[shape]), {}
     for name, how in (("draft", {"steps": DRAFT, "scheduler": "simple"}), ("picture", {})):
@@ -207,7 +207,7 @@ def judged_drafts(world: SafetyWorld, count: int, alarms: int) -> dict:
 
 
 def attacked(world: SafetyWorld, gate: float, count: int) -> dict:
-    """What gets through look-ahead, and through a gate behind it, when somebody tries."""
+    """Attacks that get through drafts, and through a gate behind them."""
 
     def row(made: Tensor, looks: Verdicts | None) -> dict:
         like, scores = world.verdicts(made)["like"], world.judges["Latent-CLIP"].scores(made)
@@ -235,7 +235,7 @@ def attacked(world: SafetyWorld, gate: float, count: int) -> dict:
 
 
 def rerolled(world: SafetyWorld, gate: float, count: int) -> dict:
-    """Of SEEDS noises for each prompt, the one whose draft shows least, as an attacker would choose it who sees the scores."""
+    """Noise of SEEDS for each prompt whose draft shows least, as an attacker would choose it who sees the scores."""
     sets = STARS.prompts("safety ahead, rerolled", count // 2)
     texts = [str(c) for kind in KINDS[:2] for c in sets[kind]]
     noise = noise_for(76_000, len(texts) * SEEDS)

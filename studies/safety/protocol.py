@@ -1,4 +1,4 @@
-"""What docs/safety-study.md compares, and the settings that were fixed before it was measured."""
+"""Ways compared by docs/safety-study.md, and the settings that were fixed before anything was measured."""
 
 COUNT, FEWER, AROUND = (
     102,

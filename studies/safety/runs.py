@@ -46,7 +46,7 @@ ODD_WORDS = (
 
 @dataclass(frozen=True)
 class Ban:
-    """What must not be shown: how the judge recognises it, and how a CLIP is told."""
+    """Forbidden content: the judge's rule for it, and a CLIP's phrases."""
 
     name: str
     concepts: ConceptSet
@@ -306,7 +306,7 @@ class SafetyWorld:
     def verdicts(
         self, latents: Tensor, captions: Sequence[Caption] | None = None, ban: Ban = STARS
     ) -> dict[str, list[bool]]:
-        """What the analytic judge sees in each picture.
+        """Verdicts of the analytic judge on each picture.
 
         `unsafe`: something forbidden is visible and well made. `like`: that, or anything nearer to it than to what is
         allowed, however badly made. `broken`: neither, and the picture cannot be read. `right`: the caption is true.

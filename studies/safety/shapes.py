@@ -1,4 +1,4 @@
-"""What the gate sees in latents that are not square, or larger than its tower: the last tables of docs/safety-study.md.
+"""Verdicts of the gate in latents that are not square, or larger than its tower: the last tables of docs/safety-study.md.
 
     ./dev study safety --shapes
 
@@ -39,7 +39,7 @@ class Pictures:
 
 
 def make(world: SafetyWorld, seed: str, noise: int, count: int) -> Pictures:
-    """What 8 steps make of `count` prompts of each kind."""
+    """Pictures of 8 steps for `count` prompts of each kind."""
     sets = STARS.prompts(seed, count)
     texts = [str(caption) for kind in ("asked", "hinted", "unrelated") for caption in sets[kind]]
     latents = world.sample(texts, noise_for(noise, 3 * count))[0]

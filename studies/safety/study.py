@@ -1,4 +1,4 @@
-"""How much do guidance and gate keep out? Judged on Shapes World: ./dev study safety writes docs/safety-study.md's tables and plots.
+"""Share of harm kept out by guidance and gate. Judged on Shapes World: ./dev study safety writes docs/safety-study.md's tables and plots.
 
 Stars are declared unsafe, and in a second part anything red. The judge (judge.py) reads pixels and is never a reward.
 Settings were chosen on prompts and noises of other seeds (--tune measures those), thresholds on rendered pictures. Needs
@@ -193,7 +193,7 @@ def measure(scale: float, threads: int) -> dict:
 
 
 def ahead(results: dict, scale: float) -> dict:
-    """What looking before sampling changes; thresholds are those that the rest of the study has taken from renders."""
+    """Effect of drafts before sampling; thresholds are those that the rest of the study has taken from renders."""
     from . import drafts as safety_ahead
     from .runs import SafetyWorld
 
@@ -204,7 +204,7 @@ def ahead(results: dict, scale: float) -> dict:
 
 @torch.no_grad()
 def shapes(scale: float) -> dict:
-    """What a gate with the shipped thresholds sees in other shapes and sizes."""
+    """Verdicts of a gate with the shipped thresholds in other shapes and sizes."""
     from ...models.concepts import shipped_concepts
     from .runs import SafetyWorld
     from .shapes import measure as measure_shapes
@@ -231,7 +231,7 @@ def others(world, texts: Sequence[str], noise: torch.Tensor, ways: dict) -> dict
 
 
 def cross(crossed: dict, found: dict[str, Calibration], strict: dict[str, Calibration]) -> dict:
-    """Of the stars and near-stars that each way leaves, how many pass a gate of each judge at its calibrated threshold.
+    """Stars and near-stars left by each way that pass a gate of each judge at its calibrated threshold.
 
     Args:
         strict: calibrations at half the false blocks, for two judges of whom either may block.
@@ -285,7 +285,7 @@ def _kinds(run: dict, size: int) -> dict:
 
 
 def _gated(run: dict, size: int, threshold: float) -> dict:
-    """What a gate of this threshold does to the pictures of one way."""
+    """Verdicts of a gate of this threshold on the pictures of one way."""
     passes = [score < threshold for score in run["scores"]["0"]]
     bad, good = slice(0, 2 * size), slice(2 * size, 3 * size)
     right = run["right"][good]
@@ -306,7 +306,7 @@ def _pair(first: dict, second: dict, name: str, part: slice) -> dict:
 
 
 def _attacked(run: dict, unrelated: dict, good: slice, found: dict[str, Calibration]) -> dict:
-    """What gets through gates of several views, at one threshold and at one rate of false blocks."""
+    """Pictures that get through gates of several views, at one threshold and at one rate of false blocks."""
     rows = {}
     for views in VIEWS:
         for rule in ("same threshold", "same false blocks"):

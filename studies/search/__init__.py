@@ -1,1 +1,1 @@
-"""What does Search gain over fewer seeds at equal cost?"""
+"""Study: the gain of Search over fewer seeds at equal cost."""

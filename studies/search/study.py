@@ -35,7 +35,7 @@ LATENT, PIXEL = "Latent-CLIP", "pixel CLIP"
 
 @dataclass(frozen=True)
 class Scores:
-    """Of every candidate of every prompt (P, N): the finished picture's by judge, whether it is right, and those of the early looks.
+    """Scores of every candidate of every prompt (P, N): the finished picture's by scorer, whether it is right, and those of the early looks.
 
     Attributes:
         final, drafts, steps: by judge; drafts by number of steps, steps (P, N, S) of the prediction after each step.
@@ -169,7 +169,7 @@ def schedules(of: int, budget: float) -> dict[str, list[Schedule]]:
 
 
 def planned(of: int, budget: float, keep: int = 2) -> dict[str, list[Schedule]]:
-    """What the node itself plans for the budget, where it can keep to it, by `look`."""
+    """Plans of the node itself for the budget, where it can keep to it, by `look`."""
     plans = {look: plan_search(look, of, keep, (1,) * STEPS, budget) for look in ("drafts", "cuts", "both")}
     return {
         f"the node's {look}": [Schedule(p.draft_steps, p.sampled, tuple((cut.step - 1, cut.keep) for cut in p.cuts))]
@@ -179,7 +179,7 @@ def planned(of: int, budget: float, keep: int = 2) -> dict[str, list[Schedule]]:
 
 
 def gains(values: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """What the choice gains over the mean, and what the best of all gains: (P,) each. Their sums' ratio is g."""
+    """Gain of the choice over the mean, and gain of the best of all: (P,) each. Their sums' ratio is g."""
     mean = values.mean(dim=1)
     return values.gather(1, chosen[:, None])[:, 0] - mean, values.amax(dim=1) - mean
 

@@ -73,7 +73,7 @@ def messy(tmp_path_factory):
     files |= {f"{name}.part": b"x" for name in names} | {f"{name}.safetensors.unfinished": b"x" for name in names}
     files |= dict.fromkeys(("ours.json", "results.json", "run.json", "package.json", "concepts.json"), b'{"theirs": true}')
     files |= dict.fromkeys(("README.md", "card.md", "roc.png", "plot.png", "training.png", "archive.zip", ".lock"), b"theirs")
-    files |= {"pictures.jsonl": b'{"theirs": 1}\nhalf', "scores.jsonl": b'{"theirs": 1}\nhalf', "a/00000.png": b"theirs", "a/metadata.jsonl": b"{}"}
+    files |= {"pictures.jsonl": b'{"theirs": 1}\nhalf', "scores.jsonl": b'{"theirs": 1}\nhalf', "a/00000.png": b"theirs", "a/metadata.jsonl": b'{"file_name": "00000.png", "text": "theirs"}\n'}
     files |= {f"notes/{n}.txt": b"x" for n in range(200 - len(files))}
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -172,7 +172,7 @@ def test_no_command_changes_a_file_of_others(run, data, shards, tmp_path, pack):
         if expected is not None:
             assert status == bool(expected) and re.search(expected or "", told), f"{words}: {told}"
         seen.add(words[0] if words[0] != "evaluate" else f"evaluate {words[1]}")
-    commands = {path.stem.replace("_", "-") for path in Path(pack("commands").__file__).parent.glob("*.py")} - {"--init--", "comfyui", "evaluate"}
+    commands = {path.stem.replace("_", "-") for path in Path(pack("commands").__file__).parent.glob("*.py")} - {"--init--", "comfyui", "evaluate", "evaluate-zero-shot"}
     steps = {f"evaluate {step}" for step in ("generate", "score", "summary", "compare", "drift", "zero-shot")}
     assert seen == commands | steps, "every command is walked"
 

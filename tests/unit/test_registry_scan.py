@@ -210,7 +210,8 @@ class TestProject:
 
     def test_the_changelog_knows_the_version(self):
         headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
-        assert headings[0] == self.project["project"]["version"]
+        assert next(name for name in headings if name != "Unreleased") == self.project["project"]["version"]
+        assert headings.index("Unreleased") == 0 if "Unreleased" in headings else True
 
     def test_the_icon_is_square_and_at_most_400_pixels(self):
         path = ROOT / self.comfy["Icon"].split("/main/")[1]
