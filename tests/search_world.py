@@ -96,7 +96,7 @@ def control_net(world):
 def pixel_reward(world):
     """A reward on decoded pictures, and a list that fills with how many are decoded at a time."""
     decoded: list[int] = []
-    pixel_clip = importlib.import_module(world.search.__package__ + ".pixel_clip")
+    pixel_clip = importlib.import_module(world.search.__package__.removesuffix(".search") + ".scorers.pixel_clip")
     with torch.inference_mode():
         clip, vae = world.shapes_world.load_pixel_clip(), world.shapes_world.load_vae()
         direction = clip.text.encode(["a red circle"])[0]
