@@ -66,7 +66,9 @@ def pair(pictures: Sequence[str], texts: Sequence[str]) -> dict[str, list[str]]:
     a.b.jpg belongs to a.b.txt and to a.b.jpg.txt. WebDataset ends a key at the first dot, so where no picture has the very name, a.txt goes to
     a.b.jpg and a.b.txt to a.jpg.
     """
-    by_last, by_first, known = {}, {}, set(pictures)
+    by_last: dict[str, list[str]] = {}
+    by_first: dict[str, list[str]] = {}
+    known = set(pictures)
     for picture in pictures:
         by_last.setdefault(_stem(picture), []).append(picture)
         by_first.setdefault(_key(picture), []).append(picture)

@@ -128,6 +128,7 @@ class TrainTask(nn.Module):
 
     def _text(self, batch: Batch) -> Tensor:
         """Return unit features (B, D) of the tokens."""
+        assert batch.tokens is not None  # the reader gives them where an objective reads captions
         return self._in_chunks(self.model.text, batch.tokens)
 
     def _in_chunks(self, tower: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

@@ -54,6 +54,5 @@ def probe(model: LatentCLIP, samples: list[Sample], context: int) -> dict[str, f
         if any(len(one) != images.shape[-1] for one in features):
             LOGGER.warning("The samples have features of another teacher, of %d numbers: no agreement is measured.", len(features[0]))
             return found
-        features = torch.stack(features)
-        found["teacher"] = (images * F.normalize(features, dim=-1)).sum(-1).mean().item()
+        found["teacher"] = (images * F.normalize(torch.stack(features), dim=-1)).sum(-1).mean().item()
     return found

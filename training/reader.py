@@ -95,7 +95,7 @@ class Stream(IterableDataset):
         Raises:
             ShardError: too many faults in a row, or no tar has a usable sample.
         """
-        every, barren = set(self.tars), set()
+        every, barren = set(self.tars), set[Path]()
         wanted = partial(check_wanted, reading=self.reading)
         while True:
             tar, count = order.choice(self.tars), 0

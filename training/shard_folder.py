@@ -89,7 +89,7 @@ def read_index(path: Path, name: str = "") -> Index:
         raise ShardError(
             f"{path}: no index of a shard: {error}. Take it out of the folder; latent-clip embed makes its records again."
         ) from error
-    return Index(path, path.with_name(tar) if tar else None, size, tuple(ids), dict(skipped), patches)
+    return Index(path, path.with_name(tar) if tar else None, int(size or 0), tuple(ids), dict(skipped), int(patches or 0))
 
 
 def _is_pair(value: object) -> bool:

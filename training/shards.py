@@ -214,7 +214,7 @@ def _infos(tar: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
             raise _unreadable(path, error) from error
         if info is None:
             return
-        tar.members.clear()  # the library would keep all of them
+        tar.members.clear()  # type: ignore[attr-defined]  # the library would keep all of them
         if info.isfile() and PurePosixPath(info.name).name:
             yield info
 

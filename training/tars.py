@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from ..models.pictures import LARGEST_FILE, SUFFIXES
 from .captions import BESIDE, LONGEST_TEXT, CaptionFault, SourceError, captions_in, pair
@@ -80,7 +80,7 @@ def _without_braces(pattern: str) -> list[str]:
     if "{" not in pattern or Path(pattern).exists():
         return [pattern]
     try:
-        from braceexpand import UnbalancedBracesError, braceexpand
+        from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
     except ImportError as error:
         raise SourceError(f"{pattern}: braces need the package braceexpand. Install it, or write * for them.") from error
     ranges = [abs(int(last) - int(first)) for first, last in re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern)]
@@ -144,9 +144,9 @@ class _Bounded:
 def _read(file: BinaryIO, content: Content, texts: dict[str, list[str]]) -> None:
     end, seen = file.seek(0, 2), set[str]()
     file.seek(0)
-    with tarfile.open(fileobj=_Bounded(file), mode="r:") as tar:
+    with tarfile.open(fileobj=cast(BinaryIO, _Bounded(file)), mode="r:") as tar:
         while (info := tar.next()) is not None:
-            tar.members.clear()  # or tarfile keeps every header
+            tar.members.clear()  # type: ignore[attr-defined]  # or tarfile keeps every header
             suffix, name = PurePosixPath(info.name).suffix.lower(), info.name
             if not info.isfile() or PurePosixPath(name).name.startswith(".") or suffix not in (*SUFFIXES, *BESIDE):
                 continue

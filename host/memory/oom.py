@@ -1,7 +1,7 @@
 """Out-of-memory errors: recognise them on every device, and compute in smaller parts."""
 
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import comfy.model_management as mm
 import torch
@@ -62,8 +62,11 @@ class BatchLimit:
                 continue
             parts.append(part)
             done += size
-        joined = WindowFeatures(*map(torch.cat, zip(*parts))) if isinstance(parts[0], WindowFeatures) else torch.cat(parts)
-        return cast(Features, parts[0] if len(parts) == 1 else joined)
+        if len(parts) == 1:
+            return parts[0]
+        if isinstance(parts[0], WindowFeatures):
+            return WindowFeatures(*map(torch.cat, zip(*parts)))
+        return torch.cat(parts)
 
     @staticmethod
     def _try(encode: Callable[[Tensor], Features], part: Tensor, again: bool) -> Features | None:

@@ -42,8 +42,9 @@ def fingerprint(*concepts: ConceptDirections) -> bytes:
 def found_before(whose: bytes, guider, noise: Tensor, latent: Tensor | None, sigmas: Tensor) -> list:
     """Find the verdicts of the latents that a sampling starts from; none where its noise hides what was there."""
     first = guider.model_patcher.get_model_object("model_sampling").percent_to_sigma(NEW)
-    goes_on = latent is not None and (not bool(noise.any()) or float(sigmas[0]) <= float(first))
-    return KNOWN.of(whose, latent) if goes_on else [None] * len(noise)
+    if latent is None or (bool(noise.any()) and float(sigmas[0]) > float(first)):
+        return [None] * len(noise)
+    return KNOWN.of(whose, latent)
 
 
 class LastPrediction:
