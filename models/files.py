@@ -53,6 +53,9 @@ def replacing(path: Path, check: Callable[[Path], None] = lambda part: None) -> 
 
     Args:
         check: called with the unfinished file before it takes its name; where it raises, `path` stays as it was.
+
+    Raises:
+        OSError: it cannot be written; names `path`.
     """
     part = part_of(path)
     try:
@@ -61,6 +64,10 @@ def replacing(path: Path, check: Callable[[Path], None] = lambda part: None) -> 
         check(part)
         part.replace(path)
         sync(path.parent)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)) or "cannot be written" in str(error):
+            raise
+        raise OSError(f"{path}: cannot be written ({error.strerror}). Free some space, and start again.") from error
     finally:
         part.unlink(missing_ok=True)
 

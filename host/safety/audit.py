@@ -8,6 +8,7 @@ a record out by making more of them.
 import errno
 import hashlib
 import json
+import logging
 import os
 import sys
 import threading
@@ -20,7 +21,9 @@ from pathlib import Path
 import folder_paths
 
 MAX_BYTES = 10_000_000  # of one file
+LOGGER = logging.getLogger(__name__)
 KEPT = 50  # full files beside the current one, of each of the two logs
+NEARLY_FULL = 0.8  # share of the files from which on the log says so
 BLOCKED_DAYS = 365  # for which a record of a blocked image is kept at least
 TEXT = 4_000  # bytes that are kept of a text
 RECORD = 100_000  # bytes of one line; a longer one keeps less of everything
@@ -126,6 +129,12 @@ def _rotate(path: Path, days: int) -> None:
             errno.EDQUOT if hasattr(errno, "EDQUOT") else errno.ENOSPC,
             f"{path.name} and its {KEPT} older files are full, and none is {days} days old; move them to another folder",
         )
+    kept = sum(path.with_suffix(f".{number}.jsonl").exists() for number in range(1, KEPT + 1))
+    if days and kept >= KEPT * NEARLY_FULL:
+        LOGGER.warning(
+            "Safety Gate: %d of at most %d files of %s are full. When all are, blocked images can no longer be written down, and every batch "
+            "with one fails. Move the older files to another folder.", kept, KEPT, path.name,
+        )  # fmt: skip
     for number in range(KEPT, 0, -1):
         older = path.with_suffix(f".{number}.jsonl")
         newer = path.with_suffix(f".{number - 1}.jsonl") if number > 1 else path

@@ -81,6 +81,15 @@ def test_a_flood_does_not_push_out_the_record_of_a_blocked_image(audit, tmp_path
     assert [r["n"] for r in records(tmp_path / "blocked.jsonl")] == ["evidence"]
 
 
+def test_a_log_of_blocked_images_that_is_nearly_full_is_warned_of(audit, tmp_path, caplog):
+    audit.KEPT = 5
+    for number in range(5):
+        audit.write_record({"n": number, "pad": "x" * 3500, "reasons": ["star"]}, tmp_path / "safety.jsonl", max_bytes=5000)
+    assert "blocked.jsonl" not in caplog.text
+    audit.write_record({"n": 5, "pad": "x" * 3500, "reasons": ["star"]}, tmp_path / "safety.jsonl", max_bytes=5000)
+    assert "4 of at most 5 files of blocked.jsonl are full" in caplog.text
+
+
 def test_a_full_log_of_blocked_images_refuses_more_until_its_oldest_file_is_a_year_old(audit, tmp_path):
     path, blocked = tmp_path / "safety.jsonl", {"pad": "x" * 3500, "reasons": ["star"]}
     audit.KEPT = 3

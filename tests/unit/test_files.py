@@ -128,3 +128,10 @@ def test_what_is_there_is_kept(tmp_path):
     check_new(path, True)
     with pytest.raises(ExistsError, match="folder"):
         check_new(tmp_path, True)
+
+
+def test_a_full_disk_is_a_sentence_with_the_file(tmp_path):
+    path = tmp_path / "x.tar"
+    with pytest.raises(OSError, match=r"x\.tar: cannot be written \(No space left on device\)\. Free some space"), replacing(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert not list(tmp_path.iterdir())
