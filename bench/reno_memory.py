@@ -165,7 +165,7 @@ def _tower(config: dict) -> dict:
         return peak(lambda: tower(latents), latents if gradient else None)
 
     tokens = (grid // vision["patch_size"]) ** 2 + 1
-    estimate = 2 * tokens * vision["width"] * 12 * 2 / 2**20  # LatentEncoder.memory_per_item, in MiB
+    estimate = 2 * tokens * vision["width"] * 12 * 2 / 2**20  # HostedLatentEncoder.memory_per_item, in MiB
     return _row({"encoding": peaks(False), "encoding and back": peaks(True)}, estimate)
 
 

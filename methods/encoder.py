@@ -87,7 +87,7 @@ class LatentEncoder:
 
 
 @dataclass(frozen=True)
-class WindowEncoder(LatentEncoder):
+class LatentWindowEncoder(LatentEncoder):
     """A `LatentEncoder` that also encodes every window by itself, for safety, where the worst window decides.
 
     Args:
@@ -132,9 +132,9 @@ class TorchLatentCLIP:
         """The encoder for rewards."""
         return LatentEncoder(self, fit)
 
-    def window_encoder(self, fit: Fit = "tiles", closer: bool = False) -> WindowEncoder:
+    def window_encoder(self, fit: Fit = "tiles", closer: bool = False) -> LatentWindowEncoder:
         """The encoder for safety."""
-        return WindowEncoder(self, fit, closer)
+        return LatentWindowEncoder(self, fit, closer)
 
     def encode_text(self, texts: list[str]) -> Tensor:
         """Features (N, D) of texts, float32 of unit length, on the CPU.

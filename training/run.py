@@ -47,7 +47,7 @@ class Stage:
 
 
 @dataclass
-class Run:
+class TrainRun:
     """One process of a training: the model, the data, and the place to train on.
 
     Attributes:
@@ -161,7 +161,7 @@ def _train(options: TrainOptions, rank: Rank, folder: RunFolder | None, log: Cal
     statistics = channel_statistics(torch.cat([point_of(sample).float() for sample in samples]))
     model, config = start_model(options, dataset, samples, patched, statistics)
     held_out = held_out_samples(options.val_data, dataset) if options.val_data else []
-    run, began = Run(options, model.to(device), config, done.tars, held_out, rank, device), time.monotonic()
+    run, began = TrainRun(options, model.to(device), config, done.tars, held_out, rank, device), time.monotonic()
     stages = run.stages()
     for stage in stages:
         run.train(stage)

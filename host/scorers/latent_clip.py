@@ -153,16 +153,16 @@ class LoadedLatentCLIP:
                 "Scores of another VAE's latents mean nothing.", self.name, self.space.name, odd,
             )  # fmt: skip
 
-    def encoder(self, fit: Fit = "tiles") -> "LatentEncoder":
-        return LatentEncoder(self, fit)
+    def encoder(self, fit: Fit = "tiles") -> "HostedLatentEncoder":
+        return HostedLatentEncoder(self, fit)
 
-    def window_encoder(self, fit: Fit = "tiles", closer: bool = False) -> "LatentWindowEncoder":
+    def window_encoder(self, fit: Fit = "tiles", closer: bool = False) -> "HostedWindowEncoder":
         """Return the encoder of windows for safety checks; `closer` as in `models.fit.safety_windows`."""
-        return LatentWindowEncoder(self, fit, closer)
+        return HostedWindowEncoder(self, fit, closer)
 
 
 @dataclass(frozen=True)
-class LatentEncoder(encoder.LatentEncoder):
+class HostedLatentEncoder(encoder.LatentEncoder):
     """The library's encoder with the host's memory management. Call it with its `patchers` loaded."""
 
     backward_cost = 11  # times memory_per_item, with gradients: counted in bench/reno_memory.py
@@ -195,12 +195,12 @@ class LatentEncoder(encoder.LatentEncoder):
 
 
 @dataclass(frozen=True)
-class LatentWindowEncoder(LatentEncoder, encoder.WindowEncoder):
+class HostedWindowEncoder(HostedLatentEncoder, encoder.LatentWindowEncoder):
     """The library's window encoder with the host's memory management."""
 
     @property
-    def plain(self) -> LatentEncoder:
-        return LatentEncoder(self.clip, self.fit)
+    def plain(self) -> HostedLatentEncoder:
+        return HostedLatentEncoder(self.clip, self.fit)
 
     def _windows(self, shape: torch.Size) -> int:
         latents = torch.empty(1, 1, *shape[-2:], device="meta")

@@ -236,3 +236,14 @@ def test_imported_names_exist(room, path):
         file = place.with_suffix(".py") if place.with_suffix(".py").is_file() else place / "__init__.py"
         submodule = (place / f"{name}.py").is_file() or (place / name / "__init__.py").is_file()
         assert submodule or (file.is_file() and name in names_of(file)), f"{'.'.join(module)} has no {name}"
+
+
+def test_class_names_have_one_meaning():
+    """In the rooms that users run; private classes may repeat."""
+    places: dict[str, set[str]] = {}
+    for room, path in EVERY_FILE:
+        if room in ("models", "methods", "host", "nodes", "training", "evaluation", "commands"):
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    places.setdefault(node.name, set()).add(str(path.relative_to(ROOT)))
+    assert not {name: found for name, found in places.items() if len(found) > 1}
