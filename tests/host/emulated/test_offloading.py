@@ -224,7 +224,7 @@ def test_auto_sees_the_same_room_in_every_run(world, paged, monkeypatch):
 
 @pytest.fixture(scope="module")
 def pixel_encoder(host_env):
-    modules = {n: importlib.import_module(f"{host_env.pack.__name__}.host.{n}") for n in ("shapes_world", "pixel_clip")}
+    modules = {n: importlib.import_module(f"{host_env.pack.__name__}.host.scorers.{n}") for n in ("shapes_world", "pixel_clip")}
     with torch.inference_mode():
         vae, clip = modules["shapes_world"].load_vae(), modules["shapes_world"].load_pixel_clip()
     return modules["pixel_clip"].pixel_encoder(clip, vae)
