@@ -161,7 +161,7 @@ def test_every_node_gives_on_a_gpu_what_it_gives_on_the_cpu(host_env, expected, 
         "reno.py:_read_back",
         "reno.py:_optimize",
         "guidance.py:correction",
-        "guidance.py:look",
+        "gate.py:categories",
         "rewards/base.py:<dictcomp>",
     }
     assert {place for place in gpu.waits if place.startswith("methods/")} <= {f"methods/{place}" for place in allowed}
@@ -174,12 +174,12 @@ def test_judges_in_half_precision_there_and_back(host_env, gpu, dtype, tolerance
     def module(name: str):
         return importlib.import_module(f"{host_env.pack.__name__}.host.{name}")
 
-    shapes_world, gradients = module("shapes_world"), module("gradients").gradients
+    shapes_world, gradients = module("scorers.shapes_world"), module("memory.gradients").gradients
     raw, found = torch.randn(1, 4, 13, 8, generator=torch.Generator().manual_seed(0)) * 7, {}
     for precision in ("fp32", dtype):
         with torch.inference_mode():
             clips = shapes_world.load_latent_clip(precision), shapes_world.load_pixel_clip(precision)
-            encoders = clips[0].window_encoder("tiles"), module("pixel_clip").pixel_encoder(clips[1], shapes_world.load_vae())
+            encoders = clips[0].window_encoder("tiles"), module("scorers.pixel_clip").pixel_encoder(clips[1], shapes_world.load_vae())
         for encoder in encoders:
             importlib.import_module("comfy.model_management").load_models_gpu(encoder.patchers)
             with gradients([patcher.model for patcher in encoder.patchers]):

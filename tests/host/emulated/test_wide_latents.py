@@ -18,7 +18,7 @@ def world(host_env):
         return importlib.import_module(f"{host_env.pack.__name__}.{name}")
 
     names = ("host.safety.gate", "methods.guidance", "methods.rewards")
-    found = SimpleNamespace(**{name.partition(".")[2]: module(name) for name in names})
+    found = SimpleNamespace(**{name.rpartition(".")[2]: module(name) for name in names})
     found.shipped, found.directions = module("models.concepts").shipped_concepts, module("host.scorers.concepts").directions
     shapes = module("host.scorers.shapes_world")
     with torch.inference_mode():
