@@ -78,7 +78,7 @@ def test_running_out_of_memory_in_low_is_not_tried_again(world, monkeypatch):
     monkeypatch.setattr(mm, "get_free_memory", lambda *args, **kwargs: 1e6)
     calls = []
 
-    def run_out(encoder, raw_latents):
+    def run_out(encoder, raw_latents, noise_level=None):
         calls.append(len(raw_latents))
         raise mm.OOM_EXCEPTION("out of memory")
 
