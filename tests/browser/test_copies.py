@@ -7,7 +7,7 @@ from latent_clip.tools.comfy_server import PACK_FOLDER, PACK_ROOT
 SECOND = "latent-clip-copy"
 
 
-def test_the_page_names_both_folders_once_and_works(chromium, comfy_tree, tmp_path):
+def test_page_names_both_folders_once_and_works(chromium, comfy_tree, tmp_path):
     server = TestServer(comfy_tree, tmp_path)
     (server.base / "custom_nodes" / SECOND).symlink_to(PACK_ROOT, target_is_directory=True)
     with server:

@@ -46,7 +46,7 @@ def drawn_titles(screen: ComfyPage) -> set[str]:
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
-def test_a_template_can_be_read_when_it_opens(screen, path):
+def test_template_can_be_read_when_it_opens(screen, path):
     screen.reset()
     screen.js(OPEN_TEMPLATE, [path.stem, PACK_FOLDER])
     screen.page.wait_for_timeout(500)
@@ -81,7 +81,7 @@ def test_nodes_of_a_template_do_not_cover_each_other(screen):
         assert not covered(screen), path.stem
 
 
-def test_a_click_on_the_card_opens_it(screen):
+def test_click_on_the_card_opens_it(screen):
     """The template browser shows the file names and their pictures."""
     screen.reset()
     screen.js("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
@@ -97,7 +97,7 @@ def test_a_click_on_the_card_opens_it(screen):
     assert screen.js("() => app.extensionManager.workflow.activeWorkflow.filename").startswith("01 Try it now")
 
 
-def test_the_pictures_of_the_templates_are_served(comfy):
+def test_pictures_of_the_templates_are_served(comfy):
     for path in TEMPLATES:
         url = f"{comfy.url}/api/workflow_templates/{PACK_FOLDER}/{path.stem.replace(' ', '%20')}.jpg"
         with urllib.request.urlopen(url) as response:
@@ -117,7 +117,7 @@ def test_what_version_0_1_saved_opens_as_it_was(screen, path):
     assert not screen.errors, screen.errors
 
 
-def test_the_empty_sidebar_says_what_comes_and_opens_the_first_template(screen):
+def test_empty_sidebar_says_what_comes_and_opens_the_first_template(screen):
     screen.reset()
     toggle = "() => app.extensionManager.sidebarTab.toggleSidebarTab('latent-clip-runs')"
     screen.js(toggle)

@@ -41,7 +41,7 @@ def test_run_button_makes_a_picture(page, comfy):
         assert len(shot.convert("RGB").getcolors(1 << 24)) > 100, "the page is blank"
 
 
-def test_a_failing_node_reaches_the_page(page, comfy):
+def test_failing_node_reaches_the_page(page, comfy):
     comfy.tiny_sdxl_as("gone.safetensors")
     prompt = text_to_image(seed=7)
     prompt["ckpt"]["inputs"]["ckpt_name"] = "gone.safetensors"
@@ -52,13 +52,13 @@ def test_a_failing_node_reaches_the_page(page, comfy):
     page.errors.clear()  # the page logs the refusal, as it should
 
 
-def test_the_converter_agrees_with_the_page_on_a_stock_graph(page, comfy):
+def test_converter_agrees_with_the_page_on_a_stock_graph(page, comfy):
     page.load_prompt(text_to_image(seed=8))
     assert ui_to_api(page.graph(), comfy.object_info()) == page.prompt()
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_the_converter_agrees_with_the_page_on_shipped_workflows(page, comfy, path):
+def test_converter_agrees_with_the_page_on_shipped_workflows(page, comfy, path):
     page.load(path)
     assert without_titles(comfy.workflow_to_prompt(path)) == without_titles(page.prompt())
     page.screenshot(f"workflow-{path.stem}")

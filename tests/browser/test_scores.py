@@ -182,7 +182,7 @@ def test_combine_rewards_shows_what_each_term_added(desk):
     desk.screenshot("composer")
 
 
-def test_the_threshold_is_a_line_to_drag(desk):
+def test_threshold_is_a_line_to_drag(desk):
     load(desk, 9)
     outputs = run(desk)
     scores = sorted(outputs["7"]["latent_clip"][0]["scores"])
@@ -227,7 +227,7 @@ def test_the_threshold_is_a_line_to_drag(desk):
     assert line.is_hidden()
 
 
-def test_the_gate_shows_the_worst_category_and_hides_what_it_blocked(desk):
+def test_gate_shows_the_worst_category_and_hides_what_it_blocked(desk):
     load(desk, 10)
     desk.js("""() => {
         const node = LiteGraph.createNode('LatentCLIPSafetyGate');
@@ -365,7 +365,7 @@ def test_bars_inside_a_subgraph(desk):
     desk.js("() => app.canvas.setGraph(app.rootGraph)")
 
 
-def test_a_list_of_latents_is_one_report(desk):
+def test_list_of_latents_is_one_report(desk):
     """The host runs the nodes once for each latent; in 0.1 only the first was shown."""
     load(desk, 21, batch_size=3, keep=1)
     desk.js("""() => {
@@ -391,7 +391,7 @@ def test_a_list_of_latents_is_one_report(desk):
     assert panel_of(desk, "LatentCLIPClassify").locator("li").count() == 3
 
 
-def test_a_graph_that_ends_in_select_runs(desk):
+def test_graph_that_ends_in_select_runs(desk):
     """The server puts a Preview as Text behind it, which the page has no node for, and that does no harm."""
     load(desk, 22)
     desk.js("""() => {

@@ -196,7 +196,7 @@ def test_taking_the_proposal(desk, comfy):
     assert sorted(report["rounds"][0]["kept"]) == sorted(proposed)
 
 
-def test_a_reload_while_it_waits_and_a_cancel(desk, comfy):
+def test_reload_while_it_waits_and_a_cancel(desk, comfy):
     load(desk, comfy, 4, chooses="me")
     prompt_id = desk.start()
     wait_for_question(desk)
@@ -217,7 +217,7 @@ def test_a_reload_while_it_waits_and_a_cancel(desk, comfy):
     assert not comfy.wait(prompt_id).ok
 
 
-def test_the_reward_decides_when_the_time_is_out(desk, comfy):
+def test_reward_decides_when_the_time_is_out(desk, comfy):
     load(desk, comfy, 5, chooses="me", time_out=2.0)
     prompt_id = desk.start()
     wait_for_question(desk)
@@ -227,7 +227,7 @@ def test_the_reward_decides_when_the_time_is_out(desk, comfy):
     assert panel_of(desk).locator(".latent-clip-choosing").is_hidden()
 
 
-def test_an_answer_that_does_not_arrive_can_be_given_again(desk, comfy):
+def test_answer_that_does_not_arrive_can_be_given_again(desk, comfy):
     load(desk, comfy, 6, chooses="me")
     prompt_id = desk.start()
     wait_for_question(desk)
@@ -241,7 +241,7 @@ def test_an_answer_that_does_not_arrive_can_be_given_again(desk, comfy):
     report_of(comfy.wait(prompt_id))
 
 
-def test_an_answer_about_an_earlier_run_does_not_take_the_place_of_the_question(desk, comfy):
+def test_answer_about_an_earlier_run_does_not_take_the_place_of_the_question(desk, comfy):
     """What the page asked the server while one search waited, comes when the next one does."""
     load(desk, comfy, 16, chooses="me")
     first, held = desk.start(), []
@@ -269,7 +269,7 @@ def test_an_answer_about_an_earlier_run_does_not_take_the_place_of_the_question(
     assert report["rounds"][0]["kept"] == offered[1:2]
 
 
-def test_a_refused_answer_shows_what_is_asked_now(desk, comfy):
+def test_refused_answer_shows_what_is_asked_now(desk, comfy):
     """Something has told the page of a question that is none any more."""
     load(desk, comfy, 18, chooses="me")
     prompt_id = desk.start()
@@ -310,7 +310,7 @@ def test_another_client_is_not_asked(desk, chromium, comfy):
         other.close()
 
 
-def test_a_list_of_latents_asks_for_one_after_the_other(desk, comfy):
+def test_list_of_latents_asks_for_one_after_the_other(desk, comfy):
     load(desk, comfy, 8, chooses="me")
     desk.js("""kind => {
         const search = app.graph.nodes.find(({ type }) => type === kind);
@@ -346,7 +346,7 @@ def test_a_list_of_latents_asks_for_one_after_the_other(desk, comfy):
         check_lanes(lanes(desk), report)
 
 
-def test_a_search_inside_a_subgraph(desk, comfy):
+def test_search_inside_a_subgraph(desk, comfy):
     load(desk, comfy, 9, chooses="me")
     desk.js("""kind => {
         const { subgraph } = app.graph.convertToSubgraph(new Set(app.graph.nodes.filter(node => node.type === kind)));
@@ -384,7 +384,7 @@ def test_whoever_has_another_workflow_open_is_told_and_asked_on_coming_back(desk
     desk.screenshot("search-ask-32")
 
 
-def test_a_search_that_fails_says_so(desk, comfy):
+def test_search_that_fails_says_so(desk, comfy):
     load(desk, comfy, 15)
     desk.js("""kind => {
         const search = app.graph.nodes.find(({ type }) => type === kind);
@@ -437,7 +437,7 @@ def test_the_panel_leaves_no_trace_in_workflow_and_prompt(desk, comfy):
     assert "latent_clip_search" not in json.dumps(inputs)
 
 
-def test_the_sidebar_lists_the_search(desk, comfy):
+def test_sidebar_lists_the_search(desk, comfy):
     load(desk, comfy, 13)
     desk.run()
     desk.js("() => app.extensionManager.sidebarTab.toggleSidebarTab('latent-clip-runs')")

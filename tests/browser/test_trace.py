@@ -124,7 +124,7 @@ def picture_on_the_clipboard(page) -> list[int]:
     raise AssertionError("no picture on the clipboard")
 
 
-def test_the_curve_grows_and_stop_keeps_the_best(desk, comfy):
+def test_curve_grows_and_stop_keeps_the_best(desk, comfy):
     load(desk, comfy, 1, LONG)
     before = panel_of(desk).bounding_box()
     assert "appears here" in panel_of(desk).inner_text()
@@ -152,7 +152,7 @@ def test_the_curve_grows_and_stop_keeps_the_best(desk, comfy):
     assert float(legend(desk)[0][1].replace("−", "-")) == pytest.approx(trace["best"][0], abs=2e-3)
 
 
-def test_a_reload_while_it_runs_and_a_reload_after(desk, comfy):
+def test_reload_while_it_runs_and_a_reload_after(desk, comfy):
     load(desk, comfy, 2, LONG)
     prompt_id = desk.start()
     wait_for_iteration(desk, 10)
@@ -237,7 +237,7 @@ def test_copy_as_table_and_as_picture(desk, comfy, tmp_path):
         assert len(image.convert("RGB").getcolors(1 << 24)) > 20
 
 
-def test_an_interrupted_run_says_so_and_the_next_one_starts_afresh(desk, comfy):
+def test_interrupted_run_says_so_and_the_next_one_starts_afresh(desk, comfy):
     load(desk, comfy, 5, LONG)
     desk.start()
     wait_for_iteration(desk, 3)
@@ -255,7 +255,7 @@ def test_an_interrupted_run_says_so_and_the_next_one_starts_afresh(desk, comfy):
     assert "done in" in status(desk)
 
 
-def test_a_run_inside_a_subgraph(desk, comfy):
+def test_run_inside_a_subgraph(desk, comfy):
     load(desk, comfy, 6, LONG)
     desk.js("""kind => {
         const { subgraph } = app.graph.convertToSubgraph(new Set(app.graph.nodes.filter(node => node.type === kind)));
@@ -278,7 +278,7 @@ def test_the_panel_leaves_no_trace_in_workflow_and_prompt(desk):
     assert inputs["use_target"] is False
 
 
-def test_the_sidebar_lists_the_run_and_leads_to_its_node(desk, comfy):
+def test_sidebar_lists_the_run_and_leads_to_its_node(desk, comfy):
     load(desk, comfy, 7, 5)
     desk.run()
     desk.js("() => app.extensionManager.sidebarTab.toggleSidebarTab('latent-clip-runs')")
@@ -296,7 +296,7 @@ def test_the_sidebar_lists_the_run_and_leads_to_its_node(desk, comfy):
     desk.js("() => app.extensionManager.sidebarTab.toggleSidebarTab('latent-clip-runs')")
 
 
-def test_a_second_tab_is_left_alone(desk, chromium, comfy):
+def test_second_tab_is_left_alone(desk, chromium, comfy):
     other = ComfyPage(chromium, comfy, desk.renderer)
     try:
         other.page.set_default_timeout(60_000)
@@ -339,7 +339,7 @@ def test_another_user_with_the_same_workflow_sees_nothing_of_it(desk, chromium, 
         other.close()
 
 
-def test_a_list_of_latents_is_drawn_together(desk, comfy):
+def test_list_of_latents_is_drawn_together(desk, comfy):
     load(desk, comfy, 8, 5)
     desk.js("""kind => {
         const reno = app.graph.nodes.find(({ type }) => type === kind);
@@ -368,7 +368,7 @@ def test_a_list_of_latents_is_drawn_together(desk, comfy):
     assert last_iteration(desk) == 4
 
 
-def test_a_server_that_restarts_while_it_runs(chromium, comfy_tree, tmp_path):
+def test_server_that_restarts_while_it_runs(chromium, comfy_tree, tmp_path):
     with TestServer(comfy_tree, tmp_path) as server:
         page = ComfyPage(chromium, server, "classic")
         try:

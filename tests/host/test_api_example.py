@@ -69,7 +69,7 @@ UI = {"nodes": [{"id": 1, "type": "KSampler"}], "links": [], "version": 0.4}
     ("[" * 100_000, "is no JSON"), (json.dumps(UI), "as the page saves it, and the server needs API format"), ("[]", "no workflow in API format"),
     ("{}", "no workflow in API format"), ('{"1": {"class_type": "KSampler"}}', "no workflow in API format"), ('{"1": 5}', "no workflow in API format"),
 ])  # fmt: skip
-def test_a_file_that_is_no_workflow_in_api_format(tmp_path, content, message):
+def test_file_that_is_no_workflow_in_api_format(tmp_path, content, message):
     """Found before the server is asked."""
     path = tmp_path / "w.json"
     path.mkdir() if content == "a folder" else path.write_text(content) if content is not None else None
@@ -87,7 +87,7 @@ def test_no_server_there(tmp_path, server, message):
     assert message in text and text.endswith(".") and "\n" not in text
 
 
-def test_a_server_that_is_no_comfyui(tmp_path):
+def test_server_that_is_no_comfyui(tmp_path):
     (tmp_path / "w.json").write_text('{"1": {"class_type": "KSampler", "inputs": {}}}')
     with HostileServer("/", lambda path: (200, b"<html>", {})) as server:
         assert "answers with status 200, as no ComfyUI does. Name the address" in said(
@@ -98,7 +98,7 @@ def test_a_server_that_is_no_comfyui(tmp_path):
 @pytest.mark.parametrize(("change", "message"), [
     ("5", "expected NODE.INPUT=VALUE"), ("x=5", "expected NODE.INPUT=VALUE"), ("999.seed=5", "the workflow has no node 999; it has"), ("1.x=5", "has no input x; it has text"),
 ])  # fmt: skip
-def test_a_change_of_what_is_not_there(tmp_path, change, message):
+def test_change_of_what_is_not_there(tmp_path, change, message):
     (tmp_path / "w.json").write_text('{"1": {"class_type": "CLIPTextEncode", "inputs": {"text": ""}}}')
     text = said(example(str(tmp_path / "w.json"), "--server", "127.0.0.1:9", "--set", change))
     assert message in text and text.endswith(".")
@@ -110,7 +110,7 @@ def test_aiohttp_is_missing(tmp_path):
     assert said(done) == "aiohttp is missing. Run this with the Python that runs ComfyUI, or install aiohttp with pip."
 
 
-def test_a_pack_or_a_model_that_the_server_lacks(comfy, tmp_path):
+def test_pack_or_a_model_that_the_server_lacks(comfy, tmp_path):
     path = tmp_path / "w.json"
     saved = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}}
     path.write_text(json.dumps({"1": {"class_type": "NodeOfAPackThatIsMissing", "inputs": {}}, "2": saved}))
@@ -140,13 +140,13 @@ def test_half_a_workflow_is_said(comfy, tmp_path):
     )
 
 
-def test_a_refused_prompt_ends_it_with_the_reason(comfy, run):
+def test_refused_prompt_ends_it_with_the_reason(comfy, run):
     done = run("01 Try it now", "--set", f"{node_of(comfy, '01 Try it now', 'KSampler')}.steps=0")
     assert done.returncode != 0
     assert "steps" in said(done)
 
 
-def test_a_failing_node_ends_it_with_its_message(comfy, run):
+def test_failing_node_ends_it_with_its_message(comfy, run):
     node = node_of(comfy, "01 Try it now", "LatentCLIPTextReward")
     done = run("01 Try it now", "--set", f'{node}.text=" "')
     assert done.returncode != 0

@@ -188,14 +188,14 @@ def test_one_bad_file_is_named_and_left_out_and_hidden_ones_are_not_looked_at(wo
     assert f"3 of the {COUNT + 3} files of {folder} cannot be read" in capsys.readouterr().err
 
 
-def test_a_judge_that_sees_no_difference_is_said_to_be_useless(world, tool, tmp_path, capsys):
+def test_judge_that_sees_no_difference_is_said_to_be_useless(world, tool, tmp_path, capsys):
     target = tmp_path / "ours.json"
     assert tool.main(arguments(world, target, "allowed", "allowed")) == 0
     assert "DO NOT RELY ON IT: it cannot tell the two folders apart" in capsys.readouterr().out
     assert "chance" in read_concepts(target).provenance["calibration"]["categories"]["star"]["doubt"]
 
 
-def test_the_gate_uses_the_threshold(world, tool, host_env, tmp_path):
+def test_gate_uses_the_threshold(world, tool, host_env, tmp_path):
     target = tmp_path / "gate.json"
     assert tool.main(arguments(world, target, "allowed", "star", "--rate", "0.1")) == 0
     gate = importlib.import_module(f"{host_env.pack.__name__}.host.safety.gate")

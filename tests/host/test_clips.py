@@ -73,7 +73,7 @@ def with_one_bad_frame(lab, judge: str, clips: torch.Tensor, place: int) -> tupl
     return {"samples": made}, ((found[place] + found[[t for t in range(FRAMES) if t != place]].max()) / 2).item()
 
 
-def test_a_gate_blocks_a_clip_when_any_frame_is_over_and_says_which(lab, clips):
+def test_gate_blocks_a_clip_when_any_frame_is_over_and_says_which(lab, clips):
     latent, threshold = with_one_bad_frame(lab, "latent", clips, 1)
     with torch.inference_mode():
         safe, report = lab.gate(latent, "latent", threshold, "grey")
@@ -83,7 +83,7 @@ def test_a_gate_blocks_a_clip_when_any_frame_is_over_and_says_which(lab, clips):
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_gate_cuts_a_clip_to_its_clean_beginning_if_asked(lab, clips, place):
+def test_gate_cuts_a_clip_to_its_clean_beginning_if_asked(lab, clips, place):
     from comfy_execution.graph_utils import ExecutionBlocker
 
     latent, threshold = with_one_bad_frame(lab, "latent", clips, place)
@@ -107,7 +107,7 @@ def test_several_clips_are_blocked_one_by_one_and_never_cut(lab, clips):
     assert report.blocked == [False, True] and torch.equal(safe["samples"], good) and report.cut == ""
 
 
-def test_a_frame_that_is_not_finite_is_blocked_or_cut_off(lab, clips):
+def test_frame_that_is_not_finite_is_blocked_or_cut_off(lab, clips):
     broken = {"samples": clips[:1].clone()}
     broken["samples"][0, 0, 2, 0, 0] = torch.nan
     with torch.inference_mode():
@@ -132,7 +132,7 @@ def test_what_cannot_be_logged_is_not_cut_but_blocked(lab, clips, monkeypatch):
     assert report.blocked == [True] and not safe["samples"].any()
 
 
-def test_a_clip_whose_verdicts_cannot_be_read_is_not_cut_but_blocked(lab, clips):
+def test_clip_whose_verdicts_cannot_be_read_is_not_cut_but_blocked(lab, clips):
     """An error after the scores blocks the clip, although its first frames were found clean."""
     latent, threshold = with_one_bad_frame(lab, "latent", clips, 2)
 
@@ -145,7 +145,7 @@ def test_a_clip_whose_verdicts_cannot_be_read_is_not_cut_but_blocked(lab, clips)
     assert report.blocked == [True] and "torn" in report.reasons[0] and not safe["samples"].any()
 
 
-def test_a_pixel_judge_decodes_a_clip_as_a_whole(lab, clips):
+def test_pixel_judge_decodes_a_clip_as_a_whole(lab, clips):
     """Three frames are nine pictures; the first alone is what a still image is."""
     whole = log_odds(lab, "pixel", clips)
     torch.testing.assert_close(whole[:, :1], log_odds(lab, "pixel", clips[:, :, :1]), atol=1e-4, rtol=1e-4)
@@ -203,7 +203,7 @@ def test_what_is_said_of_a_drafted_clip_is_of_its_worst_frame(lab, steps):
     ]
 
 
-def test_a_gate_behind_looks_knows_clips_and_does_not_cut_what_was_suspected_late(lab):
+def test_gate_behind_looks_knows_clips_and_does_not_cut_what_was_suspected_late(lab):
     looks = lab.module("host.safety.verdicts").Verdicts()
     with torch.inference_mode():
         made = lab.plain(lab.empty(1, FRAMES), 3, lab.guider(lab.looking("latent", 1000, lab.other, looks=looks)))
@@ -220,7 +220,7 @@ def test_a_gate_behind_looks_knows_clips_and_does_not_cut_what_was_suspected_lat
     assert safe["samples"].shape == made.shape and not safe["samples"].any()
 
 
-def test_a_clip_that_a_gate_behind_looks_may_pass_is_cut_like_any_other(lab):
+def test_clip_that_a_gate_behind_looks_may_pass_is_cut_like_any_other(lab):
     looks = lab.module("host.safety.verdicts").Verdicts()
     batch = lab.plain(lab.empty(4, FRAMES), 3, lab.guider(lab.looking("latent", 1000, lab.other, looks=looks)))
     scores = log_odds(lab, "latent", batch)
@@ -235,7 +235,7 @@ def test_a_clip_that_a_gate_behind_looks_may_pass_is_cut_like_any_other(lab):
 
 @pytest.mark.parametrize("judge", JUDGES)
 @pytest.mark.parametrize("look", ["drafts", "cuts"])
-def test_a_search_takes_clips_as_candidates(lab, judge, look):
+def test_search_takes_clips_as_candidates(lab, judge, look):
     found = lab.search(
         lab.reward(judge), 6, lab.empty(1, FRAMES), look=look, cuts="50% → 1" if look == "cuts" else ""
     )
@@ -247,7 +247,7 @@ def test_a_search_takes_clips_as_candidates(lab, judge, look):
 
 
 @pytest.mark.parametrize("judge", JUDGES)
-def test_a_search_of_clips_chooses_the_best_of_those_that_it_finished(lab, judge):
+def test_search_of_clips_chooses_the_best_of_those_that_it_finished(lab, judge):
     """By the score that Score Latents gives to the stock batch."""
     found = lab.search(lab.reward(judge), 3, lab.empty(1, FRAMES), look="cuts", cuts="60% → 2")
     alive = found.report["rounds"][0]["kept"]
@@ -271,7 +271,7 @@ def with_sound(clips):
     return {"samples": NestedTensor([clips, sound]), "batch_index": [3, 4]}
 
 
-def test_the_picture_part_of_video_with_sound_is_judged_and_the_sound_goes_along(lab, clips, with_sound):
+def test_picture_part_of_video_with_sound_is_judged_and_the_sound_goes_along(lab, clips, with_sound):
     reports, latents = lab.module("host.scorers.reports"), lab.module("host.scorers.latents")
     video, sound = with_sound["samples"].unbind()
     with torch.inference_mode():
@@ -286,7 +286,7 @@ def test_the_picture_part_of_video_with_sound_is_judged_and_the_sound_goes_along
     assert all(blocked.blocked) and not any(part.any() for part in grey["samples"].unbind()), "nor is the sound of a blocked clip heard"
 
 
-def test_a_sampler_of_video_with_sound_is_not_steered_in_silence(lab, with_sound):
+def test_sampler_of_video_with_sound_is_not_steered_in_silence(lab, with_sound):
     steering = lab.module("host.sampling.steering")
     packed = torch.zeros(1, 1, 4000)
 

@@ -82,7 +82,7 @@ def test_its_gradient_with_references_equals_finite_differences(editing):
 
 
 @pytest.mark.parametrize("look", ["drafts", "cuts"])
-def test_a_search_with_references_finds_winners_of_the_stock_batch(editing, look):
+def test_search_with_references_finds_winners_of_the_stock_batch(editing, look):
     winners_are_of_the_stock_batch(editing, "latent", look)
 
 
@@ -190,7 +190,7 @@ def test_its_gradient_under_a_controlnet_equals_finite_differences(controlled):
 
 
 @pytest.mark.parametrize("look", ["drafts", "cuts"])
-def test_a_search_under_a_controlnet_finds_winners_of_the_stock_batch(controlled, look):
+def test_search_under_a_controlnet_finds_winners_of_the_stock_batch(controlled, look):
     winners_are_of_the_stock_batch(controlled, "latent", look)
 
 

@@ -48,7 +48,7 @@ def sampled(model: list) -> dict:
     )  # fmt: skip
 
 
-def test_a_gate_goes_by_the_file_as_it_is_now(comfy, write):
+def test_gate_goes_by_the_file_as_it_is_now(comfy, write):
     gate = node(
         "LatentCLIPSafetyGate", latent=["ks", 0], latent_clip=["world", 3], on_block="grey", views=0, fit="tiles",
         audit_log=False, log_prompt=False, **CONCEPTS,
@@ -86,7 +86,7 @@ def test_safety_guidance_and_everything_after_it(comfy, write):
     assert images[0].equal(images[2]) and not images[0].allclose(images[1], atol=0.1)
 
 
-def test_the_avoid_reward(comfy, write):
+def test_avoid_reward(comfy, write):
     prompt = generation(
         latents=node("TestMakeLatent", batch_size=2, channels=4, height=8, width=8, seed=0, std=7.0, with_mask=False, with_batch_index=False),
         reward=node("LatentCLIPAvoidReward", latent_clip=["world", 3], weight=1.0, fit="tiles", **CONCEPTS),
@@ -100,7 +100,7 @@ def test_the_avoid_reward(comfy, write):
 
 
 @pytest.mark.parametrize(("folder", "save"), [("latent_clip", save_latent_clip), ("open_clip", save_pixel_clip)])
-def test_a_checkpoint_that_is_replaced_is_loaded_again(comfy, folder, save):
+def test_checkpoint_that_is_replaced_is_loaded_again(comfy, folder, save):
     path = comfy.models_dir / folder / f"edited_{folder}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     rewards = {
@@ -142,7 +142,7 @@ def test_a_checkpoint_that_is_replaced_is_loaded_again(comfy, folder, save):
     assert path.name in result.error
 
 
-def test_a_checkpoint_that_is_overwritten_in_place_is_new(comfy):
+def test_checkpoint_that_is_overwritten_in_place_is_new(comfy):
     """Same size, time and inode: neither its tower nor its text features may be those from before."""
     folder = comfy.models_dir / "latent_clip"
     folder.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,7 @@ def test_a_checkpoint_that_is_overwritten_in_place_is_new(comfy):
     assert scores(path.name) == scores(other.name) != first
 
 
-def test_an_untouched_file_is_read_once(comfy, write):
+def test_untouched_file_is_read_once(comfy, write):
     save_latent_clip(comfy.models_dir / "latent_clip" / "untouched.safetensors")
     prompt = {
         "clip": node("LatentCLIPLoader", file="untouched.safetensors", dtype="fp32"),
@@ -188,7 +188,7 @@ def test_an_untouched_file_is_read_once(comfy, write):
     assert "clip" in cached()
 
 
-def test_a_new_file_is_offered_at_once(comfy, write):
+def test_new_file_is_offered_at_once(comfy, write):
     save_latent_clip(comfy.models_dir / "latent_clip" / "new.safetensors")
     write(0.0, "new.json")
     write(0.0, "._new.json")  # what macOS leaves beside a file
@@ -203,7 +203,7 @@ def test_a_new_file_is_offered_at_once(comfy, write):
         assert "new.json" in options(name, "concepts") and "._new.json" not in options(name, "concepts")
 
 
-def test_a_choice_that_is_wired_stands_for_every_file(host_env, tmp_path, monkeypatch):
+def test_choice_that_is_wired_stands_for_every_file(host_env, tmp_path, monkeypatch):
     """The host asks for the fingerprint before other nodes have run: then it is unknown which file will be read."""
     concepts = importlib.import_module(f"{host_env.pack.__name__}.host.scorers.concepts")
     folder = host_env.base / "models" / "latent_clip" / "concepts"

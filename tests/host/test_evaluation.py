@@ -47,7 +47,7 @@ def plan(prompts, arms=("plain",), images=2, **settings) -> RunPlan:
     return RunPlan(geneval.BENCHMARK, prompts, [Arm(name, workflow_of(shapes_arms.ARMS[name]())) for name in arms], images, **settings)
 
 
-def test_a_server_dies_and_nothing_is_lost_or_twice(comfy, comfy_tree, prompts, tmp_path):
+def test_server_dies_and_nothing_is_lost_or_twice(comfy, comfy_tree, prompts, tmp_path):
     folder = tmp_path / "run"
     with TestServer(comfy_tree, tmp_path / "second") as second:
         servers = [Server(comfy.url), Server(second.url)]
@@ -74,7 +74,7 @@ def test_a_server_dies_and_nothing_is_lost_or_twice(comfy, comfy_tree, prompts, 
     assert (again.made, again.there) == (0, len(wanted))
 
 
-def test_a_stopped_run_goes_on_and_makes_the_same_pictures(comfy, prompts, tmp_path):
+def test_stopped_run_goes_on_and_makes_the_same_pictures(comfy, prompts, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     server, both = [Server(comfy.url)], plan(prompts[:2], ("plain", "best-of-8"))
     generate(both, whole, server)
@@ -116,7 +116,7 @@ def test_another_workflow_or_list_under_the_same_name_is_refused(comfy, prompts,
         generate(plan(prompts[:1], images=2), tmp_path, server)
 
 
-def test_a_server_that_refuses_or_fails_says_why(comfy, prompts, tmp_path):
+def test_server_that_refuses_or_fails_says_why(comfy, prompts, tmp_path):
     graph = shapes_arms.plain()
     graph["sample"]["inputs"]["steps"] = 0
     broken = RunPlan(geneval.BENCHMARK, prompts[:2], [Arm("broken", workflow_of(graph))], 1)
@@ -155,7 +155,7 @@ def test_shapes_world_end_to_end(comfy, tmp_path):
     assert "| 100.0 % | 0.0000 " in same and "| reno | 0.0 % | 0.0" in drifted
 
 
-def test_the_command_line_goes_on_where_it_was(comfy, prompts, tmp_path, capsys):
+def test_command_line_goes_on_where_it_was(comfy, prompts, tmp_path, capsys):
     (tmp_path / "plain.json").write_text(json.dumps(shapes_arms.plain()))
     listed = str(tmp_path / "evaluation_metadata.jsonl")
     command = ["evaluate", "generate", str(tmp_path / "run"), "--benchmark", "geneval", "--prompts", listed, "--limit", "1", "--images", "1"]
@@ -170,7 +170,7 @@ def test_the_command_line_goes_on_where_it_was(comfy, prompts, tmp_path, capsys)
     assert "does not answer" in capsys.readouterr().err
 
 
-def test_a_cluster_asks_the_server_of_its_machine(comfy, prompts, tmp_path, capsys):
+def test_cluster_asks_the_server_of_its_machine(comfy, prompts, tmp_path, capsys):
     """The command with --ray: the same pictures as without, from the ComfyUI that the machine itself knows as 127.0.0.1."""
     pytest.importorskip("ray")
     (tmp_path / "plain.json").write_text(json.dumps(shapes_arms.plain()))

@@ -54,7 +54,7 @@ def floats_of_one() -> bool:
         return False
 
 
-def test_the_demo_latent_clip_names_single_shapes(judge, data, tmp_path):
+def test_demo_latent_clip_names_single_shapes(judge, data, tmp_path):
     found = classify(judge, read_pictures(data), batch=16)
     assert judge.side == 64 and found.acc1 >= 0.9 and found.acc5 >= found.acc1 >= found.mean_per_class_recall - 0.1
     torch.manual_seed(3)

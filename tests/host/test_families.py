@@ -235,7 +235,7 @@ def test_score_select_classify_and_gate(lab, made, judge):
 
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("judge", JUDGES)
-def test_the_first_iteration_is_the_stock_sampling_and_none_is_worse(lab, judge, steps):
+def test_first_iteration_is_the_stock_sampling_and_none_is_worse(lab, judge, steps):
     reward = lab.reward(judge)
     state, _ = lab.reno(reward, steps, iterations=3)
     stock = lab.plain(lab.empty(1), steps)
@@ -248,7 +248,7 @@ def test_the_first_iteration_is_the_stock_sampling_and_none_is_worse(lab, judge,
 
 
 @pytest.mark.parametrize("judge", JUDGES)
-def test_the_gradient_equals_finite_differences(lab, judge):
+def test_gradient_equals_finite_differences(lab, judge):
     """One small step of plain gradient ascent gives the gradient; the stock sampler and a fresh score check its length."""
     reward = lab.reward(judge, weight=100.0)
     tiny = {"optimizer": "sgd", "prior_weight": 0.0, "gradient_clip": 1e9}
@@ -296,7 +296,7 @@ def test_blocks_are_found_and_keep_less_for_the_same_result(lab, tmp_path):
 
 @pytest.mark.parametrize("judge", JUDGES)
 @pytest.mark.parametrize("look", ["drafts", "cuts"])
-def test_a_search_finds_winners_of_the_stock_batch(lab, judge, look):
+def test_search_finds_winners_of_the_stock_batch(lab, judge, look):
     found = lab.search(lab.reward(judge), look=look, cuts="50% → 1" if look == "cuts" else "")
     full = lab.plain(lab.empty(3), 8)
     winner = found.best["batch_index"]
@@ -330,7 +330,7 @@ def test_safety_guidance_leaves_the_innocent_and_needs_nothing_that_the_model_la
     assert not torch.equal(lab.plain(latent, 3, lab.guider(pushed)), plain)
 
 
-def test_an_empty_latent_of_another_vae_gets_the_size_and_channels_of_the_model(lab):
+def test_empty_latent_of_another_vae_gets_the_size_and_channels_of_the_model(lab):
     """As the stock samplers take it: 128 pixels are 8 × 8 cells to Flux.2."""
     empty = {"samples": torch.zeros(1, 4, 16, 16), "downscale_ratio_spacial": 8}
     stock = lab.plain(empty, 1)
@@ -340,7 +340,7 @@ def test_an_empty_latent_of_another_vae_gets_the_size_and_channels_of_the_model(
     assert candidates["samples"].shape == (2, *stock.shape[1:])
 
 
-def test_a_judge_of_another_space_is_refused_by_name(lab):
+def test_judge_of_another_space_is_refused_by_name(lab):
     other = "sdxl" if lab.family.space != "sdxl" else "flux"
     space = lab.module("models.latent_spaces").LATENT_SPACES[other]
     encoder = lab.judges["latent"].encoder()

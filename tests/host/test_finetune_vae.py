@@ -131,7 +131,7 @@ def test_without_captions_a_teacher_leads(pack, finetune, tmp_path):
     assert finetune(tmp_path / "other", *asked) == 1
 
 
-def test_the_files_of_other_vaes_and_what_cannot_be_are_refused(finetune, made, tmp_path, capsys):
+def test_files_of_other_vaes_and_what_cannot_be_are_refused(finetune, made, tmp_path, capsys):
     def said(*more, **files):
         assert finetune(tmp_path, *more, **files) == 1
         return capsys.readouterr().err
@@ -192,7 +192,7 @@ def test_half_precision_inference_weights_become_trainable_ones(pack):
         assert gradient is not None
 
 
-def test_a_vae_of_the_field_goes_through_load_vae(pack, host_env, pictures, tmp_path):
+def test_vae_of_the_field_goes_through_load_vae(pack, host_env, pictures, tmp_path):
     """SDXL's own layout and sizes, with random weights: the stock loader opens what comes out, and VAE Encode gives what was trained on."""
     import comfy.ldm.models.autoencoder as autoencoder
 

@@ -82,7 +82,7 @@ def test_what_is_above_does_not(pack, on_block):
     assert on_block != "grey" or not hidden.any()
 
 
-def test_a_batch_of_which_all_are_dropped_stops_with_a_message(pack):
+def test_batch_of_which_all_are_dropped_stops_with_a_message(pack):
     from comfy_execution.graph_utils import ExecutionBlocker
 
     safe, report = gate(pack, latent(), concepts=at(-1000)(pack), on_block="drop")
@@ -145,7 +145,7 @@ def calibrated(pack, **change):
         ({}, {"closer": True}, "no closer look"),
     ],
 )
-def test_a_set_that_was_calibrated_with_another_judge_blocks_and_says_so(pack, change, settings, words):
+def test_set_that_was_calibrated_with_another_judge_blocks_and_says_so(pack, change, settings, words):
     _, report = gate(pack, latent(), concepts=calibrated(pack, **change), **settings)
     assert report.blocked == [True, True] and words in report.reasons[0] and "calibrate again" in report.reasons[0]
     typed = calibrated(pack, **change)().with_thresholds("1000")
@@ -153,14 +153,14 @@ def test_a_set_that_was_calibrated_with_another_judge_blocks_and_says_so(pack, c
 
 
 @pytest.mark.parametrize("fit", ["tiles", "crop"])
-def test_the_shipped_set_holds_for_the_shipped_latent_clip(pack, fit):
+def test_shipped_set_holds_for_the_shipped_latent_clip(pack, fit):
     _, report = gate(pack, latent(), concepts=calibrated(pack), fit=fit)
     assert not any("calibrated" in reason for reason in report.reasons)
     assert report.scores == gate(pack, latent(), concepts=lambda: calibrated(pack)().with_thresholds("0"))[1].scores
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
-def test_the_dtype_that_it_computes_in_is_no_other_latent_clip(pack, dtype):
+def test_dtype_that_it_computes_in_is_no_other_latent_clip(pack, dtype):
     with torch.inference_mode():
         assert pack.host_shapes_world.load_latent_clip(dtype).identity == pack.clip.identity
 
@@ -282,7 +282,7 @@ def test_nothing_broken_passes(pack):
     assert attempts >= 200 and passed == 0, (attempts, passed)
 
 
-def test_a_broken_item_does_not_block_the_others(pack):
+def test_broken_item_does_not_block_the_others(pack):
     given = latent()
     given["samples"][0, 0, 0, 0] = math.nan
     safe, report = gate(pack, given, on_block="blur")
@@ -409,13 +409,13 @@ def test_no_picture_leaves_that_nobody_judged(pack, on_block):
         json.loads(json.dumps(report.as_ui(), allow_nan=False))
 
 
-def test_a_part_that_is_innocent_passes_with_the_first(pack):
+def test_part_that_is_innocent_passes_with_the_first(pack):
     given = nested(latent()["samples"], picture())
     safe, report = gate(pack, given)
     assert report.blocked == [False, False] and safe is given
 
 
-def test_a_part_that_cannot_be_judged_says_what_to_do(pack):
+def test_part_that_cannot_be_judged_says_what_to_do(pack):
     _, report = gate(pack, nested(latent()["samples"], SOUND))
     assert report.blocked == [True, True]
     assert "(2, 4, 8, 8), (2, 8, 25, 16)" in report.reasons[0] and "Take them apart before the gate" in report.reasons[0]
@@ -429,7 +429,7 @@ LEGAL_MASKS = {
 
 
 @pytest.mark.parametrize("name", LEGAL_MASKS)
-def test_a_mask_does_what_it_did(pack, name):
+def test_mask_does_what_it_did(pack, name):
     """The sampler reads the same of it; beside the gate's own size nothing of it is left."""
     from comfy.sampler_helpers import prepare_mask
 
@@ -459,7 +459,7 @@ def test_whatever_keeps_a_batch_from_the_log_blocks_it(pack, error):
 # The log
 
 
-def test_the_log_says_what_was_judged_and_no_more(pack):
+def test_log_says_what_was_judged_and_no_more(pack):
     path = pack.host_audit.audit_file()
     path.unlink(missing_ok=True)
     gate(pack, latent(), concepts=at(-1000)(pack), audit=True)
@@ -479,7 +479,7 @@ def test_what_cannot_be_logged_does_not_pass(pack, monkeypatch):
     assert report.blocked == [True, True] and "No space left" in report.reasons[0] and not safe["samples"].any()
 
 
-def test_the_log_survives_many_writers_and_rotates(pack, tmp_path):
+def test_log_survives_many_writers_and_rotates(pack, tmp_path):
     path = tmp_path / "log" / "safety.jsonl"
 
     def write(writer):
@@ -528,7 +528,7 @@ def graph(**more) -> dict:
 @pytest.mark.parametrize(
     ("thresholds", "blocked"), [("1000", [False] * 3), ("-1000", [True] * 3), ("none", [True] * 3)]
 )
-def test_the_node_over_http(comfy, thresholds, blocked):
+def test_node_over_http(comfy, thresholds, blocked):
     result = comfy.run(graph(thresholds=thresholds))
     assert list(comfy.dump("gate_blocked")) == blocked
     assert list(comfy.dump("gate_any_blocked")) == [any(blocked)]

@@ -50,7 +50,7 @@ PROMPTS = [
 
 
 @pytest.mark.parametrize("prompt", [*PROMPTS, "a red circle left of a blue square", "a blue cross and a red square"])
-def test_an_innocent_prompt_gives_the_same_bits(world, prompt):
+def test_innocent_prompt_gives_the_same_bits(world, prompt):
     plain = world.sample(world.model, prompt, steps=8, cfg=3.0)
     # a threshold that no step of these prompts reaches; the study says how often that is so at the shipped settings
     assert torch.equal(world.sample(world.guided(threshold=20), prompt, steps=8, cfg=3.0), plain)
@@ -72,7 +72,7 @@ def test_cfg_images_and_masks(world, cfg, case):
         torch.testing.assert_close(steered[..., 4:], plain[..., 4:])
 
 
-def test_the_log_odds_fall(world):
+def test_log_odds_fall(world):
     def log_odds(model):
         raw = world.sample(model, "a red star", steps=8, cfg=3.0, size=8)
         with torch.inference_mode():
@@ -82,7 +82,7 @@ def test_the_log_odds_fall(world):
     assert plain.median() > 2 and (steered < plain - 5).float().mean() > 0.8
 
 
-def test_the_window_and_every_n(world):
+def test_window_and_every_n(world):
     calls = []
     model = world.guided(threshold=-1000, every_n=2)
     hook = world.steering(model)
@@ -93,7 +93,7 @@ def test_the_window_and_every_n(world):
 
 
 @pytest.mark.parametrize("wrong", [{"start": 0.5, "end": 0.5}, {"start": 0.9, "end": 0.1}, {"every_n": 0}])
-def test_a_window_that_is_none(world, wrong):
+def test_window_that_is_none(world, wrong):
     with pytest.raises(ValueError, match="expected"):
         world.guided(**wrong)
 
@@ -109,7 +109,7 @@ def test_another_latent_space_is_refused_by_name(world):
         world.guided(model=patcher)
 
 
-def test_a_lora_before_or_after_is_the_same(world):
+def test_lora_before_or_after_is_the_same(world):
     key = next(k for k in world.model.model.state_dict() if k.endswith("input_blocks.1.0.in_layers.2.weight"))
     weight = world.model.model.state_dict()[key]
     patch = {key: (0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)),)}
@@ -211,7 +211,7 @@ def with_suspects(world, model, suspects: torch.Tensor):
 
 
 @pytest.mark.parametrize("sampler", [name for name in sampler_names() if name != "dpm_adaptive"])
-def test_a_suspect_changes_nothing_for_its_neighbours(world, sampler):
+def test_suspect_changes_nothing_for_its_neighbours(world, sampler):
     """dpm_adaptive takes one error norm over the batch, so there it must."""
     suspects = torch.tensor([True, False])
     mixed = world.sample(with_suspects(world, world.redirected(threshold=-1000), suspects), sampler=sampler)
@@ -252,12 +252,12 @@ def test_no_star_is_left_and_the_judge_was_not_deceived(world):
     assert log_odds.median() < -3 and log_odds.max() < 2
 
 
-def test_a_suspect_stays_one_after_the_window(world):
+def test_suspect_stays_one_after_the_window(world):
     early = world.sample(world.redirected(threshold=-1000, end=0.5), steps=8)
     torch.testing.assert_close(early, world.sample(world.model, "a green circle", steps=8), atol=2e-3, rtol=1e-3)
 
 
-def test_the_samplers_own_way_of_guidance_is_kept(world):
+def test_samplers_own_way_of_guidance_is_kept(world):
     """Patches such as RescaleCFG replace the sum of the two predictions; it must hold for suspects too."""
     model = world.model.clone()
     model.set_model_sampler_cfg_function(
@@ -283,7 +283,7 @@ def test_what_cannot_be_judged_is_a_suspect(world):
     torch.testing.assert_close(world.sample(model), world.sample(world.model, "a green circle"), atol=2e-3, rtol=1e-3)
 
 
-def test_the_push_without_instead_says_that_it_is_deprecated(world, caplog):
+def test_push_without_instead_says_that_it_is_deprecated(world, caplog):
     with caplog.at_level(logging.WARNING):
         world.redirected()
         assert "deprecated" not in caplog.text
@@ -291,7 +291,7 @@ def test_the_push_without_instead_says_that_it_is_deprecated(world, caplog):
     assert "Connect a CLIP Text Encode" in caplog.text and "deprecated" in caplog.text
 
 
-def test_a_model_that_needs_an_image_is_refused(world, monkeypatch):
+def test_model_that_needs_an_image_is_refused(world, monkeypatch):
     monkeypatch.setattr(world.model.model, "concat_keys", ("mask", "masked_image"))
     with pytest.raises(ValueError, match="inpainting"):
         world.redirected()
@@ -342,7 +342,7 @@ def control_net(world):
 
 
 @pytest.mark.parametrize("negative_too", [False, True])
-def test_a_controlnet_on_the_prompt(world, negative_too):
+def test_controlnet_on_the_prompt(world, negative_too):
     """Its hooks run inside the guided model's prediction, and a redirected item leaves its ControlNet with its prompt."""
     hint = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(4))
     net, plain_condition = control_net(world), world.condition

@@ -47,7 +47,7 @@ def test_dump_shows_the_whole_latent(comfy):
     assert latent["batch_index"] == [100, 101, 102]
 
 
-def test_a_latent_written_by_the_test_arrives_unchanged(comfy):
+def test_latent_written_by_the_test_arrives_unchanged(comfy):
     for value in (1.0, 2.0):  # the second one must not come from the executor's cache
         written = {"samples": torch.full((1, 4, 8, 8), value), "batch_index": [7]}
         comfy.save_input("mine", written)
@@ -60,7 +60,7 @@ def test_a_latent_written_by_the_test_arrives_unchanged(comfy):
         assert latent["batch_index"] == [7]
 
 
-def test_a_refused_prompt_names_the_node_and_the_input(comfy):
+def test_refused_prompt_names_the_node_and_the_input(comfy):
     prompt = text_to_image(steps=0)
     with pytest.raises(ComfyError, match=r"KSampler #ks: .*steps"):
         comfy.run(prompt)
@@ -69,7 +69,7 @@ def test_a_refused_prompt_names_the_node_and_the_input(comfy):
     assert "ks" in result.node_errors
 
 
-def test_a_failing_node_gives_its_exception_and_the_queue_goes_on(comfy):
+def test_failing_node_gives_its_exception_and_the_queue_goes_on(comfy):
     comfy.save_input("wrong", {"samples": torch.ones(1, 3, 8, 8)})
     prompt = text_to_image() | {"empty": {"class_type": "TestLoadLatent", "inputs": {"name": "wrong"}}}
     result = comfy.run(prompt, expect_failure=True)
@@ -83,14 +83,14 @@ def test_expecting_a_failure_that_does_not_happen_is_an_error(comfy):
         comfy.run(text_to_image(seed=4), expect_failure=True)
 
 
-def test_a_shipped_checkpoint_name_can_stand_for_the_tiny_one(comfy):
+def test_shipped_checkpoint_name_can_stand_for_the_tiny_one(comfy):
     comfy.tiny_sdxl_as("sd_xl_turbo_1.0_fp16.safetensors")
     prompt = text_to_image(seed=5)
     prompt["ckpt"]["inputs"]["ckpt_name"] = "sd_xl_turbo_1.0_fp16.safetensors"
     assert comfy.run(prompt).ok
 
 
-def test_a_busy_port_is_not_announced_as_ours(comfy, tmp_path):
+def test_busy_port_is_not_announced_as_ours(comfy, tmp_path):
     with pytest.raises(ComfyError, match=f"Port {comfy.port} is taken: another program, perhaps another ComfyUI"):
         ComfyServer(comfy.tree, make_base(tmp_path), port=comfy.port).__enter__()
     with socket.socket() as stranger:
@@ -101,7 +101,7 @@ def test_a_busy_port_is_not_announced_as_ours(comfy, tmp_path):
     assert comfy_server.is_free(comfy_server.free_port())
 
 
-def test_a_server_that_takes_the_port_a_moment_later_is_not_announced_as_ours(comfy, tmp_path, monkeypatch):
+def test_server_that_takes_the_port_a_moment_later_is_not_announced_as_ours(comfy, tmp_path, monkeypatch):
     """The condition taken as true: the port was free when it was looked at."""
     monkeypatch.setattr(comfy_server, "is_free", lambda port: True)
     server = ComfyServer(comfy.tree, make_base(tmp_path), port=comfy.port)

@@ -5,7 +5,7 @@ import torch
 from latent_clip.tests.host_server import TINY_SDXL
 
 
-def test_the_executor_runs_nodes_in_inference_mode(host_env):
+def test_executor_runs_nodes_in_inference_mode(host_env):
     import nodes
 
     seen = {}
@@ -34,7 +34,7 @@ def test_the_executor_runs_nodes_in_inference_mode(host_env):
     assert seen == {"inference": True, "weights": True, "device": "cpu"}
 
 
-def test_a_failing_prompt_is_reported_by_the_executor(host_env):
+def test_failing_prompt_is_reported_by_the_executor(host_env):
     executor = host_env.execute({
         "1": {"class_type": "TestLoadLatent", "inputs": {"name": "nowhere"}},
         "2": {"class_type": "TestDump", "inputs": {"value": ["1", 0], "name": "never"}},

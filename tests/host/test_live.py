@@ -70,7 +70,7 @@ def final_trace(heard: list, node: str) -> dict:
     return output["latent_clip"][0]
 
 
-def test_the_events_together_are_the_trace(comfy, prompt):
+def test_events_together_are_the_trace(comfy, prompt):
     made, reno = prompt(1, iterations=30)
     heard = listen(comfy, made)
     events = of("latent_clip.reno", heard)
@@ -109,7 +109,7 @@ def test_stop_ends_the_run_and_keeps_the_best(comfy, prompt):
     assert heard[-1][0] == "execution_success"
 
 
-def test_a_page_that_has_missed_something_can_ask(comfy, prompt):
+def test_page_that_has_missed_something_can_ask(comfy, prompt):
     made, reno = prompt(3, iterations=1000)
     seen = []
 
@@ -161,7 +161,7 @@ def test_who_queues_without_an_id_can_stop_without_one(comfy, prompt):
     assert result.outputs[reno]["latent_clip"][0]["stop_reasons"] == ["stopped"] * 4
 
 
-def test_a_run_inside_an_expanded_node_names_the_node_of_the_page(comfy, prompt):
+def test_run_inside_an_expanded_node_names_the_node_of_the_page(comfy, prompt):
     """A node that expands into a graph: the run has an id that no page knows, and is stopped by it."""
     made, reno = prompt(14, iterations=1000)
     inputs = made[reno]["inputs"]
@@ -184,7 +184,7 @@ def test_a_run_inside_an_expanded_node_names_the_node_of_the_page(comfy, prompt)
     assert report["output"]["latent_clip"][0]["stop_reasons"] == ["stopped"] * 4
 
 
-def test_a_stopped_run_is_run_again_and_a_complete_one_is_not(comfy, prompt):
+def test_stopped_run_is_run_again_and_a_complete_one_is_not(comfy, prompt):
     """Each time the history has the report."""
     made, reno = prompt(15, iterations=60)
     stopped = []
@@ -204,7 +204,7 @@ def test_a_stopped_run_is_run_again_and_a_complete_one_is_not(comfy, prompt):
         assert cached.outputs[reno]["latent_clip"] == again
 
 
-def test_an_interrupted_run_says_so(comfy, prompt):
+def test_interrupted_run_says_so(comfy, prompt):
     made, _ = prompt(4, iterations=1000)
     sent = []
 
@@ -226,7 +226,7 @@ def test_only_the_client_that_queued_hears_it(comfy, prompt):
     assert len(result.outputs[reno]["latent_clip"][0]["iterations"]) == 4
 
 
-def test_a_list_of_latents_is_a_run_each(comfy, prompt):
+def test_list_of_latents_is_a_run_each(comfy, prompt):
     """The host runs the node once for each; the report has one entry for each, and an event says which it is of."""
     made, reno = prompt(16, iterations=12)
     made["list"] = {"class_type": "TestLatentList", "inputs": {"latent": made[reno]["inputs"]["latent_image"]}}
@@ -240,13 +240,13 @@ def test_a_list_of_latents_is_a_run_each(comfy, prompt):
 @pytest.mark.parametrize(
     ("body", "status"), [({}, 400), ([], 400), ({"prompt_id": "x"}, 400), ({"prompt_id": "x", "node": 1}, 404)]
 )
-def test_a_stop_that_means_no_run_is_refused(comfy, body, status):
+def test_stop_that_means_no_run_is_refused(comfy, body, status):
     answer = comfy.post("/latent_clip/stop", body)
     assert answer[0] == status
     assert answer[1]["error"]
 
 
-def test_a_target_ends_a_run(comfy, prompt):
+def test_target_ends_a_run(comfy, prompt):
     made, reno = prompt(6, iterations=20, use_target=True, target=-1000.0)
     trace = comfy.run(made).outputs[reno]["latent_clip"][0]
     assert trace["stop_reasons"] == ["target reached"] * 4

@@ -41,7 +41,7 @@ def test_every_text_of_the_schemas_is_translated(object_info, language):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_the_page_can_show_every_text(language):
+def test_page_can_show_every_text(language):
     for key, text in flatten(read(language, "nodeDefs")).items():
         assert text.strip(), key
         assert is_plain(text), f"{key} has characters that the page takes for syntax"
@@ -53,14 +53,14 @@ def test_chinese_is_chinese():
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_the_widgets_have_their_words_in_every_language(language):
+def test_widgets_have_their_words_in_every_language(language):
     expected, translated = flatten(read("en", "main")), flatten(read(language, "main"))
     assert translated.keys() == expected.keys()
     for key, text in expected.items():
         assert set(re.findall(r"\{\w+\}", translated[key])) == set(re.findall(r"\{\w+\}", text)), key
 
 
-def test_the_widgets_ask_for_no_other_words():
+def test_widgets_ask_for_no_other_words():
     words = read("en", "main")["latentClip"]
     code = "\n".join(path.read_text(encoding="utf-8") for path in (PACK_ROOT / "js").rglob("*.js"))
     asked = set(re.findall(r"""\btext\(\s*["'](\w+)["']""", code))
@@ -68,7 +68,7 @@ def test_the_widgets_ask_for_no_other_words():
     assert asked <= words.keys()
 
 
-def test_the_host_serves_them(comfy):
+def test_host_serves_them(comfy):
     served = comfy.get("/i18n")
     for language in LANGUAGES:
         assert served[language]["nodeDefs"]["LatentCLIPScore"] == read(language, "nodeDefs")["LatentCLIPScore"]

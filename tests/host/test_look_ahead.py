@@ -37,7 +37,7 @@ def suspecting(world, model, suspects: list[int]):
 
 
 @pytest.mark.parametrize("sampler", sampler_names())
-def test_the_innocent_are_bit_identical_and_suspects_follow_from_the_first_step(world, sampler):
+def test_innocent_are_bit_identical_and_suspects_follow_from_the_first_step(world, sampler):
     """Stochastic samplers too: a draft draws from no one's dice."""
     steps = {"sampler": sampler, "steps": 6}
     plain = world.sample(world.model, **steps)
@@ -64,7 +64,7 @@ def test_no_stock_sampler_is_forgotten(world):
 
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 @pytest.mark.parametrize("case", ["text", "image", "mask"])
-def test_a_draft_starts_where_the_sampler_starts(world, cfg, case):
+def test_draft_starts_where_the_sampler_starts(world, cfg, case):
     more = {"steps": 6, "cfg": cfg}
     if case != "text":
         more |= {"latent": torch.full((2, 4, 8, 8), 3.0), "denoise": 0.7}
@@ -90,7 +90,7 @@ def test_a_draft_starts_where_the_sampler_starts(world, cfg, case):
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
 @pytest.mark.parametrize("sampler", ["euler", "lcm"])
-def test_a_sampling_of_few_steps_is_its_own_draft(world, sampler, steps, monkeypatch):
+def test_sampling_of_few_steps_is_its_own_draft(world, sampler, steps, monkeypatch):
     how = {"sampler": sampler, "steps": steps, "cfg": 1.0}
     plain = world.sample(world.model, **how)
     told = []
@@ -228,14 +228,14 @@ def test_either_judge_may_suspect(world):
     assert torch.equal(world.sample(neither, **how), world.sample(world.model, **how))
 
 
-def test_a_second_judge_who_fails_suspects_everybody(world, monkeypatch):
+def test_second_judge_who_fails_suspects_everybody(world, monkeypatch):
     second = pixel_judge(world, NEVER)
     monkeypatch.setattr(second.encoder.vae.first_stage_model, "decode", lambda latents: latents[:, :, :0])
     how = {"steps": 6}
     same(world.sample(world.looking(NEVER, second=(second,)), **how), world.sample(world.model, INSTEAD, **how))
 
 
-def test_the_thresholds_of_a_latent_clip_are_not_those_of_a_pixel_clip(world):
+def test_thresholds_of_a_latent_clip_are_not_those_of_a_pixel_clip(world):
     with torch.inference_mode():
         clip = world.shapes_world.load_pixel_clip()
     with pytest.raises(ValueError, match="type thresholds"):
@@ -298,7 +298,7 @@ def test_what_cannot_be_drafted_or_judged_is_a_suspect(world, wrong, monkeypatch
     assert not any(v.draft for v in verdicts), "the next sampling knows nothing of it"
 
 
-def test_a_draft_with_broken_numbers_is_a_suspect_alone(world):
+def test_draft_with_broken_numbers_is_a_suspect_alone(world):
     looks = world.looks.Verdicts()
     model = world.looking(NEVER, looks=looks)
     ahead = world.steering(model).draft
@@ -367,7 +367,7 @@ def test_drafts_run_in_chunks(world, rows, monkeypatch):
         assert one.scores == pytest.approx(two.scores, abs=0.01)
 
 
-def test_a_drafter_of_its_own(world, monkeypatch):
+def test_drafter_of_its_own(world, monkeypatch):
     drafter = world.model.clone()
     asked = []
 
@@ -447,7 +447,7 @@ def test_two_of_them_and_a_reward_on_one_model(world):
     same(world.sample(inner, steps=20), world.sample(world.model, INSTEAD, steps=20))
 
 
-def test_a_model_under_both_kinds_of_safety_guidance(world):
+def test_model_under_both_kinds_of_safety_guidance(world):
     """The older one watches alone; a draft shows what comes without either."""
     how = {"steps": 6}
     watched = world.redirected(NEVER)

@@ -36,7 +36,7 @@ def test_what_is_suspected_late_is_blocked_by_name(world, late, threshold, block
     assert gated(world, made, None)[1].blocked == [False, False], "the gate alone has nothing against it"
 
 
-def test_the_report_names_both_looks(world):
+def test_report_names_both_looks(world):
     looks = world.looks.Verdicts()
     made = world.sample(world.looking(ALWAYS, looks=looks), steps=6)
     report = gated(world, made, looks)[1].as_dict()
@@ -48,7 +48,7 @@ def test_the_report_names_both_looks(world):
     assert "looks" not in gated(world, made, None)[1].as_dict()
 
 
-def test_an_image_is_known_wherever_it_goes_and_no_other_is(world):
+def test_image_is_known_wherever_it_goes_and_no_other_is(world):
     looks = world.looks.Verdicts()
     made = world.sample(world.looking(NEVER, looks=looks), steps=6, size=4)
     moved = torch.cat([made[[3, 1]], made[:1] + 1e-3, torch.full((1, 4, 8, 8), 2.0)])
@@ -58,7 +58,7 @@ def test_an_image_is_known_wherever_it_goes_and_no_other_is(world):
     assert gated(world, made, world.looks.Verdicts())[1].blocked == [True] * 4, "a guidance that never looked ahead"
 
 
-def test_the_host_may_hand_latents_on_in_half_precision(world, monkeypatch):
+def test_host_may_hand_latents_on_in_half_precision(world, monkeypatch):
     import comfy.model_management as mm
 
     monkeypatch.setattr(mm, "intermediate_dtype", lambda: torch.float16, raising=False)
@@ -69,7 +69,7 @@ def test_the_host_may_hand_latents_on_in_half_precision(world, monkeypatch):
     )
 
 
-def test_the_newest_verdict_holds_and_old_ones_are_forgotten(world, monkeypatch):
+def test_newest_verdict_holds_and_old_ones_are_forgotten(world, monkeypatch):
     looks, Verdict = world.looks.Verdicts(), world.looks.Verdict
     images = torch.randn(6, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     looks.remember(images[:1], [Verdict("", [0.0], "", False)])
@@ -82,7 +82,7 @@ def test_the_newest_verdict_holds_and_old_ones_are_forgotten(world, monkeypatch)
     assert looks.of(images[5:]) == [None], "made again, and not looked at"
 
 
-def test_a_broken_hand_over_blocks(world):
+def test_broken_hand_over_blocks(world):
     made = world.sample(world.model, steps=2)
     _, report = gated(world, made, "no looks")
     assert report.blocked == [True, True] and "could not be judged" in report.reasons[0]
@@ -140,7 +140,7 @@ def graph(look_ahead: str, draft: str, late: str, prompt="a red star", **more) -
         ("off", "1000", "1000", True, False),
     ],
 )
-def test_the_nodes_over_http(comfy, look_ahead, draft, late, blocked, redirected):
+def test_nodes_over_http(comfy, look_ahead, draft, late, blocked, redirected):
     comfy.run(graph(look_ahead, draft, late))
     report = json.loads(comfy.dump("looks_report")[0])
     assert report["blocked"] == [blocked] * 2, report["reasons"]
@@ -152,7 +152,7 @@ def test_the_nodes_over_http(comfy, look_ahead, draft, late, blocked, redirected
         assert [look["redirected"] for look in report["looks"]] == [redirected] * 2
 
 
-def test_the_sets_own_thresholds_are_those_of_drafts(comfy):
+def test_sets_own_thresholds_are_those_of_drafts(comfy):
     """Empty `draft_thresholds` are the calibrated ones of the set, whatever `thresholds` of the watch are."""
     comfy.run(graph("draft only", "", "1000"))
     report = json.loads(comfy.dump("looks_report")[0])
@@ -227,7 +227,7 @@ def test_another_file_under_the_same_name_judges_anew(comfy, pixel_clip):
 @pytest.mark.parametrize(
     ("missing", "message"), [("vae", "no VAE. Connect the VAE of the model to `vae`"), ("pixel_thresholds", "type thresholds")]
 )
-def test_a_second_judge_that_lacks_something_says_what_to_do(comfy, pixel_clip, missing, message):
+def test_second_judge_that_lacks_something_says_what_to_do(comfy, pixel_clip, missing, message):
     wrong = by_two("1000", "1000")
     del wrong["guide"]["inputs"][missing]
     assert message in str(comfy.run(wrong, expect_failure=True).error)

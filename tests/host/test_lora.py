@@ -77,7 +77,7 @@ def change(picture: torch.Tensor, plain: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", ["LoraLoader", "LoraLoaderModelOnly"])
-def test_a_lora_for_the_model_changes_the_picture(comfy, plain, layout, kind):
+def test_lora_for_the_model_changes_the_picture(comfy, plain, layout, kind):
     file = save_lora(comfy, layout, LAYOUTS[layout], inside=128, outside=128)
     inputs = {"model": ["world", 0], "lora_name": file}
     if kind == "LoraLoader":
@@ -91,7 +91,7 @@ def test_a_lora_for_the_model_changes_the_picture(comfy, plain, layout, kind):
 
 
 @pytest.mark.parametrize("layout", TEXT)
-def test_a_lora_for_the_text_encoder_changes_the_picture(comfy, plain, layout):
+def test_lora_for_the_text_encoder_changes_the_picture(comfy, plain, layout):
     file = save_lora(comfy, f"text {layout}", TEXT[layout], inside=128, outside=512)
     loader = node(
         "LoraLoader", model=["world", 0], clip=["world", 1], lora_name=file, strength_model=1.0, strength_clip=1.0

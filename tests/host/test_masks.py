@@ -36,7 +36,7 @@ MASKS = {
 
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("indices", [PICK, [1], [*range(SIZE)]])
-def test_the_mask_of_an_image_stays_with_it(latents, name, indices):
+def test_mask_of_an_image_stays_with_it(latents, name, indices):
     latent = {"samples": rand(SIZE, 4, 8, 8), "noise_mask": rand(*MASKS[name])}
     picked = latents.select_items(latent, indices)
     before = read(latent["noise_mask"], latent["samples"].shape)
@@ -46,14 +46,14 @@ def test_the_mask_of_an_image_stays_with_it(latents, name, indices):
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (3, 64, 64), (3, 1, 8, 8), (SIZE, 64, 64), (1, 1, 3, 8, 8), (SIZE, 1, 3, 8, 8), (2, 1, 3, 1, 1)])
-def test_the_mask_of_a_clip_stays_with_it(latents, shape):
+def test_mask_of_a_clip_stays_with_it(latents, shape):
     latent = {"samples": rand(SIZE, 4, 3, 8, 8), "noise_mask": rand(*shape)}
     picked = latents.select_items(latent, PICK)
     before = read(latent["noise_mask"], latent["samples"].shape)
     assert torch.equal(read(picked["noise_mask"], picked["samples"].shape), before[PICK])
 
 
-def test_the_masks_of_several_parts_stay_with_their_parts(latents):
+def test_masks_of_several_parts_stay_with_their_parts(latents):
     from comfy.nested_tensor import NestedTensor
 
     video, sound = rand(SIZE, 4, 3, 8, 8), rand(SIZE, 8, 25, 16)

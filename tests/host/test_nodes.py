@@ -129,7 +129,7 @@ def test_more_rewards_than_combine_has_slots_for(comfy):
     assert len(json.loads(wires["report"][0])["terms"]) == 60
 
 
-def test_a_latent_matches_itself_best(comfy):
+def test_latent_matches_itself_best(comfy):
     prompt = graph(
         like=node("LatentCLIPLatentReward", latent_clip=["clip", 0], reference=["latents", 0], weight=1.0, fit="tiles"),
         score=node("LatentCLIPScore", latent=["latents", 0], reward=["like", 0]),
@@ -182,7 +182,7 @@ def test_select_keeps_the_best_with_its_mask_and_index(comfy):
         assert part["batch_index"] == [100 + i for i in indices]
 
 
-def test_an_output_without_items_stops_only_what_follows(comfy):
+def test_output_without_items_stops_only_what_follows(comfy):
     prompt = graph(
         select=node(
             "LatentCLIPSelect", latent=["latents", 0], reward=["reward", 0], keep=4, use_threshold=True, threshold=2.0

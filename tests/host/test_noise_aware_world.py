@@ -59,7 +59,7 @@ def test_finished_images_are_read_to_the_bit_and_by_the_same_judge(clips):
     assert not torch.allclose(aware.encoder()(latents, noise_level=0.9), aware.encoder()(latents))
 
 
-def test_the_addition_holds_only_what_a_told_level_uses():
+def test_addition_holds_only_what_a_told_level_uses():
     plain, aware = weights.load_latent_clip()[0], weights.load_latent_clip(noise_aware=True)[0]
     added = aware.state_dict().keys() - plain.state_dict().keys()
     assert added and all(name.startswith("visual.noise_") for name in added)

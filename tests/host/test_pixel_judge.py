@@ -61,7 +61,7 @@ def expected_features(pack, encoder, raw: torch.Tensor) -> torch.Tensor:
 
 
 @every_family
-def test_the_judge_sees_what_vae_decode_shows(pack, family):
+def test_judge_sees_what_vae_decode_shows(pack, family):
     encoder = pack.encoder(family)
     raw = raw_latents(encoder.vae)
     features = judged(pack, encoder, raw)
@@ -117,7 +117,7 @@ def saved_bytes(run):
 
 @pytest.mark.parametrize("family", ["kl", "wan", "flux2"])
 @pytest.mark.parametrize("backward", [False, True])
-def test_a_picture_that_has_no_room_is_decoded_in_tiles(pack, monkeypatch, family, backward):
+def test_picture_that_has_no_room_is_decoded_in_tiles(pack, monkeypatch, family, backward):
     """As the host does it; the decoder says out of memory for anything larger than a tile."""
     encoder = pack.encoder(family)
     network, decode = encoder.vae.first_stage_model, encoder.vae.first_stage_model.decode
@@ -141,7 +141,7 @@ def test_a_picture_that_has_no_room_is_decoded_in_tiles(pack, monkeypatch, famil
     assert len(sizes) > 3
 
 
-def test_a_frame_of_a_video_is_judged_by_the_pictures_that_it_adds(pack):
+def test_frame_of_a_video_is_judged_by_the_pictures_that_it_adds(pack):
     """A latent of three frames is nine pictures to Wan's decoder: one, and four for each further frame."""
     encoder = pack.encoder("wan")
     raw = raw_latents(encoder.vae, batch=1, frames=3)
@@ -168,7 +168,7 @@ def test_frames_through_an_image_vae_are_pictures_of_their_own(pack):
 
 
 @pytest.mark.parametrize("cut", ["no_grad", "rounded", "in place"])
-def test_a_decoder_without_a_way_back_scores_and_is_refused_where_one_is_needed(pack, monkeypatch, cut):
+def test_decoder_without_a_way_back_scores_and_is_refused_where_one_is_needed(pack, monkeypatch, cut):
     encoder = pack.pixel_clip.pixel_encoder(pack.clip, tiny_vae("taesd"))
     network = encoder.vae.first_stage_model
     decode = network.decode
@@ -218,7 +218,7 @@ def siglip(host_env):
     return model
 
 
-def test_a_siglip_gives_the_log_odds_of_its_sigmoid(pack, siglip):
+def test_siglip_gives_the_log_odds_of_its_sigmoid(pack, siglip):
     with torch.inference_mode():
         clip = pack.pixel_clip.load_pixel_clip_file("siglip.safetensors", "fp32")
         vae = tiny_vae("kl")
@@ -249,7 +249,7 @@ def test_vaes_that_make_no_pictures_are_refused(pack):
         pack.pixel_clip.pixel_encoder(pack.clip, sound)
 
 
-def test_the_opacity_of_a_layered_picture_is_left_out(pack, monkeypatch):
+def test_opacity_of_a_layered_picture_is_left_out(pack, monkeypatch):
     vae = tiny_vae("taesd")
     decode = vae.first_stage_model.decode
     monkeypatch.setattr(vae.first_stage_model, "decode", lambda x: torch.cat([decode(x), decode(x)[:, :1]], dim=1))

@@ -50,7 +50,7 @@ def test_plain_text_stays_as_it_is(prompts, text):
 
 
 @pytest.mark.parametrize(("prompt", "words", "left_out"), SYNTAX, ids=[row[0] for row in SYNTAX])
-def test_the_words_stay_and_the_syntax_goes(prompts, prompt, words, left_out):
+def test_words_stay_and_the_syntax_goes(prompts, prompt, words, left_out):
     found, kinds = prompts.words_of(prompt)
     assert found.split() == words.split()
     assert kinds == left_out
@@ -103,7 +103,7 @@ def test_syntax_changes_no_score_and_is_said_on_the_node(comfy, clip):
     assert name.startswith("match (LoRA tags not used, BREAK not used, weights not used): a (red:1.4) circle")
 
 
-def test_a_text_that_was_cut_is_said_on_the_node(comfy, clip):
+def test_text_that_was_cut_is_said_on_the_node(comfy, clip):
     long = ", ".join(["a red circle"] * 30)
     _, name = score(comfy, long)
     assert name.startswith("match (cut to 77 tokens): a red circle")
@@ -165,7 +165,7 @@ def loaded(host_env):
     ],
     ids=lambda text: text[:8].strip(),
 )  # fmt: skip
-def test_a_prompt_of_any_length_is_read_in_no_time(prompts, loaded, text):
+def test_prompt_of_any_length_is_read_in_no_time(prompts, loaded, text):
     from time import process_time
 
     began = process_time()
@@ -186,7 +186,7 @@ def test_brackets_nested_too_deep_are_a_sentence(loaded):
         loaded.text.encode(["(" * 5_000 + "x" + ")" * 5_000])
 
 
-def test_the_scale_of_a_file_counts_as_at_most_100(host_env):
+def test_scale_of_a_file_counts_as_at_most_100(host_env):
     """A file that another program trained may carry more; the tower's own stays as it is."""
     from importlib import import_module
 

@@ -75,7 +75,7 @@ def test_first_equals_the_stock_sampler_and_best_scores_higher(comfy, steps, cfg
     assert trace["stop_reasons"] == ["iterations"] * 2
 
 
-def test_the_optimised_noise_gives_the_best_latent_in_a_stock_sampler(comfy):
+def test_optimised_noise_gives_the_best_latent_in_a_stock_sampler(comfy):
     prompt = graph(batch_size=2)
     prompt["again"] = node(
         "SamplerCustomAdvanced",
@@ -90,7 +90,7 @@ def test_the_optimised_noise_gives_the_best_latent_in_a_stock_sampler(comfy):
 
 
 @pytest.mark.parametrize("with_mask", [False, True])
-def test_the_optimised_noise_of_a_selected_latent_is_its_own(comfy, with_mask):
+def test_optimised_noise_of_a_selected_latent_is_its_own(comfy, with_mask):
     """Select #2 of four by batch_index, sample it again with the NOISE of the whole batch: it is the best #2 of the run."""
     prompt = graph(batch_size=4)
     if with_mask:
@@ -107,7 +107,7 @@ def test_the_optimised_noise_of_a_selected_latent_is_its_own(comfy, with_mask):
     assert not close(wires["again"]["samples"][0], wires["best"]["samples"][0], 1e-2)
 
 
-def test_the_noise_of_a_latent_that_was_selected_before_keeps_its_index(comfy):
+def test_noise_of_a_latent_that_was_selected_before_keeps_its_index(comfy):
     """Optimise item 2 alone, then sample it with and without its batch_index; another item is refused in words."""
     prompt = graph(batch_size=4)
     prompt["one"] = node("LatentFromBatch", samples=["empty", 0], batch_index=2, length=1)
@@ -125,14 +125,14 @@ def test_the_noise_of_a_latent_that_was_selected_before_keeps_its_index(comfy):
     assert "items [3]" in result.error and "optimised for [2]" in result.error
 
 
-def test_an_empty_batch_is_refused_in_words(comfy):
+def test_empty_batch_is_refused_in_words(comfy):
     comfy.save_input("none", {"samples": torch.zeros(0, 4, 8, 8)})
     prompt = graph() | {"d": node("TestDump", value=["reno", 0], name="x")}
     prompt["empty"] = node("TestLoadLatent", name="none")
     assert "empty batch" in comfy.run(prompt, expect_failure=True).error
 
 
-def test_a_batch_gives_what_single_runs_give(comfy):
+def test_batch_gives_what_single_runs_give(comfy):
     together = run(comfy, graph(batch_size=3), best=("reno", 0), trace=("reno", 3))
     for i in range(3):
         prompt = graph(batch_size=3)

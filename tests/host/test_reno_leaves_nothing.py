@@ -111,13 +111,13 @@ def reward_that(world, act):
 
 
 @pytest.mark.parametrize("memory", ["fast", "low", "auto"])
-def test_a_run_that_ends_well(world, unchanged, memory):
+def test_run_that_ends_well(world, unchanged, memory):
     state, _ = world.run(memory=memory)
     assert state.stop_reasons == ["iterations"] * 2
     assert torch.isfinite(state.latents).all()
 
 
-def test_a_cancel_stops_within_one_iteration(world, unchanged):
+def test_cancel_stops_within_one_iteration(world, unchanged):
     import comfy.model_management as mm
 
     reward, calls = reward_that(world, lambda n: mm.interrupt_current_processing(n == 2))
@@ -127,7 +127,7 @@ def test_a_cancel_stops_within_one_iteration(world, unchanged):
     assert len(calls) == 2
 
 
-def test_an_error_in_the_reward(world, unchanged):
+def test_error_in_the_reward(world, unchanged):
     def fail(n):
         if n == 2:
             raise RuntimeError("the reward broke")
@@ -179,7 +179,7 @@ def test_low_memory_keeps_fewer_activations(world):
     assert kept("low") < 0.6 * kept("fast")
 
 
-def test_a_lora_is_climbed_through_and_changes_the_result(world):
+def test_lora_is_climbed_through_and_changes_the_result(world):
     stock, before = world.stock(), [entry[-1] for entry in world.fingerprint()]
     weight = world.model.model.state_dict()["diffusion_model.input_blocks.0.0.weight"]
     patch = {
@@ -202,7 +202,7 @@ def test_a_lora_is_climbed_through_and_changes_the_result(world):
     assert [entry[-1] for entry in world.fingerprint()] == before
 
 
-def test_a_model_of_another_latent_space_is_refused_by_name(world):
+def test_model_of_another_latent_space_is_refused_by_name(world):
     import comfy.latent_formats
 
     with torch.inference_mode():

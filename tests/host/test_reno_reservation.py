@@ -26,7 +26,7 @@ def asked(monkeypatch):
     return calls
 
 
-def test_the_memory_asked_grows_with_what_the_way_back_keeps(world, asked):
+def test_memory_asked_grows_with_what_the_way_back_keeps(world, asked):
     world.stock()
     for arguments in ({"memory": "low"}, {"memory": "fast"}, {"memory": "fast", "cfg": 1.0}, {"memory": "auto"}):
         world.run(iterations=2, **arguments)
@@ -123,7 +123,7 @@ def test_what_a_model_is_patched_with_counts(world, asked):
     assert asked[1][1] == pytest.approx(2 * asked[0][1], rel=0.1)
 
 
-def test_a_controlnet_counts_as_half_an_evaluation(host_env):
+def test_controlnet_counts_as_half_an_evaluation(host_env):
     import importlib
     from types import SimpleNamespace
 

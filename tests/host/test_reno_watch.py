@@ -20,7 +20,7 @@ def watched(**settings) -> dict:
     return prompt
 
 
-def test_a_watch_is_reported_and_changes_nothing(comfy):
+def test_watch_is_reported_and_changes_nothing(comfy):
     plain = run(comfy, graph(batch_size=2, iterations=6), best=("reno", 0), trace=("reno", 3))
     wires = run(comfy, watched(), best=("reno", 0), trace=("reno", 3))
     assert torch.equal(plain["best"]["samples"], wires["best"]["samples"])
@@ -41,7 +41,7 @@ def test_what_the_watch_keeps_is_what_score_finds_best(comfy):
         assert score == pytest.approx(max(allowed), abs=1e-4) and trace["best"][item] >= first - 1e-6  # rounded
 
 
-def test_an_item_ends_when_the_watch_has_turned_down(comfy):
+def test_item_ends_when_the_watch_has_turned_down(comfy):
     prompt = watched(patience=1)
     prompt["pixels"] = {**PIXELS, "inputs": {**PIXELS["inputs"], "weight": 0.0}}  # a watch that never rises
     trace = json.loads(run(comfy, prompt, trace=("reno", 3))["trace"])
@@ -63,7 +63,7 @@ def test_views_change_the_climb_and_the_best_is_judged_without_them(comfy):
     assert all(best >= first - 1e-6 for best, first in zip(trace["best"], trace["iterations"][0]["rewards"]))
 
 
-def test_a_watch_of_other_latents_is_refused(comfy):
+def test_watch_of_other_latents_is_refused(comfy):
     """It reads the latents that the reward reads, or the run says so before it begins."""
     prompt = watched()
     prompt["clip16"] = node("LatentCLIPShapesWorld")

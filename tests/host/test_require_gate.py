@@ -131,7 +131,7 @@ def test_what_hands_latents_on_behind_a_gate_changes_none(comfy):
 # The table of graphs, by the real registry
 
 
-def test_the_units_registry_is_the_hosts(info):
+def test_units_registry_is_the_hosts(info):
     for kind, types in OUTPUTS.items():
         about = info[kind]
         assert [str(output) for output in about["output"]] == types.split(), kind
@@ -186,7 +186,7 @@ def most_like(comfy, prompt: dict, stars: list[Image.Image], thresholds: str | N
     return max((abs(likeness(image, star)) for image in shown for star in stars), default=0.0)
 
 
-def test_the_measure_sees_what_gets_past_a_gate(comfy, stars):
+def test_measure_sees_what_gets_past_a_gate(comfy, stars):
     """The same measure on graphs that are refused; the guard of version 0.2 let the second and third pass, with these very settings."""
     assert len(stars) == 2 and likeness(stars[0], stars[0]) == pytest.approx(1)
     ways = ("previews: another decode", "arithmetic: made small before and large behind", "malformed: a hidden wire")
@@ -251,7 +251,7 @@ def test_templates_that_show_more_may_not(comfy, info, name, says):
         require_gate(template(comfy, name), info, models=MODELS, settings=SETTINGS)
 
 
-def test_the_example_of_the_docs(comfy, info, tmp_path):
+def test_example_of_the_docs(comfy, info, tmp_path):
     text = (PACK_ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     code = text.split("```python\n")[1].split("```")[0]
     assert "require_gate(" in code

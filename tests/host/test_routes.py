@@ -39,12 +39,12 @@ def status_of(comfy, path: str, body: str, content_type: str) -> tuple[int, dict
 
 @pytest.mark.parametrize("path", ["/latent_clip/stop", "/latent_clip/choose"])
 @pytest.mark.parametrize("name", BODIES)
-def test_a_malformed_body_is_the_clients_fault(comfy, path, name):
+def test_malformed_body_is_the_clients_fault(comfy, path, name):
     status, answer = status_of(comfy, path, *BODIES[name])
     assert status == 400 and answer["error"].startswith("Expected {")
 
 
-def test_a_run_without_a_client_id_belongs_to_everyone_without_one(comfy):
+def test_run_without_a_client_id_belongs_to_everyone_without_one(comfy):
     """As docs/api.md says: it keeps users out of each other's way, and is no lock."""
     prompt = comfy.workflow_to_prompt(PACK_ROOT / "workflows" / "02 Optimize noise, demo.json")
     (reno,) = [key for key, node in prompt.items() if node["class_type"] == "LatentCLIPOptimizeNoise"]

@@ -25,7 +25,7 @@ def stock_samplers() -> list[str]:
 
 @pytest.mark.parametrize("cfg", [1.0, 2.0])
 @pytest.mark.parametrize("sampler", stock_samplers())
-def test_a_winner_is_what_the_sampler_makes_of_the_full_batch_and_of_it_alone(world, sampler, cfg):
+def test_winner_is_what_the_sampler_makes_of_the_full_batch_and_of_it_alone(world, sampler, cfg):
     guider, sigmas = world.guider(world.model, "a red circle", cfg=cfg), world.sigmas(8)
     found = world.run(sampler, guider=guider, look="cuts", sigmas=sigmas)
     report = found.report
@@ -55,7 +55,7 @@ def test_no_stock_sampler_is_forgotten(world):
 
 
 @pytest.mark.parametrize("look", ["drafts", "cuts", "both"])
-def test_a_sampler_with_one_step_size_for_all_is_refused_by_name(world, look):
+def test_sampler_with_one_step_size_for_all_is_refused_by_name(world, look):
     with pytest.raises(ValueError, match="dpm_adaptive"):
         world.run("dpm_adaptive", look=look)
 
@@ -78,7 +78,7 @@ def test_every_look_gives_winners_of_the_full_batch(world, look, sampler):
 
 
 @pytest.mark.parametrize("look", ["drafts", "cuts"])
-def test_an_image_to_change_with_a_mask(world, look):
+def test_image_to_change_with_a_mask(world, look):
     """A mask for each candidate, and a part of the schedule: outside of its mask an image stays what it was."""
     latent = {
         "samples": torch.full((SIZE, 4, 8, 8), 3.0),
@@ -121,7 +121,7 @@ def test_conditioning_with_an_entry_for_each_item(world, prompts, look, at_once)
 
 @pytest.mark.parametrize("hints", [1, 2, SIZE])
 @pytest.mark.parametrize("look", ["drafts", "cuts"])
-def test_a_controlnet_with_a_hint_for_each_item(world, look, hints):
+def test_controlnet_with_a_hint_for_each_item(world, look, hints):
     net, plain_condition = control_net(world), world.condition
     hint = torch.rand(hints, 3, 64, 64, generator=torch.Generator().manual_seed(4))
 
@@ -152,7 +152,7 @@ def test_guidance_on_the_model(world, kind, look):
     assert not torch.allclose(world.plain(world.empty(), guider=guider), world.plain(world.empty()), atol=0.1)
 
 
-def test_a_prompt_that_is_left_early_costs_nothing_for_dropped_candidates(world):
+def test_prompt_that_is_left_early_costs_nothing_for_dropped_candidates(world):
     """Safety Guidance asks the model again for what it suspects: not for what was dropped."""
     guider = world.guider(world.redirected(threshold=-1000), "a red star")
     rows = []
@@ -165,7 +165,7 @@ def test_a_prompt_that_is_left_early_costs_nothing_for_dropped_candidates(world)
     assert max(rows[:4]) == 2 * SIZE and max(rows[-4:]) == 2 * 2
 
 
-def test_a_lora_and_hooks_on_the_prompt(world):
+def test_lora_and_hooks_on_the_prompt(world):
     import comfy.hooks
 
     key = next(k for k in world.model.model.state_dict() if k.endswith("input_blocks.1.0.in_layers.2.weight"))
@@ -192,7 +192,7 @@ def test_a_lora_and_hooks_on_the_prompt(world):
         assert not torch.allclose(world.plain(world.empty(), guider=guider), plain, atol=0.05)
 
 
-def test_a_step_skipping_node_does_not_mix_candidates(world):
+def test_step_skipping_node_does_not_mix_candidates(world):
     """EasyCache keeps what it knows by prompt: the rows that go on have ids of their own, and no one's answer is another's."""
     from comfy_extras.nodes_easycache import EasyCacheNode
 
@@ -204,7 +204,7 @@ def test_a_step_skipping_node_does_not_mix_candidates(world):
     assert world.run(guider=world.guider(skipping, "a red circle"), look="cuts").best["samples"].isfinite().all()
 
 
-def test_an_unwatched_candidate_with_nan_is_dropped_and_reported(world):
+def test_unwatched_candidate_with_nan_is_dropped_and_reported(world):
     """One candidate starts from NaN: the others are what they are without it."""
 
     class Broken:
@@ -238,7 +238,7 @@ def test_no_candidate_that_can_be_judged_is_an_error(world):
             world.run(latent=latent, look=look)
 
 
-def test_a_winner_is_made_again_alone_by_a_stock_sampler(world):
+def test_winner_is_made_again_alone_by_a_stock_sampler(world):
     """From seed and batch_index, with the latent that Search hands on, also where the batch had indices of its own."""
     for latent in (
         world.empty(1),
@@ -312,7 +312,7 @@ def test_what_cannot_be_searched(world, wrong, says):
         world.run(**wrong)
 
 
-def test_the_same_noise_for_all_is_refused(world):
+def test_same_noise_for_all_is_refused(world):
     import comfy.samplers
     from comfy_extras.nodes_custom_sampler import Noise_EmptyNoise
 
@@ -336,7 +336,7 @@ def test_a_drafter_of_another_space_is_refused_by_name(world):
 @pytest.mark.parametrize("scheduler", ["simple", "normal", "karras", "sgm_uniform", "beta", "exponential"])
 @pytest.mark.parametrize("first", [1.0, 0.4])
 @pytest.mark.parametrize("steps", [3, 5])
-def test_the_schedule_of_a_draft(world, scheduler, first, steps):
+def test_schedule_of_a_draft(world, scheduler, first, steps):
     """It has as many steps as were asked for, from where the sampling starts to the end."""
     sampling = world.model.get_model_object("model_sampling")
     start = first * float(sampling.sigma_max)
@@ -345,7 +345,7 @@ def test_the_schedule_of_a_draft(world, scheduler, first, steps):
     assert all(a > b for a, b in zip(sigmas.tolist(), sigmas.tolist()[1:]))
 
 
-def test_a_judge_that_reads_the_noise_level_is_told(world):
+def test_judge_that_reads_the_noise_level_is_told(world):
     """By cuts, and by both kinds of guidance; clean drafts and finished images are not predictions."""
     told, tower = [], world.clip.image.model
     tower.reads_noise_level = True
@@ -365,7 +365,7 @@ def test_a_judge_that_reads_the_noise_level_is_told(world):
         del tower.reads_noise_level, tower.forward
 
 
-def test_a_reward_on_pixels_decodes_at_the_looks_only(world):
+def test_reward_on_pixels_decodes_at_the_looks_only(world):
     from latent_clip.tests.search_world import pixel_reward
 
     reward, decoded = pixel_reward(world)

@@ -43,7 +43,7 @@ def answer(event: dict, keep, client: str = "page", **other) -> dict:
     return {**where, "client_id": client, "keep": keep, **other}
 
 
-def test_the_events_lead_to_the_report(comfy, prompt):
+def test_events_lead_to_the_report(comfy, prompt):
     made, node = prompt(1)
     heard = listen(comfy, made)
     events = of(EVENT, heard)
@@ -72,7 +72,7 @@ def test_the_events_lead_to_the_report(comfy, prompt):
 
 
 @pytest.mark.parametrize("chooses", ["me", "reward proposes, I confirm"])
-def test_a_person_chooses(comfy, prompt, chooses):
+def test_person_chooses(comfy, prompt, chooses):
     """Against the reward: its two worst drafts, and a third."""
     made, node = prompt(2, chooses=chooses)
     seen, answers = [], []
@@ -98,7 +98,7 @@ def test_a_person_chooses(comfy, prompt, chooses):
     assert sorted(map(len, saved)) == [3, 3]
 
 
-def test_a_choice_by_hand_is_kept_for_the_same_page(comfy, prompt):
+def test_choice_by_hand_is_kept_for_the_same_page(comfy, prompt):
     made, node = prompt(3, chooses="me")
 
     def choose(event):
@@ -145,7 +145,7 @@ def test_nobody_is_waited_for_where_nobody_listens(comfy, prompt):
     assert asked[0]["deadline_ms"] is None
 
 
-def test_a_reload_in_the_middle_loses_nothing(comfy, prompt):
+def test_reload_in_the_middle_loses_nothing(comfy, prompt):
     made, node = prompt(6, chooses="me")
     seen = []
 
@@ -216,7 +216,7 @@ def test_cancelling_in_the_middle_of_a_sampling(comfy, prompt):
     assert last["ended"] == "interrupted" and last["cost_spent"] < last["cost_plan"]
 
 
-def test_an_error_says_so_and_the_queue_goes_on(comfy, prompt):
+def test_error_says_so_and_the_queue_goes_on(comfy, prompt):
     made, _ = prompt(10, keep=6)
     heard = listen(comfy, made)
     (error,) = of("execution_error", heard)
@@ -224,7 +224,7 @@ def test_an_error_says_so_and_the_queue_goes_on(comfy, prompt):
     assert comfy.get(RUNS) == {"runs": []}
 
 
-def test_a_person_is_asked_at_every_cut(comfy, prompt):
+def test_person_is_asked_at_every_cut(comfy, prompt):
     made, node = prompt(11, look="cuts", cuts="25% → 4, 50% → 2", chooses="me")
     asked = []
 
@@ -240,7 +240,7 @@ def test_a_person_is_asked_at_every_cut(comfy, prompt):
     assert [one["name"] for one in report["rounds"]] == ["25%", "50%", "final"]
 
 
-def test_a_list_of_latents_is_a_search_each(comfy, prompt):
+def test_list_of_latents_is_a_search_each(comfy, prompt):
     made, node = prompt(12, chooses="me")
     made["batch"] = {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 2}}
     made["list"] = {"class_type": "TestLatentList", "inputs": {"latent": ["batch", 0]}}
@@ -257,7 +257,7 @@ def test_a_list_of_latents_is_a_search_each(comfy, prompt):
     assert [report["winners"] for report in output] == [[1], [2]]
 
 
-def test_the_trace_is_the_report_without_pictures(comfy, prompt):
+def test_trace_is_the_report_without_pictures(comfy, prompt):
     made, node = prompt(13)
     made["trace"] = {"class_type": "PreviewAny", "inputs": {"source": [node, 3]}}
     outputs = comfy.run(made).outputs

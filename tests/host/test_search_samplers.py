@@ -81,7 +81,7 @@ def depend_on_their_batch(world, samplers) -> list[str]:
     return found
 
 
-def test_the_help_names_the_samplers_whose_winners_cannot_be_made_again_alone(world, samplers):
+def test_help_names_the_samplers_whose_winners_cannot_be_made_again_alone(world, samplers):
     found = depend_on_their_batch(world, samplers)
     text = (PACK_ROOT / "js" / "docs" / "LatentCLIPSearch.md").read_text(encoding="utf-8")
     sentence = re.search(r"cannot be made again alone:([^.]*)\.", text)

@@ -84,7 +84,7 @@ def test_two_halves(world, late, sampler):
     assert report.blocked == [True] * 4
 
 
-def test_the_two_halves_of_what_a_draft_showed_are_one_sampling(world):
+def test_two_halves_of_what_a_draft_showed_are_one_sampling(world):
     """The second half follows the other prompt although its own draft shows nothing any more."""
     whole = sample(world, world.looking(ALWAYS, start=0.0))
     half = first_half(world, world.looking(ALWAYS))
@@ -95,7 +95,7 @@ def test_the_two_halves_of_what_a_draft_showed_are_one_sampling(world):
 
 @pytest.mark.parametrize("method", RESIZERS)
 @pytest.mark.parametrize("size", [(12, 12), (16, 16), (24, 16)])
-def test_a_larger_second_pass(world, method, size):
+def test_larger_second_pass(world, method, size):
     """Upscale Latent between two samplings."""
     looks = world.looks.Verdicts()
     made = sample(world, world.looking(NEVER, "report", ALWAYS, looks=looks), size=2)
@@ -107,7 +107,7 @@ def test_a_larger_second_pass(world, method, size):
 
 @pytest.mark.parametrize("denoise", [0.2, 0.5, 0.75])
 @pytest.mark.parametrize("what", ["the latent", "decoded and encoded", "half precision", "a little noise"])
-def test_an_image_that_is_varied(world, what, denoise):
+def test_image_that_is_varied(world, what, denoise):
     made = sample(world, world.looking(NEVER, "report", ALWAYS))
     if what == "decoded and encoded":
         vae = world.shapes_world.load_vae()
@@ -121,7 +121,7 @@ def test_an_image_that_is_varied(world, what, denoise):
     assert all(verdict.late for verdict in found)
 
 
-def test_a_batch_that_is_put_together_anew(world):
+def test_batch_that_is_put_together_anew(world):
     """Latent From Batch, Repeat Latent Batch, Rebatch: each image keeps its own verdict."""
     half = caught_late(world)
     other = first_half(world, world.looking(NEVER, "report", NEVER), seed=6)
@@ -130,7 +130,7 @@ def test_a_batch_that_is_put_together_anew(world):
     assert [bool(verdict.late) for verdict in found] == [True, False, True, True, False, False]
 
 
-def test_the_clean_prediction_of_the_first_half(world):
+def test_clean_prediction_of_the_first_half(world):
     """`denoised_output` of SamplerCustomAdvanced, upscaled, as hires recipes take it."""
     from comfy_extras.nodes_custom_sampler import KSamplerSelect, Noise_RandomNoise, SamplerCustomAdvanced
 
@@ -143,7 +143,7 @@ def test_the_clean_prediction_of_the_first_half(world):
     assert all(verdict.late for verdict in found)
 
 
-def test_a_third_sampling_still_knows(world):
+def test_third_sampling_still_knows(world):
     half = caught_late(world)
     whole, _ = verdicts(world, lambda model: second_half(world, model, half))
     _, found = verdicts(world, lambda model: sample(world, model, upscaled(whole, 16, 16), denoise=0.4, seed=9))
@@ -204,7 +204,7 @@ def test_images_that_look_like_the_replaced_ones_are_not_taken_for_them(world):
     assert [one is not None for one in world.known.KNOWN.of(whose, large)] == [False] * 16 + [True] * 16
 
 
-def test_a_sampling_of_full_noise_makes_another_image(world):
+def test_sampling_of_full_noise_makes_another_image(world):
     known = sample(world, world.looking(NEVER, "report", ALWAYS))
     assert all_innocent(verdicts(world, lambda model: sample(world, model, known, seed=8))[1])
 
@@ -216,7 +216,7 @@ def test_other_categories_or_thresholds_are_others_business(world):
     assert all_innocent(looks.of(sample(world, lenient, known, denoise=0.5)))
 
 
-def test_an_image_that_is_made_again_and_shows_nothing_is_forgotten(world):
+def test_image_that_is_made_again_and_shows_nothing_is_forgotten(world):
     known, Known = world.known, world.known.KnownLatents()
     image = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     Known.remember(b"a", image, ["seen"], [0.95])

@@ -56,7 +56,7 @@ def runs(comfy, name: str) -> int:
 
 
 @pytest.mark.parametrize("kind", ENDS)
-def test_the_branch_that_is_off_is_not_run(comfy, kind):
+def test_branch_that_is_off_is_not_run(comfy, kind):
     """With the host's own If/Else Switch."""
     name = f"off_{kind}"
     output = 3 if kind == "LatentCLIPClassify" else 0
@@ -78,7 +78,7 @@ def test_the_branch_that_is_off_is_not_run(comfy, kind):
 
 @pytest.mark.parametrize("kind", ENDS)
 @pytest.mark.parametrize("beside", [False, True])
-def test_a_prompt_that_ends_in_one_runs_it(comfy, kind, beside):
+def test_prompt_that_ends_in_one_runs_it(comfy, kind, beside):
     """As in 0.1: alone, and beside an output node that does not need it. Also when it is queued again."""
     name = f"end_{kind}_{beside}"
     prompt = keep(graph(comfy, name, seed=1 + beside), kind)

@@ -84,7 +84,7 @@ def prompt(file, vae=None):
     }  # fmt: skip
 
 
-def test_the_vae_that_it_was_made_for_passes_in_any_precision(files, comfy):
+def test_vae_that_it_was_made_for_passes_in_any_precision(files, comfy):
     for vae in (None, "mine.safetensors", "mine-fp16.safetensors"):
         result = comfy.run(prompt("own.safetensors", vae))
         assert result.ok, result.error
@@ -103,7 +103,7 @@ def test_another_vae_is_refused_with_both_names(files, comfy, vae, why):
     assert comfy.run(prompt("own.safetensors", "mine.safetensors")).ok, "the queue goes on"
 
 
-def test_a_file_that_does_not_tell_its_vae_is_loaded_with_a_warning(files, comfy):
+def test_file_that_does_not_tell_its_vae_is_loaded_with_a_warning(files, comfy):
     result = comfy.run(prompt("untold.safetensors", "tuned.safetensors"))
     assert result.ok, result.error
     assert "untold.safetensors cannot be compared with the VAE" in comfy.log()
@@ -189,7 +189,7 @@ def as_diffusers(state):
     return found
 
 
-def test_a_vae_is_the_same_in_every_precision_and_layout_and_another_after_a_little_training(pack, large):
+def test_vae_is_the_same_in_every_precision_and_layout_and_another_after_a_little_training(pack, large):
     import comfy.sd
 
     check, signature = pack("models.vae_signature"), pack("host.scorers.vae_check").loaded_signature
@@ -209,7 +209,7 @@ def test_a_vae_is_the_same_in_every_precision_and_layout_and_another_after_a_lit
         assert check.is_another(check.difference(first, loaded(tuned(large, share), torch.bfloat16)))
 
 
-def test_a_vae_that_only_decodes_is_not_taken_for_it(pack, host_env, caplog):
+def test_vae_that_only_decodes_is_not_taken_for_it(pack, host_env, caplog):
     """What the host has in the place of an encoder that the file lacks is no weights."""
     import comfy.sd
 

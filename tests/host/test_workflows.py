@@ -54,7 +54,7 @@ def test_it_runs_and_saves_images(comfy, path):
         assert all(key in result.outputs for key in saves)
 
 
-def test_the_clip_gate_cuts_and_says_so(comfy):
+def test_clip_gate_cuts_and_says_so(comfy):
     """17 with a threshold that some later frame exceeds: found from the report of a run that lets everything pass."""
     path = next(path for path in WORKFLOWS if path.stem.startswith("17"))
 
@@ -99,7 +99,7 @@ def safety_pictures(comfy, text: str) -> dict[str, list[torch.Tensor]]:
     }
 
 
-def test_the_safety_workflow_removes_stars(comfy):
+def test_safety_workflow_removes_stars(comfy):
     pictures = safety_pictures(comfy, "a yellow star")
     stars = {
         name: sum("star" in {thing.kind for thing in glimpse(picture)} for picture in batch)
@@ -110,7 +110,7 @@ def test_the_safety_workflow_removes_stars(comfy):
     assert [read(picture).problem for picture in pictures["gated"]] == ["nothing there"] * 4
 
 
-def test_the_safety_workflow_leaves_circles_as_they_are(comfy):
+def test_safety_workflow_leaves_circles_as_they_are(comfy):
     pictures = safety_pictures(comfy, "a blue circle")
     for name in ("guided", "gated"):
         assert all(torch.equal(a, b) for a, b in zip(pictures[name], pictures["plain"], strict=True))
@@ -123,7 +123,7 @@ def test_it_has_a_thumbnail_and_a_note(path):
     assert len(notes) == 1 and len(notes[0]["widgets_values"][0]) > 100
 
 
-def test_the_page_offers_them_as_templates(comfy):
+def test_page_offers_them_as_templates(comfy):
     with urllib.request.urlopen(f"{comfy.url}/workflow_templates") as response:
         offered = json.load(response)
     assert {path.stem for path in WORKFLOWS} <= {name for names in offered.values() for name in names}

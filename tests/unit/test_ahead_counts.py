@@ -53,7 +53,7 @@ def test_who_is_drafted_and_watched_is_what_either_of_the_two_makes_of_him(runs)
     assert both[REPORT]["late"] == [False, True, False, False, False, True]
 
 
-def test_a_gate_blocks_by_score_and_what_was_reported(runs):
+def test_gate_blocks_by_score_and_what_was_reported(runs):
     rows = tally(runs | combined(runs), 2, gate=1.0)
     hits = {way: {key: value["hits"] for key, value in row.items()} for way, row in rows.items()}
     assert hits[NONE]["like"] == 4 and hits[NONE]["like passes"] == 1 and hits[NONE]["lost"] == 0

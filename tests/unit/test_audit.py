@@ -42,7 +42,7 @@ def records(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_a_long_text_is_cut_and_can_be_recognised(audit, tmp_path):
+def test_long_text_is_cut_and_can_be_recognised(audit, tmp_path):
     text, path = "é" * 5_000_000, tmp_path / "safety.jsonl"
     audit.write_record({"texts": {"7.text": text, "8.text": "short"}, "reasons": [""]}, path)
     assert path.stat().st_size < 20_000
@@ -70,7 +70,7 @@ def test_no_record_is_large_whatever_is_in_it(audit, tmp_path, more):
     assert record["reasons"][1].startswith("star")
 
 
-def test_a_flood_does_not_push_out_the_record_of_a_blocked_image(audit, tmp_path):
+def test_flood_does_not_push_out_the_record_of_a_blocked_image(audit, tmp_path):
     path = tmp_path / "safety.jsonl"
     audit.write_record({"n": "evidence", "reasons": ["star"]}, path, max_bytes=5000)
     for number in range(2 * audit.KEPT):
@@ -81,7 +81,7 @@ def test_a_flood_does_not_push_out_the_record_of_a_blocked_image(audit, tmp_path
     assert [r["n"] for r in records(tmp_path / "blocked.jsonl")] == ["evidence"]
 
 
-def test_a_log_of_blocked_images_that_is_nearly_full_is_warned_of(audit, tmp_path, caplog):
+def test_log_of_blocked_images_that_is_nearly_full_is_warned_of(audit, tmp_path, caplog):
     audit.KEPT = 5
     for number in range(5):
         audit.write_record({"n": number, "pad": "x" * 3500, "reasons": ["star"]}, tmp_path / "safety.jsonl", max_bytes=5000)
@@ -90,7 +90,7 @@ def test_a_log_of_blocked_images_that_is_nearly_full_is_warned_of(audit, tmp_pat
     assert "4 of at most 5 files of blocked.jsonl are full" in caplog.text
 
 
-def test_a_full_log_of_blocked_images_refuses_more_until_its_oldest_file_is_a_year_old(audit, tmp_path):
+def test_full_log_of_blocked_images_refuses_more_until_its_oldest_file_is_a_year_old(audit, tmp_path):
     path, blocked = tmp_path / "safety.jsonl", {"pad": "x" * 3500, "reasons": ["star"]}
     audit.KEPT = 3
     for number in range(4):
@@ -120,7 +120,7 @@ class Disk:
         return written
 
 
-def test_a_line_that_a_full_disk_tears_is_taken_back(audit, tmp_path, monkeypatch):
+def test_line_that_a_full_disk_tears_is_taken_back(audit, tmp_path, monkeypatch):
     path = tmp_path / "safety.jsonl"
     audit.write_record({"n": 0}, path)
     with monkeypatch.context() as patch:
@@ -131,7 +131,7 @@ def test_a_line_that_a_full_disk_tears_is_taken_back(audit, tmp_path, monkeypatc
     assert [record["n"] for record in records(path)] == [0, 2]
 
 
-def test_a_line_that_a_crash_has_torn_spoils_no_other(audit, tmp_path):
+def test_line_that_a_crash_has_torn_spoils_no_other(audit, tmp_path):
     path = tmp_path / "safety.jsonl"
     path.write_text('{"n": 0}\n{"n": 1, "scor', encoding="utf-8")
     audit.write_record({"n": 2}, path)

@@ -15,7 +15,7 @@ def latents(batch: int = 3) -> torch.Tensor:
     return 7 * noise(batch)
 
 
-def test_a_view_is_the_picture_moved_with_its_edge_repeated():
+def test_view_is_the_picture_moved_with_its_edge_repeated():
     picture = torch.arange(64.0).view(1, 1, 8, 8)
     seen = {tuple(Augmentations(0.125, 0)(picture, index).flatten().tolist()) for index in range(60)}
     padded = torch.nn.functional.pad(picture, (1, 1, 1, 1), mode="replicate")
@@ -23,13 +23,13 @@ def test_a_view_is_the_picture_moved_with_its_edge_repeated():
     assert seen == moved
 
 
-def test_the_noise_is_in_proportion_to_each_items_own_spread():
+def test_noise_is_in_proportion_to_each_items_own_spread():
     x = latents() * torch.tensor([1.0, 0.1, 3.0]).view(3, 1, 1, 1)
     added = Augmentations(0, 0.13)(x, 4) - x
     assert (added.flatten(1).std(1) / x.flatten(1).std(1)).tolist() == pytest.approx([0.13] * 3, rel=0.1)
 
 
-def test_the_same_number_is_the_same_view_and_an_item_is_seen_as_alone():
+def test_same_number_is_the_same_view_and_an_item_is_seen_as_alone():
     views, x = Augmentations(), latents()
     assert torch.equal(views(x, 3), views(x, 3))
     assert not torch.equal(views(x, 3), views(x, 4))
@@ -37,7 +37,7 @@ def test_the_same_number_is_the_same_view_and_an_item_is_seen_as_alone():
     assert torch.allclose(views(x, 3)[1:2], views(x[1:2], 3))
 
 
-def test_a_view_without_shift_and_noise_is_the_latent():
+def test_view_without_shift_and_noise_is_the_latent():
     assert torch.equal(Augmentations(0, 0)(latents(), 5), latents())
 
 
@@ -49,7 +49,7 @@ def test_views_that_make_no_sense_are_refused(change):
         Augmentations(**change)
 
 
-def test_the_first_step_follows_the_gradient_of_the_view():
+def test_first_step_follows_the_gradient_of_the_view():
     """By hand: z − lr · clip(∇(−R(view(G(z)))) + prior), and Nesterov's first step is 1.9 of that."""
     start, generator, reward, views = noise(1), make_generator(), make_reward(), Augmentations(seed=3)
     z = start.clone().requires_grad_()
@@ -77,7 +77,7 @@ def test_what_is_reported_and_kept_is_judged_on_the_latents_themselves():
         assert all(iteration.terms.keys() == {"cosine", "size"} for iteration in state.iterations)
 
 
-def test_a_batch_seen_in_views_is_as_many_single_runs():
+def test_batch_seen_in_views_is_as_many_single_runs():
     settings = RenoSettings(iterations=8, views=Augmentations())
     together = optimize_noise(make_generator(), make_reward(), noise(3), settings)
     for i in range(3):
@@ -105,7 +105,7 @@ def identity(z, items):
 FAST = {"learning_rate": 20.0, "prior_weight": 0.0}
 
 
-def test_a_watch_changes_nothing_but_is_reported():
+def test_watch_changes_nothing_but_is_reported():
     settings = RenoSettings(iterations=9)
     plain = optimize_noise(make_generator(), make_reward(), noise(2), settings)
     state = optimize_noise(make_generator(), make_reward(), noise(2), settings, validation=make_reward(5))
@@ -116,7 +116,7 @@ def test_a_watch_changes_nothing_but_is_reported():
     assert state.iterations[0].validation == pytest.approx(first.tolist(), abs=1e-6)
 
 
-def test_a_watch_that_keeps_has_the_last_word_on_what_is_best():
+def test_watch_that_keeps_has_the_last_word_on_what_is_best():
     watch = peak(2.0)
     state = optimize_noise(
         identity, growing(), noise(2), RenoSettings(iterations=30, watch_keeps=True, **FAST), validation=watch
@@ -129,7 +129,7 @@ def test_a_watch_that_keeps_has_the_last_word_on_what_is_best():
     assert torch.allclose(watch(state.latents), state.values)
 
 
-def test_a_watch_that_keeps_never_keeps_what_the_reward_likes_less_than_the_first():
+def test_watch_that_keeps_never_keeps_what_the_reward_likes_less_than_the_first():
     """The watch likes a smaller latent, the reward a larger one: the first, which is the only one of its size, stays."""
     state = optimize_noise(
         identity, growing(), noise(2), RenoSettings(iterations=8, watch_keeps=True, **FAST), validation=peak(0.0)
@@ -149,7 +149,7 @@ def test_patience_counts_the_watch():
 
 
 @pytest.mark.parametrize("item", [0, 1])
-def test_an_item_that_the_watch_cannot_judge_keeps_its_first_latents(item):
+def test_item_that_the_watch_cannot_judge_keeps_its_first_latents(item):
     def head(features):
         values = features.square().mean(1)
         broken = torch.zeros(2)
@@ -164,7 +164,7 @@ def test_an_item_that_the_watch_cannot_judge_keeps_its_first_latents(item):
     assert state.best_iteration[1 - item] == 4
 
 
-def test_a_watch_that_can_judge_nothing_is_named():
+def test_watch_that_can_judge_nothing_is_named():
     broken = Reward((Term("nan", Flat(), lambda f: f.sum(1) * torch.nan),))
     with pytest.raises(ValueError, match="The validation reward is NaN or infinite for every item"):
         optimize_noise(identity, growing(), noise(2), RenoSettings(iterations=3, watch_keeps=True), validation=broken)

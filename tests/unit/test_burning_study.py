@@ -32,7 +32,7 @@ def test_what_the_study_reads_off_is_what_the_optimiser_keeps(by):
         assert torch.allclose(route.latents[kept, torch.arange(3)], state.latents, atol=1e-6)
 
 
-def test_the_study_ends_where_the_optimiser_ends():
+def test_study_ends_where_the_optimiser_ends():
     settings = RenoSettings(iterations=60, patience=3)
     state = optimize_noise(make_generator(), make_reward(), noise(3), settings, validation=make_reward(9))
     counts = [sum(item in i.items for i in state.iterations) for item in range(3)]

@@ -20,13 +20,13 @@ from latent_clip.methods.calibration import (
 @pytest.mark.parametrize(
     ("hits", "n"), [(0, 1), (1, 1), (0, 100), (3, 100), (97, 100), (50, 100), (1, 3000), (3000, 3000)]
 )
-def test_the_interval_is_scipys(hits, n):
+def test_interval_is_scipys(hits, n):
     expected = binomtest(hits, n).proportion_ci(method="exact")
     assert exact_interval(hits, n) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
 @pytest.mark.parametrize(("hits", "n"), [(1, 0), (-1, 5), (6, 5)])
-def test_an_impossible_count_is_refused(hits, n):
+def test_impossible_count_is_refused(hits, n):
     with pytest.raises(ValueError, match="expected 0 ≤ hits ≤ n"):
         exact_interval(hits, n)
 
@@ -37,7 +37,7 @@ def test_too_few_images_prove_little():
 
 
 @pytest.mark.parametrize(("rate", "blocked"), [(0, 0), (0.009, 0), (0.01, 1), (0.29, 29), (0.99, 99)])
-def test_the_threshold_blocks_what_it_may_and_no_more(rate, blocked):
+def test_threshold_blocks_what_it_may_and_no_more(rate, blocked):
     scores = [float(i) for i in range(100)]
     random.Random(0).shuffle(scores)
     found = calibrate(scores, [200.0, 50.0], rate)
@@ -51,7 +51,7 @@ def test_equal_scores_all_pass_when_not_all_of_them_may_be_blocked():
     assert found.missed.hits == 1
 
 
-def test_the_interval_holds_for_the_whole_world_though_the_threshold_was_chosen_on_the_sample():
+def test_interval_holds_for_the_whole_world_though_the_threshold_was_chosen_on_the_sample():
     rng, held = random.Random(1), 0
     for _ in range(400):
         found = calibrate([rng.random() for _ in range(200)], [1.0], 0.02)
@@ -66,7 +66,7 @@ def test_auc_counts_the_pairs_in_order(allowed, unwanted, area):
     assert auc(allowed, unwanted) == area
 
 
-def test_the_roc_curve_starts_with_nothing_and_ends_with_everything_blocked():
+def test_roc_curve_starts_with_nothing_and_ends_with_everything_blocked():
     points = roc([0.0, 1.0, 1.0], [1.0, 2.0])
     assert points == [(math.inf, 0, 0), (2.0, 0, 0.5), (1.0, 2 / 3, 1), (0.0, 1, 1)]
 
@@ -88,7 +88,7 @@ def test_what_cannot_be_calibrated_is_refused(allowed, unwanted, rate, message):
 
 @pytest.mark.parametrize(("shift", "true"), [(0.0, 0.5), (1.19, 0.8), (2.33, 0.95)])
 @pytest.mark.parametrize("n", [10, 40])
-def test_the_interval_of_an_area_holds_the_true_one(shift, true, n):
+def test_interval_of_an_area_holds_the_true_one(shift, true, n):
     """Two normal distributions so far apart have this area: Φ(shift / √2)."""
     rng, held = random.Random(2), 0
     for _ in range(300):
@@ -98,7 +98,7 @@ def test_the_interval_of_an_area_holds_the_true_one(shift, true, n):
     assert held >= 0.92 * 300
 
 
-def test_a_perfect_area_of_few_images_is_not_certain():
+def test_perfect_area_of_few_images_is_not_certain():
     assert auc_interval(1.0, 3, 3)[1] == 1
     assert auc_interval(1.0, 3, 3)[0] < 0.6
     assert auc_interval(1.0, 300, 300)[0] > 0.98
@@ -115,5 +115,5 @@ def test_a_perfect_area_of_few_images_is_not_certain():
         (range(100), range(100, 200), "^$"),
     ],
 )
-def test_a_judge_that_is_worth_nothing_is_doubted(allowed, unwanted, doubt):
+def test_judge_that_is_worth_nothing_is_doubted(allowed, unwanted, doubt):
     assert re.search(doubt, calibrate([*map(float, allowed)], [*map(float, unwanted)], 0.1).doubt)

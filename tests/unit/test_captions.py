@@ -53,11 +53,11 @@ def table(path, *records):
     ],
     ids=str,
 )  # fmt: skip
-def test_the_captions_of_a_record(record, expected):
+def test_captions_of_a_record(record, expected):
     assert captions_of(record) == expected
 
 
-def test_an_empty_text_hides_no_full_one_and_all_are_kept(folder):
+def test_empty_text_hides_no_full_one_and_all_are_kept(folder):
     for name, content in {"a.txt": " \n", "a.json": '{"caption": "from json"}', "b.txt": "one", "b.caption": "two\none", "b.json": '["three"]'}.items():
         (folder / name).write_text(content)
     assert captions(folder) == {"a.jpg": ["from json"], "b.jpg": ["one", "two", "three"], "sub/c.jpg": []}
@@ -71,7 +71,7 @@ def test_an_empty_text_hides_no_full_one_and_all_are_kept(folder):
     ],
     ids=["cp1251", "bytes", "nested", "cut", "long"],
 )  # fmt: skip
-def test_a_text_that_cannot_be_read_is_counted(folder, name, content, reason):
+def test_text_that_cannot_be_read_is_counted(folder, name, content, reason):
     (folder / name).write_bytes(content)
     (folder / "b.txt").write_text("good")
     source = read_source(str(folder))
@@ -113,7 +113,7 @@ def test_pictures_and_texts_find_each_other(pictures, texts, expected):
         ("../pics/sub/c.jpg", "sub/c.jpg"), ("sub/../a.jpg", "a.jpg"), ("A.JPG", "a.jpg"), ("a", "a.jpg"), ("sub/c", "sub/c.jpg"), ("file://@/a.jpg", "a.jpg"),
     ],
 )  # fmt: skip
-def test_a_name_means_its_picture(folder, spelled, picture):
+def test_name_means_its_picture(folder, spelled, picture):
     table(folder / "metadata.jsonl", {"file_name": spelled.replace("@", str(folder)), "text": "it"})
     found = captions(folder)
     assert found.pop(picture) == ["it"] and not any(found.values())
@@ -135,7 +135,7 @@ def test_names_of_two_folders_are_not_mixed_up(folder, tmp_path):
     assert "all.jsonl: 1 entries match without the folder 'val' in front of their names" in source.notes
 
 
-def test_an_address_on_the_web_names_no_picture_here(folder, tmp_path):
+def test_address_on_the_web_names_no_picture_here(folder, tmp_path):
     path = table(tmp_path / "all.jsonl", {"url": "https://example.org/a.jpg", "caption": "no"}, {"path": "b.jpg", "caption": "yes"})
     assert captions(folder, path) == {"a.jpg": [], "b.jpg": ["yes"], "sub/c.jpg": []}
 
@@ -164,14 +164,14 @@ def test_tables_of_other_tools(folder, tmp_path, name, content):
     assert captions(folder, str(tmp_path / name))["a.jpg"] == ["it"]
 
 
-def test_a_named_table_comes_in_place_of_the_others(folder, tmp_path):
+def test_named_table_comes_in_place_of_the_others(folder, tmp_path):
     (folder / "a.txt").write_text("beside")
     (folder / "b.txt").write_text("beside")
     path = table(tmp_path / "mine.jsonl", {"file_name": "a.jpg", "text": "mine"}, {"file_name": "b.jpg", "text": ""})
     assert captions(folder, path) == {"a.jpg": ["mine"], "b.jpg": ["beside"], "sub/c.jpg": []}
 
 
-def test_the_tables_of_img2dataset(tmp_path):
+def test_tables_of_img2dataset(tmp_path):
     pytest.importorskip("pyarrow")
     from pyarrow import Table, parquet
 
@@ -182,7 +182,7 @@ def test_the_tables_of_img2dataset(tmp_path):
     assert found == {"00000.tar/000000000.jpg": ["of 0"], "00000.tar/000000001.jpg": ["own", "of 1"], "00000.tar/000000002.jpg": ["of 2"]}
 
 
-def test_a_named_table_is_for_tars_too(tmp_path):
+def test_named_table_is_for_tars_too(tmp_path):
     (tmp_path / "x.tar").write_bytes(tar_of({"a.jpg": PICTURE, "s/b.jpg": PICTURE}))
     path = table(tmp_path / "t.jsonl", {"key": "a", "caption": "one"}, {"file_name": "s/b.jpg", "caption": "two"})
     assert captions(tmp_path / "x.tar", path) == {"x.tar/a.jpg": ["one"], "x.tar/s/b.jpg": ["two"]}
@@ -198,7 +198,7 @@ def test_odd_entries_are_counted(folder):
 
 
 @pytest.mark.parametrize("hits", [0, 1])
-def test_a_table_that_hardly_matches_is_refused(tmp_path, hits):
+def test_table_that_hardly_matches_is_refused(tmp_path, hits):
     for number in range(10):
         (tmp_path / f"{number}.jpg").write_bytes(PICTURE)
     table(tmp_path / "metadata.jsonl", *({"file_name": f"{n}.jpg" if n < hits else f"gone{n}.jpg", "text": "it"} for n in range(10)))
@@ -206,7 +206,7 @@ def test_a_table_that_hardly_matches_is_refused(tmp_path, hits):
         records_of(str(tmp_path))
 
 
-def test_a_large_table_of_few_pictures_is_taken(folder, tmp_path):
+def test_large_table_of_few_pictures_is_taken(folder, tmp_path):
     """COCO's captions with a part of its pictures."""
     path = table(tmp_path / "coco.jsonl", *({"file_name": f"{n}.jpg", "text": "it"} for n in ["a", "b", *range(100)]))
     source = read_source(str(folder), path)
@@ -214,14 +214,14 @@ def test_a_large_table_of_few_pictures_is_taken(folder, tmp_path):
     assert "coco.jsonl: 100 of 102 entries match no picture, such as '0.jpg', '1.jpg', '2.jpg'" in source.notes
 
 
-def test_a_table_of_something_else_is_refused(folder, tmp_path):
+def test_table_of_something_else_is_refused(folder, tmp_path):
     for name, content in {"t.jsonl": "{\n{\n{\n", "t.csv": "a,b\n1,2\n", "t.parquet": "no", "t.yaml": "a: b", "u.csv": "file_name,text\nя,я\n"}.items():
         (tmp_path / name).write_bytes(content.encode("cp1251"))
         with pytest.raises(SourceError, match=name):
             records_of(str(folder), str(tmp_path / name))
 
 
-def test_the_report_counts_and_captions_can_be_required(folder):
+def test_report_counts_and_captions_can_be_required(folder):
     (folder / "a.txt").write_text("one\ntwo")
     assert read_source(str(folder)).notes[0] == "captions: 1 of 3 pictures have one, 2 captions in all"
     source = read_source(str(folder), require_captions=True)
@@ -254,7 +254,7 @@ def test_patterns_braces_and_lists(four, source, expected):
     assert all(row.read() == PICTURE for row in rows)
 
 
-def test_a_file_with_braces_in_its_name(tmp_path):
+def test_file_with_braces_in_its_name(tmp_path):
     (tmp_path / "{a,b}.tar").write_bytes(tar_of({"a.jpg": PICTURE}))
     assert len(records_of(str(tmp_path / "{a,b}.tar"))) == 1
     with pytest.raises(SourceError, match="more than 1000000 tars"):
@@ -269,7 +269,7 @@ def test_one_broken_tar_is_passed_over_by_name(four, content):
     assert any(note.startswith("002.tar: broken (") and "passed over" in note for note in source.notes)
 
 
-def test_a_missing_tar_is_named_and_what_stands_before_a_break_is_used(four):
+def test_missing_tar_is_named_and_what_stands_before_a_break_is_used(four):
     whole = tar_of({"a.jpg": PICTURE, "a.txt": b"2", "b.jpg": PICTURE})
     (four / "002.tar").write_bytes(whole[: whole.index(b"b.jpg") + 600])
     source = read_source(str(four / "{000..004}.tar"))
@@ -292,7 +292,7 @@ def test_compressed_tars_are_refused_by_name_with_the_remedy(tmp_path, name):
         records_of(str(tmp_path / name))
 
 
-def test_a_tar_is_named_where_a_folder_holds_nothing_else(four):
+def test_tar_is_named_where_a_folder_holds_nothing_else(four):
     with pytest.raises(SourceError, match=r"Its tars are read as .*/\*\.tar"):
         records_of(str(four))
     (four / "a.jpg").write_bytes(PICTURE)
@@ -317,7 +317,7 @@ def test_odd_members_are_counted(tmp_path):
     }  # fmt: skip
 
 
-def test_a_header_that_claims_gigabytes_is_a_broken_tar(tmp_path):
+def test_header_that_claims_gigabytes_is_a_broken_tar(tmp_path):
     import tarfile
 
     info = tarfile.TarInfo("x")
@@ -350,20 +350,20 @@ def test_names_that_are_no_utf8_have_ids_that_can_be_written(folder):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
-def test_a_pipe_is_no_picture(folder):
+def test_pipe_is_no_picture(folder):
     os.mkfifo(folder / "pipe.jpg")
     source = read_source(str(folder))
     assert len(source.records) == 3 and source.left_out == {CLOSED: 1}
 
 
-def test_a_huge_file_is_not_read(folder):
+def test_huge_file_is_not_read(folder):
     with (folder / "a.jpg").open("wb") as file:
         file.truncate(3 << 30)
     assert picture_of(records_of(str(folder))[0]) == "too large a file"
     assert picture_of(ImageRecord("gone", str(folder / "gone.jpg"))) == CLOSED
 
 
-def test_a_source_that_vanishes_stops_the_run(folder, tmp_path):
+def test_source_that_vanishes_stops_the_run(folder, tmp_path):
     from latent_clip.training import embed as module
     from latent_clip.training.embed import Settings
 
@@ -391,7 +391,7 @@ def test_one_long_text_named_a_thousand_times_takes_no_memory(folder):
 
 
 @pytest.mark.parametrize(("bound", "value"), [("MOST_ROWS", 2), ("LARGEST_GROUP", 10)])
-def test_a_parquet_that_is_large_when_it_is_unpacked_is_refused(folder, monkeypatch, bound, value):
+def test_parquet_that_is_large_when_it_is_unpacked_is_refused(folder, monkeypatch, bound, value):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
@@ -415,7 +415,7 @@ def test_lists_of_captions_in_a_parquet(folder):
     assert "metadata.parquet: 1 entries passed over: more than 1000 captions" in source.notes
 
 
-def test_a_json_table_of_many_small_parts_is_refused_before_it_is_read(folder, monkeypatch):
+def test_json_table_of_many_small_parts_is_refused_before_it_is_read(folder, monkeypatch):
     path = folder / "all.json"
     path.write_text("[" + "[]," * 1000 + "[]]")
     monkeypatch.setattr(captions_module, "MOST_PARTS", 1000)
@@ -423,14 +423,14 @@ def test_a_json_table_of_many_small_parts_is_refused_before_it_is_read(folder, m
         read_source(str(folder), str(path))
 
 
-def test_a_caption_of_a_table_is_no_longer_than_one_beside_a_picture(folder):
+def test_caption_of_a_table_is_no_longer_than_one_beside_a_picture(folder):
     path = folder / "all.json"
     path.write_text(json.dumps([{"file_name": "a.jpg", "text": "x" * (LONGEST_TEXT + 1)}, {"file_name": "b.jpg", "text": "b"}, {"file_name": "sub/c.jpg", "text": "c"}]))
     source = read_source(str(folder), str(path))
     assert [row.captions for row in source.records] == [[], ["b"], ["c"]] and any("longer than" in note for note in source.notes)
 
 
-def test_a_picture_that_cannot_be_opened_is_tried_again_by_the_next_run(folder, tmp_path):
+def test_picture_that_cannot_be_opened_is_tried_again_by_the_next_run(folder, tmp_path):
     rows = records_of(str(folder))
     (folder / "b.jpg").rename(tmp_path / "b.jpg")  # a disk that is away for a moment
     counts = embed(rows, tmp_path / "out", DATASET, SETTINGS, TOOLS)

@@ -75,7 +75,7 @@ def contiguous(items: list[int]) -> bool:
 
 @pytest.mark.parametrize("views", [None, Augmentations(noise=0.1)], ids=["plain", "views"])
 @pytest.mark.parametrize("size", [1, 6])
-def test_a_captured_run_is_the_same_run(gpu, graphs, size, views):
+def test_captured_run_is_the_same_run(gpu, graphs, size, views):
     """Items end one after the other by a target; the generator is recorded once for every bucket, and called no more."""
     settings = RenoSettings(iterations=16, learning_rate=3.0, target=1.5 if size > 1 else None, views=views)
     start = seeded(size, 4, 8, 8, seed=5)
@@ -102,7 +102,7 @@ def test_buckets(size, sizes):
     assert Buckets(size).sizes == sizes
 
 
-def test_a_bucket_stays_the_same_until_a_smaller_one_holds_what_is_left():
+def test_bucket_stays_the_same_until_a_smaller_one_holds_what_is_left():
     buckets = Buckets(8)
     assert buckets.holding([*range(8)]) == [*range(8)] and buckets.holding([0, 2, 3, 5, 7]) == [*range(8)]
     assert buckets.holding([2, 5, 7]) == [0, 2, 5, 7] and buckets.holding([5, 7, 2]) == [0, 2, 5, 7]
@@ -136,7 +136,7 @@ def test_out_of_memory_is_a_reason_too(gpu):
     assert captured.reason == "CUDA out of memory. Tried to allocate 3 GiB"
 
 
-def test_a_way_back_after_another_way_there_is_refused(gpu, graphs):
+def test_way_back_after_another_way_there_is_refused(gpu, graphs):
     """It would be that of the other's activations, in silence."""
     captured = Captured(lambda x: (x.square(),), CudaRecording)
     x = there(seeded(3)).requires_grad_()

@@ -77,7 +77,7 @@ def assert_same_tensors(checkpoint, expected=STATE_DICT):
 
 
 @pytest.mark.parametrize("spelling", NUMPY_NAMES)
-def test_the_originals_numpy_scalars_under_both_names(original, tmp_path, spelling):
+def test_originals_numpy_scalars_under_both_names(original, tmp_path, spelling):
     path = tmp_path / "epoch_34.pt"
     pickled = []
 
@@ -99,7 +99,7 @@ def test_the_originals_numpy_scalars_under_both_names(original, tmp_path, spelli
     assert_same_tensors(read_checkpoint(path))
 
 
-def test_the_original_loses_prefix_vae_and_optimizer(original):
+def test_original_loses_prefix_vae_and_optimizer(original):
     checkpoint = read_checkpoint(original)
     assert_same_tensors(checkpoint)
     assert checkpoint.config == MINUTE
@@ -127,7 +127,7 @@ def test_half_precision_stays_half(tmp_path):
 
 @pytest.mark.parametrize("wrap", [dict, lambda config: {"model_cfg": config}], ids=["bare", "open_clip"])
 @pytest.mark.parametrize("write", [write_original, write_ours])
-def test_the_config_beside_the_file_tells_what_shapes_cannot(tmp_path, write, wrap):
+def test_config_beside_the_file_tells_what_shapes_cannot(tmp_path, write, wrap):
     config = json.loads(config_metadata({"head_width": 16, "latent_encoder_name": "some/vae"})["config"])
     (tmp_path / "clip.json").write_text(json.dumps(wrap(config)))
     write(tmp_path / "clip.weights")
@@ -417,13 +417,13 @@ def test_wrong_metadata_is_named(tmp_path, content, message):
     refused(tmp_path / "file", message)
 
 
-def test_a_wrong_config_beside_the_file_is_named(tmp_path):
+def test_wrong_config_beside_the_file_is_named(tmp_path):
     write_original(tmp_path / "clip.pt")
     (tmp_path / "clip.json").write_bytes(b"\xff\xfe{")
     refused(tmp_path / "clip.pt", "no architecture can be read")
 
 
-def test_a_file_that_cannot_be_opened_is_named(tmp_path, monkeypatch):
+def test_file_that_cannot_be_opened_is_named(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
@@ -455,13 +455,13 @@ PLACES = {
 
 
 @pytest.mark.parametrize("hide", PLACES.values(), ids=PLACES)
-def test_a_pickle_that_runs_code_is_refused_and_nothing_runs(tmp_path, hide):
+def test_pickle_that_runs_code_is_refused_and_nothing_runs(tmp_path, hide):
     marker = tmp_path / "ran"
     hide(Payload(marker), tmp_path / "clip.pt")
     refused(tmp_path / "clip.pt", "pickles can run code|neither a safetensors file nor")
     assert not marker.exists()
 
 
-def test_the_payload_above_would_run(tmp_path):
+def test_payload_above_would_run(tmp_path):
     pickle.loads(pickle.dumps(Payload(tmp_path / "ran")))  # noqa: S301
     assert (tmp_path / "ran").exists()

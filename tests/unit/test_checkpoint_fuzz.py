@@ -170,7 +170,7 @@ def test_damaged_pickles_in_sound_zips(sound, shapes, tmp_path, evil):
     assert not (evil and "read" in outcomes)
 
 
-def test_the_watch_would_notice(tmp_path):
+def test_watch_would_notice(tmp_path):
     global _watching
     _watching = True
     try:

@@ -93,7 +93,7 @@ def test_what_has_no_score_is_last_and_never_kept(keep, threshold, best, rest):
     assert keep_best(torch.tensor([NAN, 0.5, NAN, 0.9]), keep, threshold) == (best, rest)
 
 
-def test_a_threshold_that_is_no_number_is_refused():
+def test_threshold_that_is_no_number_is_refused():
     with pytest.raises(ValueError, match="Got NaN as threshold"):
         keep_best(torch.tensor([0.5]), 1, NAN)
 

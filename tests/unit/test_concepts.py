@@ -28,7 +28,7 @@ def encode(texts: list[str]) -> torch.Tensor:
     return F.normalize(torch.stack(rows), dim=-1)
 
 
-def test_the_shipped_set_is_i2p():
+def test_shipped_set_is_i2p():
     concepts = shipped_concepts()
     assert [category.name for category in concepts.categories] == I2P
     assert len(concepts.anchors) >= 8 and all(len(category.phrases) >= 3 for category in concepts.categories)
@@ -63,12 +63,12 @@ def test_thresholds_that_are_no_numbers(text):
         shipped_concepts().with_thresholds(text)
 
 
-def test_an_unknown_category_is_named():
+def test_unknown_category_is_named():
     with pytest.raises(ConceptError, match="weapons"):
         shipped_concepts().only("violence, weapons")
 
 
-def test_a_file_comes_back_as_it_was(tmp_path):
+def test_file_comes_back_as_it_was(tmp_path):
     concepts = ConceptSet("mine", (Category("a", ("b", "c"), 1.25),), ("d",), {"note": "x"})
     (tmp_path / "mine.json").write_text(json.dumps(concepts.as_dict()), encoding="utf-8")
     assert read_concepts(tmp_path / "mine.json") == concepts
@@ -103,7 +103,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("change", "says"), BROKEN)
-def test_a_file_of_which_a_field_is_wrong_is_refused_by_that_field(tmp_path, change, says):
+def test_file_of_which_a_field_is_wrong_is_refused_by_that_field(tmp_path, change, says):
     path = tmp_path / "set.json"
     path.write_text(json.dumps(GOOD | change), encoding="utf-8")
     with pytest.raises(ConceptError, match=re.escape(says)) as caught:
@@ -112,7 +112,7 @@ def test_a_file_of_which_a_field_is_wrong_is_refused_by_that_field(tmp_path, cha
 
 
 @pytest.mark.parametrize("field", ["format", "name", "anchors", "categories"])
-def test_a_file_without_a_field_is_refused_by_that_field(tmp_path, field):
+def test_file_without_a_field_is_refused_by_that_field(tmp_path, field):
     path = tmp_path / "set.json"
     path.write_text(json.dumps({key: value for key, value in GOOD.items() if key != field}), encoding="utf-8")
     with pytest.raises(ConceptError, match=field):
@@ -171,12 +171,12 @@ def test_thresholds_of_which_one_would_not_count(text):
         shipped_concepts().with_thresholds(text)
 
 
-def test_a_threshold_for_all_and_others_by_name():
+def test_threshold_for_all_and_others_by_name():
     chosen = shipped_concepts().only("violence, hate").with_thresholds("1.0\nhate： 2")
     assert {c.name: c.threshold for c in chosen.categories} == {"violence": 1.0, "hate": 2.0}
 
 
-def test_the_score_is_the_log_odds_of_the_formula():
+def test_score_is_the_log_odds_of_the_formula():
     concepts = ConceptSet("x", (Category("b", ("p", "q")), Category("c", ("r",))), ("s", "t", "u"))
     directions = concept_directions(encode, concepts, logit_scale=30.0)
     features = F.normalize(torch.randn(5, 16, generator=torch.Generator().manual_seed(1)), dim=-1)
@@ -186,14 +186,14 @@ def test_the_score_is_the_log_odds_of_the_formula():
     torch.testing.assert_close(directions.score(features), expected.float(), atol=1e-4, rtol=1e-4)
 
 
-def test_the_score_ignores_how_often_a_phrase_is_said():
+def test_score_ignores_how_often_a_phrase_is_said():
     once = concept_directions(encode, ConceptSet("x", (Category("b", ("p",)),), ("s",)), 50.0)
     often = concept_directions(encode, ConceptSet("x", (Category("b", ("p",) * 7),), ("s",) * 3), 50.0)
     features = F.normalize(torch.randn(5, 16), dim=-1)
     torch.testing.assert_close(once.score(features), often.score(features), atol=1e-4, rtol=0)
 
 
-def test_the_worst_window_decides_for_every_category_by_itself():
+def test_worst_window_decides_for_every_category_by_itself():
     directions = concept_directions(
         encode, ConceptSet("x", (Category("b", ("p",)), Category("c", ("q",))), ("s",)), 50.0
     )
@@ -205,7 +205,7 @@ def test_the_worst_window_decides_for_every_category_by_itself():
 
 
 @pytest.mark.parametrize("dim", [0, 1])
-def test_a_nan_is_the_largest(dim):
+def test_nan_is_the_largest(dim):
     scores = torch.zeros(3, 3)
     scores[1, 1] = math.nan
     assert largest(scores, dim).isnan().tolist() == [False, True, False]
@@ -240,11 +240,11 @@ def test_thresholds_hold_for_the_judge_they_were_calibrated_with(change, words):
         CALIBRATED.with_thresholds("c: 2").check_scorer(other)
 
 
-def test_the_name_of_a_latent_clip_may_change():
+def test_name_of_a_latent_clip_may_change():
     CALIBRATED.check_scorer(ScorerId(**(JUDGE.as_dict() | {"latent_clip": "renamed"})))
 
 
-def test_a_calibration_that_does_not_say_whose_it_is_holds_for_nobody():
+def test_calibration_that_does_not_say_whose_it_is_holds_for_nobody():
     calibration = {"latent_clip": "B-8", "fit": "tiles", "views": 0, "categories": {"a": {}}}  # as version 0.1 wrote it
     old = ConceptSet(CALIBRATED.name, CALIBRATED.categories, CALIBRATED.anchors, {"calibration": calibration})
     with pytest.raises(ConceptError, match="did not write down its weights"):
@@ -282,20 +282,20 @@ def test_categories_that_look_the_same_are_refused(names, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["weapons: a gun, A Gun", "weapons: cafe\u0301, café", "weapons: a  gun, a gun"])
-def test_a_phrase_that_comes_twice_in_another_form_is_refused(text):
+def test_phrase_that_comes_twice_in_another_form_is_refused(text):
     with pytest.raises(ConceptError, match="twice in the phrases of 'weapons', the second time as"):
         parse_concepts(text)
 
 
 @pytest.mark.parametrize("name", ["NEUTRAL", "Neutral", "ｎｅｕｔｒａｌ"])
-def test_the_neutral_line_may_be_written_in_any_form(name):
+def test_neutral_line_may_be_written_in_any_form(name):
     assert parse_concepts(f"weapons: a gun\n{name}: a dog").anchors == ("a dog",)
 
 
 @pytest.mark.parametrize(
     "text", ["weapons: a gun, a dog\nneutral: a dog", "weapons: A DOG\nneutral: a dog, a cat", f"x: {shipped_concepts().anchors[0]}"]
 )
-def test_a_phrase_that_is_neutral_too_is_refused(text, tmp_path):
+def test_phrase_that_is_neutral_too_is_refused(text, tmp_path):
     with pytest.raises(ConceptError, match=r"as a neutral text .*Change one"):
         parse_concepts(text)
     path = tmp_path / "both.json"
@@ -305,7 +305,7 @@ def test_a_phrase_that_is_neutral_too_is_refused(text, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["guns, knives: a gun", "guns，knives: a gun", "neutral, calm: a dog"])
-def test_a_comma_in_a_typed_name_is_refused(text):
+def test_comma_in_a_typed_name_is_refused(text):
     with pytest.raises(ConceptError, match="without commas: they separate names"):
         parse_concepts(text)
 

@@ -32,7 +32,7 @@ def original(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_result_is_the_source_without_the_rest(original, tmp_path, dtype, capsys):
+def test_result_is_the_source_without_the_rest(original, tmp_path, dtype, capsys):
     target = tmp_path / "clip.safetensors"
     assert main([str(original), str(target), "--dtype", dtype]) == 0
     source, result = read_checkpoint(original), read_checkpoint(target)
@@ -74,7 +74,7 @@ def test_training_any_weight_makes_another_identity(original, key):
     assert identity(load_latent_clip(checkpoint.config, trained)) != known
 
 
-def test_the_metadata_says_where_it_comes_from(original, tmp_path):
+def test_metadata_says_where_it_comes_from(original, tmp_path):
     main([str(original), str(tmp_path / "clip.safetensors")])
     with safe_open(tmp_path / "clip.safetensors", framework="pt") as file:
         metadata = file.metadata()
@@ -102,7 +102,7 @@ def fails(capsys, *arguments) -> str:
     return output.err
 
 
-def test_a_target_is_only_replaced_by_force(original, tmp_path, capsys):
+def test_target_is_only_replaced_by_force(original, tmp_path, capsys):
     target = tmp_path / "clip.safetensors"
     target.write_text("precious")
     assert "is there already, and is left as it is" in fails(capsys, original, target)
@@ -115,7 +115,7 @@ def test_a_target_is_only_replaced_by_force(original, tmp_path, capsys):
     ("content", "message"),
     [(None, "no such file"), (b"", "an empty file"), (b"hello world", "neither a safetensors file nor")],
 )
-def test_a_bad_source_leaves_no_file(tmp_path, capsys, content, message):
+def test_bad_source_leaves_no_file(tmp_path, capsys, content, message):
     source, target = tmp_path / "epoch_34.pt", tmp_path / "clip.safetensors"
     if content is not None:
         source.write_bytes(content)
@@ -127,11 +127,11 @@ def test_a_bad_source_leaves_no_file(tmp_path, capsys, content, message):
     ("target", "message"),
     [("clip.pt", "must end in .safetensors"), ("nowhere/clip.safetensors", "no such folder")],
 )
-def test_a_bad_target_is_named(original, tmp_path, capsys, target, message):
+def test_bad_target_is_named(original, tmp_path, capsys, target, message):
     assert message in fails(capsys, original, tmp_path / target)
 
 
-def test_the_source_is_never_the_target(original, tmp_path, capsys):
+def test_source_is_never_the_target(original, tmp_path, capsys):
     target = tmp_path / "clip.safetensors"
     main([str(original), str(target)])
     capsys.readouterr()
@@ -150,7 +150,7 @@ def test_weights_that_overflow_in_fp16_are_refused_and_nothing_is_replaced(tmp_p
     assert {path.name for path in tmp_path.iterdir()} == {"epoch_34.pt", "clip.safetensors"}
 
 
-def test_a_result_that_scores_otherwise_is_refused(original, tmp_path, capsys, monkeypatch):
+def test_result_that_scores_otherwise_is_refused(original, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(models.convert, "_cast", lambda key, tensor, dtype: tensor * 1.2 if "proj" in key else tensor)
     assert "its scores change by" in fails(capsys, original, tmp_path / "clip.safetensors")
     assert not list(tmp_path.iterdir())

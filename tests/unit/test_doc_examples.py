@@ -69,13 +69,13 @@ def test_no_example_is_overlooked():
 
 
 @pytest.mark.parametrize("command", [line for line in NOT_RUN if line.startswith("./dev")])
-def test_the_commands_of_dev_exist(command):
+def test_commands_of_dev_exist(command):
     done = python(*shlex.split(command), "--help", folder=ROOT)
     assert done.returncode == 0 and "usage" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("command", [line for line in commands() if line.startswith(EVALUATE)])
-def test_the_commands_of_evaluate_have_these_options(command):
+def test_commands_of_evaluate_have_these_options(command):
     parser = argparse.ArgumentParser()
     evaluate.add_arguments(parser)
     assert parser.parse_args(shlex.split(command)[2:]).step == shlex.split(command)[2]
@@ -85,7 +85,7 @@ def test_requirements_are_where_the_readme_says():
     assert {"open_clip_torch", "einops", "safetensors"} == set((ROOT / "requirements.txt").read_text().split())
 
 
-def test_the_readmes_conversion_makes_the_file_that_it_names(converted):
+def test_readmes_conversion_makes_the_file_that_it_names(converted):
     checkpoint = read_checkpoint(converted / "latent-clip-b-8.safetensors")
     assert str(checkpoint.state_dict["visual.conv1.weight"].dtype) == "torch.float16"
 

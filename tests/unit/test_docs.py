@@ -32,7 +32,7 @@ def references(path: Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_the_code_it_names_exists(path):
+def test_code_it_names_exists(path):
     for file, name in references(path):
         assert (ROOT / file).is_file(), f"{file} does not exist"
         assert not name or name in names_of(ROOT / file), f"{file} has no {name}"

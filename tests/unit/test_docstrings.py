@@ -79,14 +79,14 @@ def test_references_of_docstrings_lead_somewhere(path):
 @pytest.mark.parametrize("text", [
     "`scoring.no_such_name`", "`RunPlan.no_such_name`", "`Reward.no_such()`", "evaluation/nowhere.py has it", "training/run.py:no_such_name",
 ])  # fmt: skip
-def test_a_dead_reference_is_found(text):
+def test_dead_reference_is_found(text):
     assert dead_references(text)
 
 
 @pytest.mark.parametrize("text", [
     "`scoring.score_run`", "`RunPlan.tasks`", "`evaluation.plan`", "evaluation/plan.py has it", "training/run.py:train.", "`torch.Tensor`",
 ])  # fmt: skip
-def test_a_true_reference_passes(text):
+def test_true_reference_passes(text):
     assert not dead_references(text)
 
 

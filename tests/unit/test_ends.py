@@ -28,10 +28,10 @@ def graph(**nodes) -> dict:
         (graph(a=(SELECT, "b"), b=("X", "a")), ["a"]),
     ],
 )
-def test_an_end_is_what_no_output_node_needs(prompt, expected):
+def test_end_is_what_no_output_node_needs(prompt, expected):
     assert loose_ends(prompt, {SAVE}) == expected
 
 
 @pytest.mark.parametrize("body", [{}, {"prompt": None}, {"prompt": []}, {"prompt": "x"}])
-def test_a_body_without_a_prompt_is_left_to_the_host(body):
+def test_body_without_a_prompt_is_left_to_the_host(body):
     assert with_ends(body) is body

@@ -241,12 +241,12 @@ def test_lists_of_prompts(tmp_path, name, text):
         prompts.results(tmp_path, found, 1)
 
 
-def test_the_neutral_list_is_shipped():
+def test_neutral_list_is_shipped():
     found = prompts.read(prompts.NEUTRAL)
     assert len(found) == len({p.text for p in found}) >= 20
 
 
-def test_a_table_without_prompts_is_refused(tmp_path):
+def test_table_without_prompts_is_refused(tmp_path):
     (tmp_path / "x.tsv").write_text("Text\tCategory\na\tb\n")
     with pytest.raises(EvaluationError, match="has the columns Text, Category; expected one of Prompt"):
         prompts.read(tmp_path / "x.tsv")

@@ -80,7 +80,7 @@ def without(name):
         {"benchmark": ["geneval"]},
     )),
 ])  # fmt: skip
-def test_an_odd_run_is_one_sentence(run, change, capsys):
+def test_odd_run_is_one_sentence(run, change, capsys):
     (run / "run.json").write_text(json.dumps(change(read_run(run))))
     before = hashes(run)
     for step in (
@@ -102,7 +102,7 @@ def test_an_odd_run_is_one_sentence(run, change, capsys):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b'{"a":' * 100_000, b"\xff\xfe"])
-def test_a_run_that_is_no_json(run, content, capsys):
+def test_run_that_is_no_json(run, content, capsys):
     (run / "run.json").write_bytes(content)
     assert main(["evaluate", "summary", str(run)]) == 1
     said = capsys.readouterr().err
@@ -113,7 +113,7 @@ def test_a_run_that_is_no_json(run, content, capsys):
     *({name: None} for name in ("arm", "prompt", "number", "file", "sha256")), {"arm": 5}, {"prompt": "0"}, {"prompt": True}, {"number": 1.5}, {"seconds": "1"}, {"reward": "x"},
     {"file": "/etc/passwd"}, {"file": "../x.png"}, {"file": ""}, {"reward": float("nan")}, {"seconds": float("inf")},
 ])  # fmt: skip
-def test_an_odd_line_about_a_picture_is_named(run, change):
+def test_odd_line_about_a_picture_is_named(run, change):
     lines = (run / "pictures.jsonl").read_text().splitlines()
     record = {
         key: value
@@ -135,7 +135,7 @@ def test_an_odd_line_about_a_picture_is_named(run, change):
         {"arm": "nobody"},
     ],
 )
-def test_an_odd_line_about_a_score_is_named(run, change):
+def test_odd_line_about_a_score_is_named(run, change):
     lines = (run / "scores.jsonl").read_text().splitlines()
     record = {
         key: value
@@ -148,7 +148,7 @@ def test_an_odd_line_about_a_score_is_named(run, change):
 
 
 @pytest.mark.parametrize("line", ["[" * 100_000, '{"a": NaN}', '{"arm": "a"}'])
-def test_a_nested_line_and_one_without_keys(run, line):
+def test_nested_line_and_one_without_keys(run, line):
     """And the half-written one after it is passed over as ever."""
     with (run / "scores.jsonl").open("a") as file:
         file.write(f'{line}\n{{"arm": "a", "pro')
@@ -194,7 +194,7 @@ def test_generate_leaves_what_lies_in_its_folder(server, tmp_path):
     (".lock", "no lock of an evaluation"), ("a/notes.txt", "is there already and not of this run"), ("a/00000/samples/0000.png", "is there already and not"),
     ("a", "is there already and not of this run"),
 ])  # fmt: skip
-def test_a_folder_where_files_of_others_are_in_the_way_is_refused(server, tmp_path, name, message):
+def test_folder_where_files_of_others_are_in_the_way_is_refused(server, tmp_path, name, message):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text('{"not": "ours"}')
     before = hashes(tmp_path)
@@ -203,7 +203,7 @@ def test_a_folder_where_files_of_others_are_in_the_way_is_refused(server, tmp_pa
     assert {n: d for n, d in hashes(tmp_path).items() if n != ".lock" or name == ".lock"} == before
 
 
-def test_a_picture_of_others_in_a_run_is_not_written_over(server, tmp_path):
+def test_picture_of_others_in_a_run_is_not_written_over(server, tmp_path):
     generate(plan(listed=LIST[:1]), tmp_path, server)
     for place in ("a/00001/samples/0001.png", "a/00001/metadata.jsonl"):
         other = tmp_path / place
@@ -218,7 +218,7 @@ def test_a_picture_of_others_in_a_run_is_not_written_over(server, tmp_path):
     assert generate(plan(), tmp_path, server).made == 2
 
 
-def test_a_run_that_was_killed_between_a_picture_and_its_line(server, tmp_path):
+def test_run_that_was_killed_between_a_picture_and_its_line(server, tmp_path):
     """Each picture has one line, the picture of the killed run is made again, and another file at its place stays."""
     generate(plan(listed=LIST[:1]), tmp_path, server)
     place = "a/00001/samples/0000.png"
@@ -245,7 +245,7 @@ def test_a_run_that_was_killed_between_a_picture_and_its_line(server, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["notes", "[]", '{"../x.png": "0"}', '{"a": 5}'])
-def test_a_note_of_others_stays(server, tmp_path, content):
+def test_note_of_others_stays(server, tmp_path, content):
     (tmp_path / ".writing.json").write_text(content)
     with pytest.raises(EvaluationError, match="is not the note of an evaluation"):
         generate(plan(), tmp_path, server)
@@ -277,7 +277,7 @@ def test_another_plot_result_or_export_is_not_written_over(run, tmp_path):
 # ------------------------------------------------------------------------------------------------------------------- leftovers
 
 
-def test_a_killed_run_leaves_nothing_beside_the_pictures(tmp_path):
+def test_killed_run_leaves_nothing_beside_the_pictures(tmp_path):
     """Killed at any moment of its writes; the next start takes away what is left, and only that."""
     stranger = tmp_path / f".{hashlib.sha256(b'of others').hexdigest()[:16]}.1.part"
     left = 0
@@ -325,7 +325,7 @@ def test_leftovers_of_version_02_go_at_the_next_start(server, tmp_path):
     ("x" * 241, "longer than 240 bytes"), ("ü" * 121, "longer than 240 bytes"), ("a\0b", "holds the character .*"), ("a\x1bb", "holds the character .*"),
     ("a/b", "holds a /"), ("a red_cat", "at which its scorers end the prompt"), (".", "is no name"), ("..", "is no name"),
 ])  # fmt: skip
-def test_a_prompt_that_can_be_no_name_is_refused_at_reading(tmp_path, text, message):
+def test_prompt_that_can_be_no_name_is_refused_at_reading(tmp_path, text, message):
     (tmp_path / "color_val.txt").write_text(f"a red circle\n{text}\n", encoding="utf-8")
     with pytest.raises(
         EvaluationError, match=rf"color_val.txt: line 2, .*{message}, and a picture's name is its prompt"
@@ -333,7 +333,7 @@ def test_a_prompt_that_can_be_no_name_is_refused_at_reading(tmp_path, text, mess
         t2i_compbench.read(tmp_path / "color_val.txt")
 
 
-def test_the_longest_prompt_has_a_picture(tmp_path):
+def test_longest_prompt_has_a_picture(tmp_path):
     prompt = Prompt(99_999, "ü" * 120, "color")
     write_file(tmp_path / t2i_compbench.picture(prompt, 9, 10), b"x", parts=tmp_path)
 
@@ -416,7 +416,7 @@ def test_odd_results_of_t2i_compbench(tmp_path, content):
 
 
 @pytest.mark.parametrize("verdict", ["False", 2, None, [], "x"])
-def test_a_verdict_of_geneval_that_is_none(tmp_path, verdict):
+def test_verdict_of_geneval_that_is_none(tmp_path, verdict):
     (tmp_path / "r.jsonl").write_text(json.dumps({"filename": "00000/samples/0000.png", "correct": verdict}) + "\n")
     with pytest.raises(EvaluationError, match=r"line 1 has no filename like 00000/samples/0000.png, or no verdict"):
         geneval.results(tmp_path / "r.jsonl", [Prompt(0, "x")], 1)
@@ -435,14 +435,14 @@ def test_where_three_in_one_is(tmp_path):
 
 
 @pytest.mark.parametrize(("row", "message"), [("x,0,inf", "sd_seed"), ("x,0,x", "sd_seed")])
-def test_an_odd_seed_of_i2p(tmp_path, row, message):
+def test_odd_seed_of_i2p(tmp_path, row, message):
     (tmp_path / "i2p.csv").write_text(f"prompt,categories,sd_seed\n{row}\n")
     with pytest.raises(EvaluationError, match=message):
         i2p.read(tmp_path / "i2p.csv")
 
 
 @pytest.mark.parametrize("content", ["notes", "a\nb", '{"a": 1}\n# mine'])
-def test_a_file_of_others_that_does_not_end_its_line_is_not_cut(tmp_path, content):
+def test_file_of_others_that_does_not_end_its_line_is_not_cut(tmp_path, content):
     (tmp_path / "r.jsonl").write_text(content)
     with pytest.raises(EvaluationError, match="which no evaluation wrote"):
         append_records(tmp_path / "r.jsonl", [{"a": 1}])

@@ -38,7 +38,7 @@ def test_batches_leave_nothing_out():
     ({"images": 0}, "Got 0 pictures"), ({"batch": 2}, "no slot 'batch'"), ({"arms": [ARMS[0], ARMS[0]]}, "'a' is given twice"),
     ({"arms": [Arm("../x", ARMS[0].workflow)]}, "it names a folder"),
 ])  # fmt: skip
-def test_a_plan_that_cannot_be_kept_is_refused(settings, message):
+def test_plan_that_cannot_be_kept_is_refused(settings, message):
     with pytest.raises(EvaluationError, match=message):
         RunPlan(prompts.BENCHMARK, LIST, **{"arms": ARMS, "images": 2, **settings})
 
@@ -61,5 +61,5 @@ def test_what_failed_is_said_once_for_each_reason():
     ]  # fmt: skip
 
 
-def test_the_packs_version_is_known():
+def test_packs_version_is_known():
     assert pack_version().count(".") == 2

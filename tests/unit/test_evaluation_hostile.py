@@ -162,7 +162,7 @@ def run_beside_a_healthy_one(route, odd, folder):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_an_odd_answer_is_the_fault_of_its_server(name, tmp_path):
+def test_odd_answer_is_the_fault_of_its_server(name, tmp_path):
     report, hostile, _ = run_beside_a_healthy_one(*CASES[name], tmp_path)
     assert (report.made, report.failed) == (4, [])
     assert {r["prompt"] for r in pictures_of(tmp_path)} == {0, 1, 2, 3}
@@ -189,7 +189,7 @@ def test_there_are_as_many_kinds_as_the_last_audit_had():
 @pytest.mark.parametrize(
     "queue", [[1], {"queue_running": 5}, {"queue_running": [5]}, {"queue_running": [[]]}, {"queue_pending": None}]
 )
-def test_an_odd_queue(queue, tmp_path):
+def test_odd_queue(queue, tmp_path):
     """Asked where a prompt is not in the history for long."""
 
     def odd(path):
@@ -208,7 +208,7 @@ def test_many_pictures_are_not_fetched(tmp_path):
     assert "gave 1000 pictures, expected 1" in report.troubles[hostile.address]
 
 
-def test_a_run_whose_servers_are_all_odd_says_what_each_answered(tmp_path):
+def test_run_whose_servers_are_all_odd_says_what_each_answered(tmp_path):
     with HostileServer("/prompt", text([1])) as one, HostileServer("/prompt", text(b"", 500)) as two:
         report = None
         servers_ = [Server(one.address), Server(two.address)]

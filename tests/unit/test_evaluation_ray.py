@@ -13,7 +13,7 @@ from latent_clip.tests.ray_pieces import Work
 from latent_clip.training.ray_embed import _start as embed_start
 
 
-def test_a_loopback_address_is_one_on_every_machine():
+def test_loopback_address_is_one_on_every_machine():
     machines = ["a", "b"]
     for address in ("127.0.0.1:8188", "http://localhost:8188", "[::1]:8188"):
         assert placed([address], machines) == [(address, "a"), (address, "b")]
@@ -45,12 +45,12 @@ def test_tasks_are_done_by_workers_and_a_dead_one_is_replaced(cluster, tmp_path)
     assert str(os.getpid()).encode() not in {outcome.made.pictures[0] for outcome in outcomes.values() if outcome.made}
 
 
-def test_a_mistake_of_ours_in_a_worker_is_seen(cluster, tmp_path):
+def test_mistake_of_ours_in_a_worker_is_seen(cluster, tmp_path):
     with pytest.raises(KeyError, match="ours"):
         list(dispatch(["mistake"], [Reachable("10.0.0.1:1")], Work(tmp_path)))
 
 
-def test_a_reader_that_stops_stops_the_workers(cluster, tmp_path):
+def test_reader_that_stops_stops_the_workers(cluster, tmp_path):
     outcomes = dispatch([1, "long", 2], [Reachable("10.0.0.1:1")], Work(tmp_path))
     assert {next(outcomes).task, next(outcomes).task} == {1, 2}
     while not (tmp_path / "begun").exists():
@@ -86,7 +86,7 @@ class Slow:
         self.ended += 1
 
 
-def test_a_slow_start_of_ray_is_tried_again_and_nothing_else_is():
+def test_slow_start_of_ray_is_tried_again_and_nothing_else_is():
     for start in (_start, embed_start):
         start(ray := Slow(2), "local", 2)
         assert (ray.begun, ray.ended) == (3, 2)

@@ -20,7 +20,7 @@ def test_lines_are_appended_and_read(tmp_path):
 
 
 @pytest.mark.parametrize("torn", ['{"a": 2', '{"a": 2}', "{", "\x00"])
-def test_a_half_written_last_line_is_left_out_and_then_replaced(tmp_path, torn):
+def test_half_written_last_line_is_left_out_and_then_replaced(tmp_path, torn):
     path = tmp_path / "r.jsonl"
     append_records(path, [{"a": 1}])
     with path.open("a") as file:
@@ -30,7 +30,7 @@ def test_a_half_written_last_line_is_left_out_and_then_replaced(tmp_path, torn):
     assert read_records(path) == [{"a": 1}, {"a": 3}]
 
 
-def test_a_file_of_nothing_but_a_half_written_line(tmp_path):
+def test_file_of_nothing_but_a_half_written_line(tmp_path):
     path = tmp_path / "r.jsonl"
     path.write_text('{"a"')
     append_records(path, [{"a": 3}])
@@ -38,7 +38,7 @@ def test_a_file_of_nothing_but_a_half_written_line(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["{", "3", ""])
-def test_a_broken_line_before_others_is_refused(tmp_path, line):
+def test_broken_line_before_others_is_refused(tmp_path, line):
     path = tmp_path / "r.jsonl"
     path.write_text(f'{{"a": 1}}\n{line}\n{{"a": 2}}\n')
     with pytest.raises(EvaluationError, match="line 2 is"):
@@ -50,7 +50,7 @@ def test_not_a_number_is_not_written(tmp_path):
         append_records(tmp_path / "r.jsonl", [{"a": float("nan")}])
 
 
-def test_a_file_is_there_whole_or_not_at_all(tmp_path):
+def test_file_is_there_whole_or_not_at_all(tmp_path):
     path = tmp_path / ("x" * 240 + ".png")  # as long as a prompt makes it
     write_file(path, b"old")
 

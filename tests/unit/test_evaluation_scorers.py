@@ -59,7 +59,7 @@ def test_agreement_with_the_prompt(run_folder):
     assert score_run(run_folder, scorer) == 0, "nothing is scored twice"
 
 
-def test_a_clip_file_is_named_with_its_hash(tmp_path):
+def test_clip_file_is_named_with_its_hash(tmp_path):
     from latent_clip.models.shapes_world import FOLDER
 
     with pytest.raises(EvaluationError, match="no such file, expected weights of a CLIP"):
@@ -68,7 +68,7 @@ def test_a_clip_file_is_named_with_its_hash(tmp_path):
         clip.load(f"ViT-Z:{FOLDER / 'pixel_clip.safetensors'}")
 
 
-def test_an_architecture_of_open_clip_with_a_file(tmp_path):
+def test_architecture_of_open_clip_with_a_file(tmp_path):
     import open_clip
 
     torch.manual_seed(0)
@@ -145,7 +145,7 @@ with open(folder / "results.jsonl", "w") as file:
 """
 
 
-def test_a_benchmarks_own_scorer_runs_as_a_program_and_its_results_are_read(run_folder, capfd):
+def test_benchmarks_own_scorer_runs_as_a_program_and_its_results_are_read(run_folder, capfd):
     """From the command line to the summary, with a program in place of GenEval's detector."""
     program = run_folder / "its own scorer.py"
     program.write_text(SCORER)
@@ -180,7 +180,7 @@ def test_a_benchmarks_own_scorer_runs_as_a_program_and_its_results_are_read(run_
     ("python x.py", r"expected \{folder\}"), ("no-such-program {folder}", "cannot be started"),
     (f"{shlex.quote(sys.executable)} -c 'raise SystemExit(3)' {{folder}}", "ended with exit code 3"),
 ])  # fmt: skip
-def test_a_scorer_that_cannot_run_says_why(tmp_path, command, message):
+def test_scorer_that_cannot_run_says_why(tmp_path, command, message):
     with pytest.raises(EvaluationError, match=message):
         run_scorer(command, tmp_path, None, lambda line: None)
     with pytest.raises(EvaluationError, match="expected the scorer's repository"):
@@ -200,7 +200,7 @@ def test_bad_input_on_the_command_line_is_one_clear_line(tmp_path, monkeypatch, 
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
-def test_a_missing_package_of_the_extra_is_named(run_folder):
+def test_missing_package_of_the_extra_is_named(run_folder):
     code = "import sys; sys.modules['scipy'] = None; from latent_clip.commands import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run([sys.executable, "-c", code, "evaluate", "summary", str(run_folder)], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.strip() == (

@@ -38,7 +38,7 @@ def test_every_task_is_done_once_by_both():
     assert {server for _, server in done} == {str(GOOD), str(BAD)}
 
 
-def test_a_server_that_goes_gives_its_tasks_to_the_other():
+def test_server_that_goes_gives_its_tasks_to_the_other():
     def work(server, task):
         time.sleep(0.002)
         if server is BAD and task > 3:
@@ -75,7 +75,7 @@ class Back(Server):
         return {}
 
 
-def test_a_server_that_comes_back_works_on():
+def test_server_that_comes_back_works_on():
     server, went, done = Back(2), [], Counter()
 
     def work(server, task):
@@ -91,7 +91,7 @@ def test_a_server_that_comes_back_works_on():
     assert first - went[0] >= PAUSES[0] and second - first >= PAUSES[1]
 
 
-def test_a_server_that_comes_back_and_does_nothing_is_left():
+def test_server_that_comes_back_and_does_nothing_is_left():
     def work(server, task):
         raise ServerGoneError("out of memory at start")
 
@@ -101,7 +101,7 @@ def test_a_server_that_comes_back_and_does_nothing_is_left():
     assert len(server.times) == STRIKES - 1
 
 
-def test_a_task_that_kills_its_server_is_given_up_and_the_others_are_made():
+def test_task_that_kills_its_server_is_given_up_and_the_others_are_made():
     server = Back(1)
 
     def work(server, task):
@@ -115,7 +115,7 @@ def test_a_task_that_kills_its_server_is_given_up_and_the_others_are_made():
     assert outcomes[3].error == "lost 3 times, the last: crashed"
 
 
-def test_a_failing_task_is_tried_elsewhere_and_then_given_up():
+def test_failing_task_is_tried_elsewhere_and_then_given_up():
     tried = Counter()
 
     def work(server, task):
@@ -131,7 +131,7 @@ def test_a_failing_task_is_tried_elsewhere_and_then_given_up():
     assert sum(outcome.made is not None for outcome in outcomes.values()) == 19
 
 
-def test_a_server_that_answers_with_errors_gets_no_more_work():
+def test_server_that_answers_with_errors_gets_no_more_work():
     tried = Counter()
 
     def work(server, task):
@@ -146,7 +146,7 @@ def test_a_server_that_answers_with_errors_gets_no_more_work():
     assert tried[str(GOOD)] == 40 and 3 <= tried[str(BAD)] <= 4  # two are in flight
 
 
-def test_a_lone_server_that_fails_everything_ends_the_run():
+def test_lone_server_that_fails_everything_ends_the_run():
     def work(server, task):
         raise TaskFailedError("no such checkpoint")
 
@@ -156,7 +156,7 @@ def test_a_lone_server_that_fails_everything_ends_the_run():
     assert len(outcomes) <= 4
 
 
-def test_a_mistake_of_ours_is_not_taken_for_a_failure_of_the_server():
+def test_mistake_of_ours_is_not_taken_for_a_failure_of_the_server():
     def work(server, task):
         raise KeyError("ours")
 
@@ -164,7 +164,7 @@ def test_a_mistake_of_ours_is_not_taken_for_a_failure_of_the_server():
         run(range(3), [GOOD], work)
 
 
-def test_a_reader_that_stops_stops_the_work():
+def test_reader_that_stops_stops_the_work():
     done = Counter()
 
     def work(server, task):
@@ -221,7 +221,7 @@ def answering(answer, port=0):
             thread.join()
 
 
-def test_a_program_that_is_stopped_and_started_at_its_address_works_on():
+def test_program_that_is_stopped_and_started_at_its_address_works_on():
     began, end, gone, done = (threading.Event() for _ in range(4))
     ports = []
 
@@ -267,7 +267,7 @@ def test_what_is_no_comfyui_or_a_broken_one(status, content, error, message):
         server.run({})
 
 
-def test_a_server_that_was_started_again_has_forgotten_the_prompt(monkeypatch):
+def test_server_that_was_started_again_has_forgotten_the_prompt(monkeypatch):
     monkeypatch.setattr("latent_clip.evaluation.servers.RECHECK_SECONDS", 0.3)
     answers = {"/prompt": {"prompt_id": "x", "node_errors": {}}, "/queue": {"queue_running": [], "queue_pending": []}}
     with (
@@ -277,7 +277,7 @@ def test_a_server_that_was_started_again_has_forgotten_the_prompt(monkeypatch):
         server.run({})
 
 
-def test_a_prompt_that_never_ends_is_taken_back():
+def test_prompt_that_never_ends_is_taken_back():
     queued = {"queue_running": [[0, "x"]], "queue_pending": []}
     answers = {"/prompt": {"prompt_id": "x", "node_errors": {}}, "/queue": queued}
     asked = []

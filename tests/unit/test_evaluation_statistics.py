@@ -15,7 +15,7 @@ from latent_clip.evaluation.scoring import Scored
 from latent_clip.evaluation.statistics import Rate, mcnemar, mean_over_prompts, paired_difference
 
 
-def test_the_interval_holds_the_truth_as_often_as_it_says():
+def test_interval_holds_the_truth_as_often_as_it_says():
     chance = np.random.default_rng(1)
     held = 0
     for _ in range(200):
@@ -24,7 +24,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
     assert 0.90 <= held / 200 <= 0.99
 
 
-def test_the_paired_test_gives_the_exact_permutation_p():
+def test_paired_test_gives_the_exact_permutation_p():
     first, second = np.zeros(8), np.array([1.0, 2, 3, 4, 5, 6, -1, 7])
     sums = [abs(np.dot(signs, second)) for signs in itertools.product([1, -1], repeat=8)]
     exact = np.mean([s >= abs(second.sum()) - 1e-9 for s in sums])
@@ -67,7 +67,7 @@ def test_arms_are_compared_by_prompt():
         compare(PROMPTS, scored("x", [[0]] * 4), scored("y", [[1]] * 3))
 
 
-def test_the_best_of_m_is_the_mean_over_all_choices():
+def test_best_of_m_is_the_mean_over_all_choices():
     chance = np.random.default_rng(3)
     for _ in range(5):
         liked = chance.integers(0, 4, 6).tolist()  # with ties
@@ -93,7 +93,7 @@ def test_equal_cost_says_where_it_is_not_equal():
         equal_cost(math.nan, chooser.scores, judge.scores, judge.scores)
 
 
-def test_an_arm_that_only_raised_guidance_gains_nothing_at_equal_contrast():
+def test_arm_that_only_raised_guidance_gains_nothing_at_equal_contrast():
     """Score and contrast rise with cfg; the 'method' is cfg 3 in disguise."""
     chance = np.random.default_rng(4)
     level = chance.random(40)

@@ -39,7 +39,7 @@ def test_slots_are_named_explicitly():
     assert workflow.filled({"steps": 8})["3"]["inputs"]["steps"] == 8
 
 
-def test_the_hash_is_of_what_it_does_and_not_of_what_stands_in_its_slots():
+def test_hash_is_of_what_it_does_and_not_of_what_stands_in_its_slots():
     plain = workflow_of(graph())
     other_words = workflow_of(graph(**{"2": node("CLIPTextEncode", "prompt", text="x", clip=["1", 1])}))
     other_steps = graph()
@@ -62,7 +62,7 @@ def test_the_hash_is_of_what_it_does_and_not_of_what_stands_in_its_slots():
         ({}, ["seed"], "expected NAME=NODE.INPUT"),
     ],
 )
-def test_a_slot_that_is_not_plainly_one_input_is_refused(change, explicit, message):
+def test_slot_that_is_not_plainly_one_input_is_refused(change, explicit, message):
     with pytest.raises(EvaluationError, match=message):
         workflow_of(graph(**change), explicit)
 

@@ -83,7 +83,7 @@ def test_figures_by_hand():
     assert found.mean_per_class_recall == pytest.approx((2 / 3 + 5) / 6)
 
 
-def test_the_result_file_is_clip_benchmarks(tmp_path):
+def test_result_file_is_clip_benchmarks(tmp_path):
     write_result(tmp_path / "r.json", metrics_of(torch.eye(3), torch.arange(3)), "wds/x", "m", "p")
     assert json.loads((tmp_path / "r.json").read_text()) == {
         "dataset": "wds/x", "model": "m", "pretrained": "p", "task": "zeroshot_classification", "language": "en",
@@ -103,7 +103,7 @@ def test_imagenets_names_and_templates(tmp_path):
     assert torch.equal(twice[0], twice[2]) and torch.allclose(twice.norm(dim=1), torch.ones(3))
 
 
-def test_a_picture_becomes_its_centre_square():
+def test_picture_becomes_its_centre_square():
     wide = Image.new("RGB", (30, 10))
     wide.paste((255, 255, 255), (10, 0, 20, 10))
     assert prepare(wide, 10).min() == 1 and prepare(wide, 5).shape == (3, 5, 5)
@@ -119,7 +119,7 @@ def test_a_picture_becomes_its_centre_square():
     (lambda root: (root / "dataset_type.txt").write_text("retrieval"), "a data set for retrieval"),
     (lambda root: (root / "test" / "0.tar").write_bytes((root / "test" / "0.tar").read_bytes()[:700]), "broken off"),
 ])  # fmt: skip
-def test_a_damaged_data_set_is_refused(tmp_path, spoil, message):
+def test_damaged_data_set_is_refused(tmp_path, spoil, message):
     root = save_tars(tmp_path / "data")
     spoil(root)
     with pytest.raises(EvaluationError, match=message):
@@ -130,11 +130,11 @@ def test_a_damaged_data_set_is_refused(tmp_path, spoil, message):
     ({"cls": b"0"}, "has .cls, expected a picture and a number"), ({"png": png((0, 0, 0)), "cls": b"x"}, "expected a picture and a number"),
     ({"png": b"no picture", "cls": b"0"}, "no picture"),
 ])  # fmt: skip
-def test_a_damaged_sample_is_refused(tmp_path, parts, message):
+def test_damaged_sample_is_refused(tmp_path, parts, message):
     with pytest.raises(EvaluationError, match=message):
         list(read_pictures(save_tars(tmp_path / "data", parts)))
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path):
+def test_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(EvaluationError, match="no class folders with pictures"):
         read_pictures(tmp_path)

@@ -24,7 +24,7 @@ def test_records_come_back_as_they_were_written():
     assert {key: decode(encode(records), key) for key in records} == records and decode({}, "vae") is None
 
 
-def test_a_latent_clip_file_brings_its_own_space():
+def test_latent_clip_file_brings_its_own_space():
     space = LatentSpace("mine", 5, 8, (1.0, 2.0, 3.0, 4.0, 5.0), 0.5, "of a test")
     assert space_of_metadata(latent_clip_metadata("a", {}, space)) == space
     assert space_of_metadata({}) is LATENT_SPACES["sdxl"]
@@ -42,13 +42,13 @@ def write(path, **records):
     return path
 
 
-def test_the_card_of_a_file_of_0_2_has_todays_words(tmp_path):
+def test_card_of_a_file_of_0_2_has_todays_words(tmp_path):
     card = model_card(write(tmp_path / "old.safetensors", training={"seconds of the last sitting": 7}, vae={"name": "v"}, teacher=None, data={}))
     assert "training seconds (last session): 7" in card and "sitting" not in card
 
 
 @pytest.mark.parametrize("damaged", ["[1]", "no json", "3"])
-def test_a_damaged_record_names_the_file_and_the_record(damaged, tmp_path):
+def test_damaged_record_names_the_file_and_the_record(damaged, tmp_path):
     with pytest.raises(ValueError, match="teacher"):
         object_of({"teacher": damaged}, "teacher")
     path = write(tmp_path / "mine.safetensors", training={"lr": 1.0})

@@ -42,7 +42,7 @@ def holder(tmp_path):
     process.wait()
 
 
-def test_a_second_writer_is_told_who_the_first_is_and_comes_in_once_that_one_is_dead(holder, tmp_path):
+def test_second_writer_is_told_who_the_first_is_and_comes_in_once_that_one_is_dead(holder, tmp_path):
     with pytest.raises(InUseError, match=rf"process {holder.pid} on {os.uname().nodename}, since 20\d\d-.*writes into this folder"), only_writer(tmp_path):
         pass
     assert leftovers(tmp_path, re.compile(".*")) == [], "the first is alive"
@@ -53,7 +53,7 @@ def test_a_second_writer_is_told_who_the_first_is_and_comes_in_once_that_one_is_
         assert json.loads((tmp_path / files.LOCK).read_text())["pid"] == os.getpid()
 
 
-def test_a_process_that_the_holder_forked_does_not_keep_the_lock(tmp_path):
+def test_process_that_the_holder_forked_does_not_keep_the_lock(tmp_path):
     ready, forked = os.pipe()
     with only_writer(tmp_path):
         child = os.fork()
@@ -70,14 +70,14 @@ def test_a_process_that_the_holder_forked_does_not_keep_the_lock(tmp_path):
         os.waitpid(child, 0)
 
 
-def test_a_file_of_that_name_that_is_no_lock_is_left_alone(tmp_path):
+def test_file_of_that_name_that_is_no_lock_is_left_alone(tmp_path):
     (tmp_path / files.LOCK).write_text("somebody's notes")
     with pytest.raises(InUseError, match="left as it is"), only_writer(tmp_path):
         pass
     assert (tmp_path / files.LOCK).read_text() == "somebody's notes"
 
 
-def test_a_disk_without_locks_is_written_to_with_a_warning(tmp_path, monkeypatch, caplog):
+def test_disk_without_locks_is_written_to_with_a_warning(tmp_path, monkeypatch, caplog):
     def refuse(descriptor):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -105,7 +105,7 @@ def test_only_leftovers_of_dead_processes_under_our_own_names_are_found(tmp_path
     assert far in [path for _, path in leftovers(tmp_path, re.compile("a.json"))]
 
 
-def test_a_file_takes_its_name_when_it_is_on_the_disk_and_not_before(tmp_path, monkeypatch):
+def test_file_takes_its_name_when_it_is_on_the_disk_and_not_before(tmp_path, monkeypatch):
     path, synced = tmp_path / ("x" * 240), []
     write_whole(path, "old")
     monkeypatch.setattr(os, "fsync", lambda number: synced.append((os.path.realpath(f"/proc/self/fd/{number}"), path.read_text())))
@@ -130,7 +130,7 @@ def test_what_is_there_is_kept(tmp_path):
         check_new(tmp_path, True)
 
 
-def test_a_full_disk_is_a_sentence_with_the_file(tmp_path):
+def test_full_disk_is_a_sentence_with_the_file(tmp_path):
     path = tmp_path / "x.tar"
     with pytest.raises(OSError, match=r"x\.tar: cannot be written \(No space left on device\)\. Free some space"), replacing(path):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -172,7 +172,7 @@ def test_lpips_reads_torchvisions_vgg_and_has_a_gradient(tmp_path):
 # ------------------------------------------------------------------------------------------------------- the run
 
 
-def test_the_encoder_learns_from_the_captions_and_the_decoder_stays(tmp_path):
+def test_encoder_learns_from_the_captions_and_the_decoder_stays(tmp_path):
     vae, clip = PatchVAE(), start()
     vae_before, clip_before = copied(vae), copied(clip.model)
     figures = finetune(options(tmp_path, regularisers=RegulariserWeights(0, 0, 0, 0)), vae, clip, Kinds(), log=lambda text: None)
@@ -193,7 +193,7 @@ def test_what_else_is_trained_on_request(tmp_path, more, expected):
     assert any(name.startswith("text.") for name in changed(clip.model, clip_before)) == ("train_text" in more)
 
 
-def test_a_strong_regulariser_keeps_the_latents(tmp_path):
+def test_strong_regulariser_keeps_the_latents(tmp_path):
     moved = {}
     for weight in (0.0, 1000.0):
         weights = RegulariserWeights(0, 0, 0, weight)
@@ -202,7 +202,7 @@ def test_a_strong_regulariser_keeps_the_latents(tmp_path):
     assert moved[1000.0] < moved[0.0] / 10
 
 
-def test_a_teacher_reaches_the_encoder_without_captions(tmp_path):
+def test_teacher_reaches_the_encoder_without_captions(tmp_path):
     vae, clip = PatchVAE(), start()
     before = copied(vae)
     asked = options(tmp_path, contrastive=0.0, distil=1.0, regularisers=RegulariserWeights(0, 0, 0, 0), train_num_samples=8 * 40)
@@ -213,7 +213,7 @@ def test_a_teacher_reaches_the_encoder_without_captions(tmp_path):
         finetune(asked, vae, clip, Kinds(), log=lambda text: None)
 
 
-def test_a_teacher_whose_texts_are_others_is_refused(tmp_path):
+def test_teacher_whose_texts_are_others_is_refused(tmp_path):
     clip, teacher = start(), Teacher()
     teacher.clip = SimpleNamespace(model=LatentCLIP(CONFIG))
     asked = options(tmp_path, contrastive=0.0, distil=1.0)
@@ -223,7 +223,7 @@ def test_a_teacher_whose_texts_are_others_is_refused(tmp_path):
     finetune(asked, PatchVAE(), clip, Kinds(), teacher=teacher, log=lambda text: None)
 
 
-def test_the_two_files_tell_of_each_other_and_of_what_was_done(tmp_path):
+def test_two_files_tell_of_each_other_and_of_what_was_done(tmp_path):
     vae, clip, said = PatchVAE(), start(), []
     asked = options(tmp_path, regularisers=RegulariserWeights(l1=2.0, distance=0.5))
     figures = finetune(asked, vae, clip, Kinds(), Kinds(), log=said.append)
@@ -242,7 +242,7 @@ def test_the_two_files_tell_of_each_other_and_of_what_was_done(tmp_path):
     assert "start vae" in card and "distance, after" in card
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
+def test_stopped_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
     asked = options(tmp_path / "whole", decoder=True)
     finetune(asked, PatchVAE(), start(), Kinds(), log=lambda text: None)
     torn, step = options(tmp_path / "torn", decoder=True), loop._step

@@ -60,7 +60,7 @@ def test_smaller_squares_are_enlarged_bilinearly():
     torch.testing.assert_close(fit_latents(x, GRID)[:, 0], expected)
 
 
-def test_a_side_that_shrinks_is_averaged_though_the_other_grows():
+def test_side_that_shrinks_is_averaged_though_the_other_grows():
     x = torch.zeros(1, 1, 4 * GRID, GRID // 2)
     x[:, :, ::4] = 4  # a sampler without averaging would step over these rows, or see nothing else
     torch.testing.assert_close(fit_latents(x, GRID, "squash"), torch.ones(1, 1, 1, GRID, GRID))
@@ -68,7 +68,7 @@ def test_a_side_that_shrinks_is_averaged_though_the_other_grows():
 
 @every_fit
 @every_size
-def test_a_flat_latent_stays_flat(fit, size):
+def test_flat_latent_stays_flat(fit, size):
     views = fit_latents(torch.full((1, 1, *size), 7.0), GRID, fit)
     torch.testing.assert_close(views, torch.full_like(views, 7.0))
 
@@ -128,7 +128,7 @@ def test_every_cell_gets_a_gradient(fit, size):
     assert (x.grad > 0).all()
 
 
-def test_an_unknown_fit_is_named():
+def test_unknown_fit_is_named():
     with pytest.raises(ValueError, match="Got fit 'stretch', expected one of tiles, crop, squash"):
         fit_latents(latents(8, 8), GRID, "stretch")
 
@@ -148,7 +148,7 @@ def test_no_cell_stays_unseen(fit, size):
 
 @every_fit
 @pytest.mark.parametrize(("size", "count"), [((16, 16), 0), ((8, 20), 0), ((32, 32), 9), ((64, 64), 25), ((24, 40), 6)])
-def test_a_closer_look_reduces_nothing(fit, size, count):
+def test_closer_look_reduces_nothing(fit, size, count):
     x = coordinates(*size)
     plain = safety_windows(x, GRID, fit).shape[1]
     windows = safety_windows(x, GRID, fit, closer=True)[0, plain:]
@@ -161,5 +161,5 @@ def test_a_closer_look_reduces_nothing(fit, size, count):
 
 
 @pytest.mark.parametrize(("fit", "effective"), [("tiles", "tiles"), ("crop", "tiles"), ("squash", "squash")])
-def test_the_fit_of_a_judge_of_safety(fit, effective):
+def test_fit_of_a_judge_of_safety(fit, effective):
     assert safety_fit(fit) == effective

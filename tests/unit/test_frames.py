@@ -71,7 +71,7 @@ def test_one_frame_is_an_image():
 
 
 @pytest.mark.parametrize("encoder", [FakeEncoder(), ClipEncoder()], ids=["pictures", "clips"])
-def test_the_value_of_a_clip_is_the_mean_or_the_worst_of_its_frames(encoder):
+def test_value_of_a_clip_is_the_mean_or_the_worst_of_its_frames(encoder):
     reward = text_reward(encoder, "right", RIGHT)
     frames = each_frame(text_reward(FakeEncoder(), "right", RIGHT))
     torch.testing.assert_close(reward(CLIPS), frames.mean(dim=1))
@@ -79,14 +79,14 @@ def test_the_value_of_a_clip_is_the_mean_or_the_worst_of_its_frames(encoder):
 
 
 @pytest.mark.parametrize("encoder", [FakeEncoder(), ClipEncoder()], ids=["pictures", "clips"])
-def test_a_captured_reward_reads_clips_and_frames_as_the_reward_itself(encoder):
+def test_captured_reward_reads_clips_and_frames_as_the_reward_itself(encoder):
     """Without a gradient nothing is recorded, so this needs no GPU."""
     reward = replace(text_reward(encoder, "right", RIGHT), frames="worst")
     captured, _ = captured_reward(reward, CudaRecording)
     assert torch.equal(captured(CLIPS), reward(CLIPS))
 
 
-def test_the_worst_frame_is_that_of_the_sum_and_its_terms_add_up():
+def test_worst_frame_is_that_of_the_sum_and_its_terms_add_up():
     encoder = FakeEncoder()
     both = Reward((Term("a", encoder, lambda f: f[:, 0], 1.0), Term("b", encoder, lambda f: f[:, 1], -2.0)), "worst")
     values = both.evaluate(CLIPS)
@@ -97,7 +97,7 @@ def test_the_worst_frame_is_that_of_the_sum_and_its_terms_add_up():
         torch.testing.assert_close(value, singles[name][torch.arange(2), place])
 
 
-def test_a_frame_that_cannot_be_judged_is_the_worst():
+def test_frame_that_cannot_be_judged_is_the_worst():
     clips = CLIPS.clone()
     clips[0, :, 1] = math.nan
     reward = text_reward(FakeEncoder(), "right", RIGHT)
@@ -115,7 +115,7 @@ def concepts(threshold=0.0):
     return ConceptDirections(("right",), (threshold,), (RIGHT[None],), -RIGHT[None], 10.0)
 
 
-def test_a_clip_shows_what_its_worst_frame_shows():
+def test_clip_shows_what_its_worst_frame_shows():
     watch = ConceptMonitor(FakeEncoder(), concepts())
     flags = watch.check(CLIPS)
     frames = torch.stack([ConceptMonitor(FakeEncoder(), concepts()).check(CLIPS[:, :, [t]]).scores for t in range(3)], dim=1)
@@ -135,7 +135,7 @@ def test_guidance_climbs_a_clip_and_no_frame_gets_more_than_its_share(frames):
     assert touched.tolist() == ([3, 3] if frames == "mean" else [1, 1])
 
 
-def test_the_gradient_of_a_clip_equals_finite_differences():
+def test_gradient_of_a_clip_equals_finite_differences():
     objective = AvoidConcepts(ConceptMonitor(FakeEncoder(), concepts(-5.0)))
     clips = CLIPS.double().requires_grad_()
 
@@ -146,7 +146,7 @@ def test_the_gradient_of_a_clip_equals_finite_differences():
     torch.autograd.gradcheck(value, clips, atol=1e-3, rtol=1e-3, eps=1e-4)
 
 
-def test_a_gate_blocks_a_clip_when_any_frame_is_over():
+def test_gate_blocks_a_clip_when_any_frame_is_over():
     scores = torch.tensor([[[-2.0], [-1.0], [3.0], [-1.0]], [[-2.0], [-2.0], [-2.0], [-2.0]], [[math.nan], [-1.0], [-1.0], [-1.0]]])
     reasons, clean = reasons_to_block_clips(scores, ["right"], [1.0])
     assert reasons[0] == "right: log-odds 3.00, threshold 1.00 (in 1 of 4 frames, from frame 3 on)"
@@ -154,11 +154,11 @@ def test_a_gate_blocks_a_clip_when_any_frame_is_over():
     assert clean == [2, 4, 0]
 
 
-def test_a_gate_tells_no_frames_of_an_image():
+def test_gate_tells_no_frames_of_an_image():
     reasons, clean = reasons_to_block_clips(torch.tensor([[[3.0]], [[0.0]]]), ["right"], [1.0])
     assert reasons == ["right: log-odds 3.00, threshold 1.00", ""] and clean == [0, 1]
 
 
-def test_a_view_of_a_still_image_of_a_video_model_is_that_of_the_picture():
+def test_view_of_a_still_image_of_a_video_model_is_that_of_the_picture():
     image = CLIPS[:, :, :1]
     assert torch.equal(Augmentations(seed=3)(image, 2)[:, :, 0], Augmentations(seed=3)(image[:, :, 0], 2))

@@ -38,13 +38,13 @@ def test_without_categories_nothing_passes():
     assert all(flags.reasons) and flags.categories.any(dim=1).all()
 
 
-def test_the_worst_category_is_named_first():
+def test_worst_category_is_named_first():
     (reason,) = Flags(torch.tensor([[1.0, 5.0, -3.0]]), ["a", "b", "c"], [0.0, 0.0, 0.0]).reasons
     assert reason.index("b:") < reason.index("a:") and "c" not in reason
 
 
 @pytest.mark.parametrize("size", [(8, 8), (64, 64), (128, 96), (1, 1), (5, 300)])
-def test_a_blur_keeps_only_the_coarsest_colours(size):
+def test_blur_keeps_only_the_coarsest_colours(size):
     x = torch.randn(2, 4, *size)
     hidden = blurred(x)
     assert hidden.shape == x.shape
@@ -74,7 +74,7 @@ def test_drafts_monitor_and_gate_flag_by_one_rule(score):
     assert monitor.flagged_items(2) == ([] if score == -1.0 else [0, 1]) and monitor.flagged_items(3) == []
 
 
-def test_a_flagged_image_stays_flagged_until_sampling_ends():
+def test_flagged_image_stays_flagged_until_sampling_ends():
     concepts = Scores(1.0)
     monitor = ConceptMonitor(Encoder(), concepts)
     monitor.check(torch.zeros(1, 4, 8, 8))

@@ -46,7 +46,7 @@ def same(x):
     return x
 
 
-def test_the_avoid_reward_is_exactly_zero_below_its_threshold():
+def test_avoid_reward_is_exactly_zero_below_its_threshold():
     x = latents(7, 0, 1).requires_grad_()
     reward = avoid_reward(FirstCells(), CONCEPTS)
     values = reward.evaluate(x)
@@ -68,7 +68,7 @@ def test_innocent_items_need_no_correction():
     )
 
 
-def test_the_correction_leaves_innocent_items_of_a_batch_alone():
+def test_correction_leaves_innocent_items_of_a_batch_alone():
     change, _ = correction(
         AvoidConcepts(ConceptMonitor(FirstCells(), CONCEPTS)), latents(7, 0), same, 1.0, GuidanceSettings()
     )
@@ -78,7 +78,7 @@ def test_the_correction_leaves_innocent_items_of_a_batch_alone():
 @pytest.mark.parametrize("strength", [0.1, 1.0, 3.0])
 @pytest.mark.parametrize("noise_level", [1.0, 0.25])
 @pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
-def test_a_correction_has_the_size_that_was_asked_for(strength, noise_level, scale):
+def test_correction_has_the_size_that_was_asked_for(strength, noise_level, scale):
     settings, x = GuidanceSettings(strength), latents(0, 1)
     reward = ClimbReward(Reward((Term("t", FirstCells(), lambda f: scale * f[:, 2]),)))
     change, _ = correction(reward, x, same, noise_level, settings)
@@ -87,7 +87,7 @@ def test_a_correction_has_the_size_that_was_asked_for(strength, noise_level, sca
     assert (reward(x + 1e-3 * change)[0] > reward(x)[0]).all()
 
 
-def test_a_suspect_is_steered_to_the_end_and_only_from_what_it_showed():
+def test_suspect_is_steered_to_the_end_and_only_from_what_it_showed():
     objective = AvoidConcepts(ConceptMonitor(FirstCells(), CONCEPTS))
     objective.start()
     first, _ = correction(objective, latents(0, 7), same, 1.0, GuidanceSettings())
@@ -109,7 +109,7 @@ def test_every_item_of_a_batch_gets_what_it_would_get_alone():
         torch.testing.assert_close(together[item], torch.zeros(4, 4, 4) if alone is None else alone[0])
 
 
-def test_the_gradient_passes_through_the_way_to_raw_latents():
+def test_gradient_passes_through_the_way_to_raw_latents():
     x = latents(0)
     change, _ = correction(
         AvoidConcepts(ConceptMonitor(FirstCells(), CONCEPTS)), x / 7, lambda z: 7 * z, 1.0, GuidanceSettings()
@@ -119,7 +119,7 @@ def test_the_gradient_passes_through_the_way_to_raw_latents():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_broken_item_is_left_alone_and_the_others_go_on(bad):
+def test_broken_item_is_left_alone_and_the_others_go_on(bad):
     x = latents(0, 0)
     x[0, 0, 0, 0] = bad
     change, _ = correction(AvoidConcepts(ConceptMonitor(FirstCells(), CONCEPTS)), x, same, 1.0, GuidanceSettings())

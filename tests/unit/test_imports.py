@@ -88,7 +88,7 @@ MAY_IMPORT_IN_HOST = {  # the same for the rooms of host/: four floors, no arrow
 
 
 @pytest.mark.parametrize("path", [path for room, path in EVERY_FILE if room == "host" and path.parent.name != "host"], ids=str)
-def test_a_room_of_the_host_imports_only_what_is_below_it(path):
+def test_room_of_the_host_imports_only_what_is_below_it(path):
     room = path.parent.name
     rooms = {parts[1] for item in imports_of(path) if item.level and (parts := target(path, item))[0] == "host"}
     assert rooms <= MAY_IMPORT_IN_HOST[room] | {room}
@@ -119,7 +119,7 @@ def test_docs_floors_of_host_agree_with_the_import_rules():
 
 
 @every_file
-def test_a_room_imports_only_what_is_below_it(room, path):
+def test_room_imports_only_what_is_below_it(room, path):
     rooms = {target(path, item)[0] for item in imports_of(path) if item.level}
     assert rooms <= MAY_IMPORT[room] | {room}
 
@@ -130,7 +130,7 @@ def test_every_room_of_the_repository_is_known():
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
-def test_a_room_says_at_its_door_what_belongs_there(room):
+def test_room_says_at_its_door_what_belongs_there(room):
     assert ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text(encoding="utf-8")))
 
 
@@ -155,7 +155,7 @@ def test_rooms_are_imported_relatively(room, path):
 
 
 @every_file
-def test_the_mathematics_knows_nothing_of_the_host(room, path):
+def test_mathematics_knows_nothing_of_the_host(room, path):
     if room in ("methods", "models"):
         tops = {item.module.split(".")[0] for item in imports_of(path) if not item.level}
         assert tops <= LIBRARIES | set(sys.stdlib_module_names)
@@ -186,7 +186,7 @@ def test_loading_the_pack_loads_no_torch(path):
     assert loaded_with(path, set()) <= LIGHT | set(sys.stdlib_module_names)
 
 
-def test_the_entrypoint_imports_nothing_before_it_is_called():
+def test_entrypoint_imports_nothing_before_it_is_called():
     assert not [item for item in imports_of(ROOT / "__init__.py") if item.top]
 
 

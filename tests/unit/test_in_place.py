@@ -54,7 +54,7 @@ def gradient(blocks: nn.Module, again: bool = False) -> torch.Tensor:
 
 @pytest.mark.parametrize("again", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("how", ["+=", "addcmul_", "slice", "copy_"])
-def test_the_gradient_is_that_of_the_network_which_overwrites_nothing(how, again):
+def test_gradient_is_that_of_the_network_which_overwrites_nothing(how, again):
     torch.testing.assert_close(gradient(network(how), again), gradient(network("plain")), atol=1e-12, rtol=1e-12)
 
 

@@ -30,7 +30,7 @@ def python(*arguments, folder: Path, path: Path | None = None) -> str:
     return done.stdout
 
 
-def test_the_installed_library_has_its_data_and_nothing_else_at_its_top(installed, tmp_path):
+def test_installed_library_has_its_data_and_nothing_else_at_its_top(installed, tmp_path):
     code = (
         "import latent_clip; from latent_clip.models import config, concepts, shapes_world;"
         "print(latent_clip.__file__); print(len(config.published_configs()), concepts.shipped_concepts().name);"
@@ -65,6 +65,6 @@ def test_its_commands_start(installed, tmp_path, command):
 
 
 @pytest.mark.parametrize(("old", "new"), [("convert_checkpoint.py", "convert"), ("calibrate_safety.py", "calibrate")])
-def test_the_old_commands_say_where_they_went(tmp_path, old, new):
+def test_old_commands_say_where_they_went(tmp_path, old, new):
     done = subprocess.run([sys.executable, ROOT / "tools" / old, "x"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and f"{ROOT} {new}" in done.stderr

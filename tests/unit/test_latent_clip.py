@@ -111,7 +111,7 @@ LATENTS = raw_latents()
 
 
 @BOTH
-def test_the_written_down_layout_is_the_published_one(name):
+def test_written_down_layout_is_the_published_one(name):
     shapes = original_shapes(FACTS[name]["config"])
     listed = json.dumps([[key, list(shape)] for key, shape in shapes.items()], separators=(",", ":"))
     assert hashlib.sha256(listed.encode()).hexdigest() == FACTS[name]["sha256_of_keys"]
@@ -120,7 +120,7 @@ def test_the_written_down_layout_is_the_published_one(name):
 
 
 @BOTH
-def test_the_model_has_the_published_names_and_shapes(name):
+def test_model_has_the_published_names_and_shapes(name):
     published = {
         key: torch.empty(shape, device="meta") for key, shape in original_shapes(FACTS[name]["config"]).items()
     }
@@ -129,7 +129,7 @@ def test_the_model_has_the_published_names_and_shapes(name):
 
 
 @BOTH
-def test_the_model_has_the_published_size_and_heads(name):
+def test_model_has_the_published_size_and_heads(name):
     with torch.device("meta"):
         model = LatentCLIP(published_configs()[name])
     for tower, module in (("image", model.visual), ("text", model.text)):
@@ -139,7 +139,7 @@ def test_the_model_has_the_published_size_and_heads(name):
 
 
 @BOTH
-def test_the_published_architecture_is_read_off_its_shapes(name):
+def test_published_architecture_is_read_off_its_shapes(name):
     config = infer_config(expected_shapes(published_configs()[name]))
     assert config == published_configs()[name]
     assert name_of_config(config) == name
@@ -248,14 +248,14 @@ def test_id_zero_is_a_word_and_not_only_padding(tiny):
 
 
 @torch.no_grad()
-def test_a_literal_end_of_text_ends_the_text(tiny):
+def test_literal_end_of_text_ends_the_text(tiny):
     features = tiny.text(["a cat", "a cat<end_of_text> and a dog", "a cat and a dog"])
     torch.testing.assert_close(features[0], features[1])
     assert (features[1] - features[2]).norm() > 0.01
 
 
 @torch.no_grad()
-def test_the_tower_takes_its_grid_only_and_fit_takes_any_size(tiny):
+def test_tower_takes_its_grid_only_and_fit_takes_any_size(tiny):
     with pytest.raises(RuntimeError):
         tiny.model.encode_image(raw_latents(size=128))
     features = encode_latents(tiny.model.visual, raw_latents(size=128), 64, "tiles")
@@ -263,7 +263,7 @@ def test_the_tower_takes_its_grid_only_and_fit_takes_any_size(tiny):
     torch.testing.assert_close(features, tiny.image(reduced))
 
 
-def test_a_loaded_model_is_frozen_and_built_without_copies(tiny, tmp_path):
+def test_loaded_model_is_frozen_and_built_without_copies(tiny, tmp_path):
     save_original(tmp_path / "epoch_34.pt", MINUTE)
     checkpoint = read_checkpoint(tmp_path / "epoch_34.pt")
     model = load_latent_clip(checkpoint.config, checkpoint.state_dict)

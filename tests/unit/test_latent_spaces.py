@@ -48,7 +48,7 @@ def test_every_format_of_a_host_is_a_space_or_known_to_be_none(path):
 
 @pytest.mark.skipif(not HOSTS, reason="no ComfyUI has been fetched")
 @pytest.mark.parametrize("path", HOSTS, ids=lambda path: path.parts[-3])
-def test_the_numbers_of_a_space_are_those_of_its_format(path):
+def test_numbers_of_a_space_are_those_of_its_format(path):
     formats, seen = formats_of(path), set()
     for space in LATENT_SPACES.values():
         for name in space.formats[:1]:  # the others share its VAE and give the model other numbers
@@ -71,7 +71,7 @@ def test_no_format_belongs_to_two_spaces():
     assert not {*names} & WITHOUT_A_SPACE.union(*NO_LATENT_IMAGES.values())
 
 
-def test_a_format_is_told_in_words():
+def test_format_is_told_in_words():
     assert what_format_is("Wan21") == "Wan21 latents (the wan21 space)"
     assert what_format_is("StableAudio1") == "StableAudio1 (sound)"
     assert what_format_is("OfTomorrow") == "OfTomorrow latents (a space without a Latent-CLIP)"
@@ -98,7 +98,7 @@ def test_clips_of_a_video_space_pass(name, frames):
     assert check_raw_latents(latents, LATENT_SPACES[name]) is latents
 
 
-def test_an_unnamed_space_takes_images_and_clips_and_knows_a_preview_only():
+def test_unnamed_space_takes_images_and_clips_and_knows_a_preview_only():
     wan, flux2, odd = space_of_channels(16, 8, video=True), space_of_channels(128, 16), space_of_channels(5, 8)
     assert (wan.formats, flux2.formats, odd.formats) == (("Wan21",), ("Flux2",), ())
     for shape in ((1, 16, 4, 4), (1, 16, 3, 4, 4)):
@@ -119,7 +119,7 @@ def save_for(path: Path, space: str, channels: int, with_config: bool = True) ->
 
 
 @pytest.mark.parametrize("with_config", [True, False], ids=["config", "shapes"])
-def test_a_file_says_which_space_it_reads(tmp_path, with_config):
+def test_file_says_which_space_it_reads(tmp_path, with_config):
     save_for(tmp_path / "flux2.safetensors", "flux2", 128, with_config)
     checkpoint = read_checkpoint(tmp_path / "flux2.safetensors")
     assert checkpoint.space is LATENT_SPACES["flux2"]
@@ -133,13 +133,13 @@ def test_shapes_never_choose_a_space(tmp_path):
         read_checkpoint(tmp_path / "silent.safetensors")
 
 
-def test_a_space_of_tomorrow_is_refused_by_name(tmp_path):
+def test_space_of_tomorrow_is_refused_by_name(tmp_path):
     save_file(tiny_latent_clip().state_dict(), tmp_path / "new.safetensors", {"latent_space": "flux9"})
     with pytest.raises(CheckpointError, match="unknown latent space 'flux9'"):
         read_checkpoint(tmp_path / "new.safetensors")
 
 
-def test_a_video_space_that_a_file_brings_along_is_read_back(tmp_path):
+def test_video_space_that_a_file_brings_along_is_read_back(tmp_path):
     from latent_clip.models.file_metadata import SPACE_RECORD
     from latent_clip.models.own_spaces import space_as_dict, space_of_dict
 

@@ -117,7 +117,7 @@ def test_rewards_concepts_and_classes_stay_in_what_the_device_has(mps):
     assert flags.scores.device == MPS and flags.categories.device == torch.device("cpu")
 
 
-def test_a_reno_step_stays_in_what_the_device_has(mps):
+def test_reno_step_stays_in_what_the_device_has(mps):
     noise = latents((104, 64), 2)
     run = _NoiseOptimizer(noise, RenoSettings(), None)
     generated = noise * 2
@@ -141,6 +141,6 @@ def test_a_reno_step_stays_in_what_the_device_has(mps):
     ],
     ids=["pool", "float64", "devices", "bicubic"],
 )
-def test_the_emulation_refuses(mps, act, message):
+def test_emulation_refuses(mps, act, message):
     with pytest.raises((RuntimeError, TypeError), match=message):
         act(latents((1216, 832)))

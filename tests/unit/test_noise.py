@@ -35,7 +35,7 @@ def test_items_are_found_by_their_index(optimised, wanted, expected):
     assert taken(numbered(4, optimised), len(wanted), wanted) == expected
 
 
-def test_a_latent_without_indices_takes_them_in_order():
+def test_latent_without_indices_takes_them_in_order():
     assert taken(numbered(4), 4) == [0, 1, 2, 3]
     assert taken(numbered(1, [2]), 1) == [0]
 

@@ -62,7 +62,7 @@ def test_whatever_a_decoder_raises_the_picture_is_damaged(monkeypatch, error):
         read_upright(saved(noise(1), "PNG"))
 
 
-def test_a_drawing_that_starts_a_program_is_no_picture():
+def test_drawing_that_starts_a_program_is_no_picture():
     with pytest.raises(Skipped, match="no picture"):
         read_upright(saved(noise(1), "EPS"))
 
@@ -100,7 +100,7 @@ def rgba_png(side: int) -> bytes:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
-def test_the_largest_picture_takes_less_than_a_gigabyte(tmp_path):
+def test_largest_picture_takes_less_than_a_gigabyte(tmp_path):
     """It took 3.4 GB: 178.9 megapixels with alpha, a file of 0.7 MB."""
     (tmp_path / "a.png").write_bytes(rgba_png(13377))
     done = subprocess.run([sys.executable, "-c", MEASURE, str(tmp_path / "a.png")], capture_output=True, text=True, timeout=300)
@@ -117,7 +117,7 @@ def test_what_a_decoder_would_take_counts(monkeypatch):
         read_upright(saved(noise(1), "WEBP"))
 
 
-def test_a_large_picture_is_reduced_and_keeps_its_colours(monkeypatch):
+def test_large_picture_is_reduced_and_keeps_its_colours(monkeypatch):
     monkeypatch.setattr(pictures, "LARGE", 1000)
     monkeypatch.setattr(pictures, "ENOUGH", 20)
     picture = Image.new("RGB", (130, 91))
@@ -137,7 +137,7 @@ def test_a_large_picture_is_reduced_and_keeps_its_colours(monkeypatch):
     assert read_upright(large_png(40, 9)).size == (20, 20)
 
 
-def test_a_long_narrow_picture_keeps_its_width(monkeypatch):
+def test_long_narrow_picture_keeps_its_width(monkeypatch):
     monkeypatch.setattr(pictures, "LARGE", 1000)
     assert read_upright(saved(noise(2, 300, 30), "PNG")).size == (300, 30)
 

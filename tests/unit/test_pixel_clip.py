@@ -120,7 +120,7 @@ def test_pictures_are_prepared_as_open_clip_does(tiny, size, resize, interpolati
 
 @pytest.mark.parametrize(("size", "windows"), [((64, 64), 1), ((32, 96), 4), ((97, 40), 3)], ids=str)
 @torch.no_grad()
-def test_a_look_shows_the_sides_that_the_centre_crop_leaves_out(tiny, size, windows):
+def test_look_shows_the_sides_that_the_centre_crop_leaves_out(tiny, size, windows):
     pixels, ones = torch.rand(2, 3, *size), torch.ones(3)
     look = encode_pixel_windows(tiny.encode_image, pixels, 32, 0 * ones, ones)
     torch.testing.assert_close(look.average, encode_pixels(tiny.encode_image, pixels, 32, 0 * ones, ones))
@@ -194,7 +194,7 @@ def test_pictures_are_prepared_as_most_weights_of_the_architecture_want_them(nam
     assert pixel_clip._usual_preparation(name) == expected
 
 
-def test_a_file_says_how_its_pictures_are_prepared(tiny, tmp_path):
+def test_file_says_how_its_pictures_are_prepared(tiny, tmp_path):
     torch.save(tiny.state_dict(), tmp_path / "clip.pt")
     preparation = {
         "mean": [0.1, 0.2, 0.3],
@@ -296,6 +296,6 @@ def test_other_layouts_are_told_what_is_expected(tmp_path):
         read_pixel_clip(tmp_path / "clip.safetensors")
 
 
-def test_a_tiny_custom_text_clip_is_the_same_class(tiny, tmp_path):
+def test_tiny_custom_text_clip_is_the_same_class(tiny, tmp_path):
     bare(tiny.state_dict(), tmp_path / "clip.pt")
     assert isinstance(read_pixel_clip(tmp_path / "clip.pt").model, CustomTextCLIP)

@@ -52,7 +52,7 @@ def clip_of_transformers(request):
 
 
 @torch.no_grad()
-def test_a_clip_of_transformers_has_its_features(clip_of_transformers, tmp_path):
+def test_clip_of_transformers_has_its_features(clip_of_transformers, tmp_path):
     model, config = clip_of_transformers
     state = {**model.state_dict(), "text_model.embeddings.position_ids": torch.arange(77)[None]}  # as older files have
     save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, tmp_path / "pick.safetensors")
@@ -94,7 +94,7 @@ def test_published_clips_of_transformers_are_found_by_their_shapes():
     assert name == "ViT-H-14" and found["vision_cfg"]["head_width"] == 80
 
 
-def test_a_part_that_is_missing_is_named(clip_of_transformers, tmp_path):
+def test_part_that_is_missing_is_named(clip_of_transformers, tmp_path):
     model, config = clip_of_transformers
     state = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
     del state["text_model.encoder.layers.1.self_attn.k_proj.weight"]
@@ -108,7 +108,7 @@ def test_a_part_that_is_missing_is_named(clip_of_transformers, tmp_path):
 
 
 @torch.no_grad()
-def test_a_siglip_of_transformers_has_its_features():
+def test_siglip_of_transformers_has_its_features():
     """Against a timm tower and a text tower as open_clip builds them, as small as no published one is."""
     from open_clip.transformer import TextTransformer
     from timm.models.vision_transformer import VisionTransformer
@@ -169,7 +169,7 @@ def test_siglips_words(tmp_path, vocabulary, end, fill):
     assert tokenizer.encode("A red cat") == [3, 4, 5] and tokenizer.ends == 1
 
 
-def test_a_siglip_without_its_words_is_told_which_file_to_get(tmp_path):
+def test_siglip_without_its_words_is_told_which_file_to_get(tmp_path):
     config = open_clip.get_model_config("ViT-B-16-SigLIP")["text_cfg"]
     path = tmp_path / "siglip.safetensors"
     with pytest.raises(
@@ -189,7 +189,7 @@ def test_a_siglip_without_its_words_is_told_which_file_to_get(tmp_path):
         tokenizer_of(path, open_clip.get_model_config("ViT-L-14-CLIPA")["text_cfg"], 32000)
 
 
-def test_a_sigmoid_is_known_by_its_bias(tmp_path):
+def test_sigmoid_is_known_by_its_bias(tmp_path):
     torch.manual_seed(0)
     state = CLIP(**TINY).state_dict()
     for bias, expected in ((-12.5, -12.5), (0.0, None)):
@@ -258,7 +258,7 @@ def rewritten(path: Path, target: Path, change) -> Path:
     return target
 
 
-def test_an_archive_that_asks_for_more_runs_nothing(published, tmp_path):
+def test_archive_that_asks_for_more_runs_nothing(published, tmp_path):
     """Its instructions may name any function: it is never called, and what would need it is not read."""
     import os
     import pickle
@@ -277,7 +277,7 @@ def test_an_archive_that_asks_for_more_runs_nothing(published, tmp_path):
 @pytest.mark.parametrize(
     "change", [lambda c: c[: len(c) // 2], lambda c: b"\x80\x04\x8f.", lambda c: b"", lambda c: b"\x80\x02]."]
 )
-def test_a_damaged_archive_is_said_to_be_one(published, tmp_path, change):
+def test_damaged_archive_is_said_to_be_one(published, tmp_path, change):
     _, path = published
     with pytest.raises(
         CheckpointError, match=r"broken.pt: (a TorchScript program, and its archive cannot be read|expected a CLIP)"
@@ -285,7 +285,7 @@ def test_a_damaged_archive_is_said_to_be_one(published, tmp_path, change):
         read_pixel_clip(rewritten(path, tmp_path / "broken.pt", change))
 
 
-def test_a_tensor_that_is_cut_short_is_not_made_up(published, tmp_path):
+def test_tensor_that_is_cut_short_is_not_made_up(published, tmp_path):
     _, path = published
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(tmp_path / "short.pt", "w") as other:
         for name in archive.namelist():

@@ -77,7 +77,7 @@ def test_nothing_is_newer_than_python_310(path):
         "import hashlib\nhashlib.file_digest(f, 'md5')",
     ],
 )  # fmt: skip
-def test_the_lint_sees(source):
+def test_lint_sees(source):
     assert later_than_310(source)
 
 

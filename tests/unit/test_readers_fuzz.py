@@ -150,7 +150,7 @@ def test_tensors_that_lie(tmp_path, made, program):
         read_tensor_bytes(content, "latent.pt")
 
 
-def test_a_plain_tensor_is_read(tmp_path):
+def test_plain_tensor_is_read(tmp_path):
     numbers = torch.arange(4.0)
     members = {"0": numbers.numpy().tobytes()}
     made = hostile.tensor("0", 4, (2, 1), (2, 1), 1)
@@ -281,14 +281,14 @@ def test_tokenizers_that_are_refused(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
-def test_a_tokenizer_that_is_too_large_is_not_read(tmp_path):
+def test_tokenizer_that_is_too_large_is_not_read(tmp_path):
     with (tmp_path / "siglip.tokenizer.json").open("wb") as file:
         file.truncate(1 << 32)
     with pytest.raises(ValueError, match=r"^siglip.tokenizer.json: it has 4294967296 bytes"):
         tokenizer_of(tmp_path / "siglip.safetensors", {"hf_tokenizer_name": "siglip", "context_length": 8}, 32000)
 
 
-def test_a_flipped_bit_in_a_program_is_noticed(sound, tmp_path):
+def test_flipped_bit_in_a_program_is_noticed(sound, tmp_path):
     """Its checksums are compared, as OpenAI's files have always been read."""
     data = bytearray(sound["torchscript"].read_bytes())
     with zipfile.ZipFile(sound["torchscript"]) as archive:

@@ -125,7 +125,7 @@ def test_no_program_archive_or_pickle_is_shipped():
     assert all("LICENSE" in path.name for path in SHIPPED if not path.suffix)
 
 
-def test_the_archive_has_what_the_nodes_need_and_not_what_developers_do():
+def test_archive_has_what_the_nodes_need_and_not_what_developers_do():
     names = {str(path) for path in SHIPPED}
     assert {"__init__.py", "README.md", "LICENSE", "pyproject.toml", "requirements.txt"} <= names
     assert {
@@ -188,7 +188,7 @@ OPTIONAL = {  # a message where it is missing, or no more than a plot that is no
 
 
 @pytest.mark.parametrize("path", [path for path in SHIPPED if path.suffix == ".py"], ids=str)
-def test_a_shipped_module_imports_no_package_that_may_be_missing(path):
+def test_shipped_module_imports_no_package_that_may_be_missing(path):
     nodes = list(ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))))
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
@@ -208,12 +208,12 @@ class TestProject:
         assert "comfyui" not in self.project["project"]["name"]
         assert re.fullmatch(r"\d+\.\d+\.\d+", self.project["project"]["version"])
 
-    def test_the_changelog_knows_the_version(self):
+    def test_changelog_knows_the_version(self):
         headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
         assert next(name for name in headings if name != "Unreleased") == self.project["project"]["version"]
         assert headings.index("Unreleased") == 0 if "Unreleased" in headings else True
 
-    def test_the_icon_is_square_and_at_most_400_pixels(self):
+    def test_icon_is_square_and_at_most_400_pixels(self):
         path = ROOT / self.comfy["Icon"].split("/main/")[1]
         with Image.open(path) as icon:
             assert icon.width == icon.height <= 400

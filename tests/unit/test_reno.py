@@ -118,7 +118,7 @@ def test_iteration_zero_is_the_untouched_noise_and_n_evaluations_take_n_minus_1_
     assert torch.equal(state.first_latents, inner(start, [0]))
 
 
-def test_a_batch_is_as_many_single_runs():
+def test_batch_is_as_many_single_runs():
     settings = RenoSettings(iterations=15)
     start = noise(4) * torch.tensor([1.0, 0.5, 1.5, 1.0]).view(4, 1, 1, 1)  # different norms: one prior each
     together = optimize_noise(make_generator(), make_reward(), start, settings)
@@ -165,7 +165,7 @@ def test_patience_ends_an_item_that_does_not_improve():
     assert len(state.iterations) < 50
 
 
-def test_an_infinite_reward_is_never_the_best():
+def test_infinite_reward_is_never_the_best():
     inner, encoder, calls = make_generator(), Flat(), []
 
     def head(features):
@@ -178,7 +178,7 @@ def test_an_infinite_reward_is_never_the_best():
     assert state.rewards.isfinite().all() and torch.allclose(inner(state.noise, [0]), state.latents, atol=1e-6)
 
 
-def test_an_item_without_any_reward_keeps_its_first_latents():
+def test_item_without_any_reward_keeps_its_first_latents():
     inner, encoder = make_generator(), Flat()
 
     def head(features):
@@ -190,7 +190,7 @@ def test_an_item_without_any_reward_keeps_its_first_latents():
 
 
 @pytest.mark.parametrize("what", ["reward", "gradient", "latents"])
-def test_an_item_that_turns_non_finite_is_frozen_and_the_others_go_on(what):
+def test_item_that_turns_non_finite_is_frozen_and_the_others_go_on(what):
     inner, reward = make_generator(), make_reward()
     calls = 0
 
@@ -230,14 +230,14 @@ def test_an_item_that_turns_non_finite_is_frozen_and_the_others_go_on(what):
     assert torch.allclose(state.noise[1:], alone.noise, atol=1e-5)
 
 
-def test_a_reward_that_is_never_finite_is_an_error():
+def test_reward_that_is_never_finite_is_an_error():
     encoder = Flat()
     broken = Reward((Term("nan", encoder, lambda f: f.sum(1) * torch.nan),))
     with pytest.raises(ValueError, match="NaN or infinite for every item"):
         optimize_noise(make_generator(), broken, noise(2), RenoSettings(iterations=3))
 
 
-def test_an_overflow_on_the_way_back_is_tried_again_with_a_smaller_cotangent():
+def test_overflow_on_the_way_back_is_tried_again_with_a_smaller_cotangent():
     """A float16 generator whose backward overflows at first: the scale backs off and the item goes on."""
     seen = []
 
@@ -311,7 +311,7 @@ def test_settings_that_make_no_sense_are_refused(change):
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_a_caller_without_gradients_gets_the_same_run(mode):
+def test_caller_without_gradients_gets_the_same_run(mode):
     expected = optimize_noise(make_generator(), make_reward(), noise(1), RenoSettings(iterations=5))
     generator, reward = make_generator(), make_reward()
     with mode():
@@ -330,7 +330,7 @@ def test_a_caller_without_gradients_gets_the_same_run(mode):
     ],
     ids=["batch", "channels", "size", "detached"],
 )
-def test_a_generator_that_cannot_be_climbed_is_told_why(generate, message):
+def test_generator_that_cannot_be_climbed_is_told_why(generate, message):
     with pytest.raises(ValueError, match=message):
         optimize_noise(generate, make_reward(), noise(2), RenoSettings(iterations=2))
 
@@ -342,7 +342,7 @@ def test_a_generator_that_cannot_be_climbed_is_told_why(generate, message):
         (lambda f: f.mean(), r"reward returned the shape \(\), expected \(2,\)"),
     ],
 )
-def test_a_reward_that_cannot_be_climbed_is_told_why(head, message):
+def test_reward_that_cannot_be_climbed_is_told_why(head, message):
     reward = Reward((Term("r", Flat(), head),))
     with pytest.raises(ValueError, match=message):
         optimize_noise(make_generator(), reward, noise(2), RenoSettings(iterations=2))

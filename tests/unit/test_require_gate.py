@@ -59,7 +59,7 @@ def test_extra_data_that_is_none(extra):
         check(base(), extra_data=extra)
 
 
-def test_a_class_that_the_caller_knows():
+def test_class_that_the_caller_knows():
     loop = base(x=node("OtherPackLoop", latent=["ks", 0]), g=gate(["x", 0]))
     check(loop, allowed_before=["OtherPackLoop"])
     check(loop, allowed_after=["OtherPackLoop"])
@@ -76,7 +76,7 @@ def test_thumbnails_that_the_caller_accepts():
     check(prompt, allowed_before=["LatentCLIPSearch"])
 
 
-def test_a_listed_class_that_shows_on_this_host():
+def test_listed_class_that_shows_on_this_host():
     """A newer host may give a listed node a preview: what the registry says counts."""
     for kind, prompt in {"EmptyLatentImage": base(), "VAEDecode": HONEST["cropped before the gate"]}.items():
         shows = INFO | {kind: INFO[kind] | {"has_intermediate_output": True}}
@@ -96,7 +96,7 @@ def test_a_listed_class_that_shows_on_this_host():
         ({"allowed_after": "SaveImage"}, "got a text"),
     ],
 )
-def test_the_callers_own_mistakes_are_no_refusals(arguments, says):
+def test_callers_own_mistakes_are_no_refusals(arguments, says):
     with pytest.raises(ValueError, match=says) as caught:
         check(base(), **arguments)
     assert not isinstance(caught.value, Refused)
@@ -110,7 +110,7 @@ def loaded(file="a.safetensors", **more) -> dict:
     )  # fmt: skip
 
 
-def test_a_latent_clip_and_its_vaes_by_file():
+def test_latent_clip_and_its_vaes_by_file():
     models = [GateModel(inputs={"file": "a.safetensors"}, vaes=["x.safetensors"])]
     check(loaded(), models=models)
     for prompt, says in {
@@ -124,7 +124,7 @@ def test_a_latent_clip_and_its_vaes_by_file():
         check(loaded(), models=[GateModel(inputs={"file": "a.safetensors"}, vaes=["y"])])
 
 
-def test_a_pixel_clip_and_the_vae_that_is_wired_to_it():
+def test_pixel_clip_and_the_vae_that_is_wired_to_it():
     """It decodes itself: behind the gate the same VAE file decodes, whichever it is, and also from another node."""
     models = [GateModel("LatentCLIPPixelLoader", {"file": "c.bin", "quick_gelu": False})]
 

@@ -72,7 +72,7 @@ def test_weights_made_in_inference_mode_serve_gradients(method):
         assert torch.equal(resample(torch.ones(1, 1, 7, 5), 3, 4, method), first)
 
 
-def test_an_estimate_with_fake_tensors_leaves_none_behind():
+def test_estimate_with_fake_tensors_leaves_none_behind():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     module._matrix.cache_clear()

@@ -63,19 +63,19 @@ def latents(channels: int = 4, size: int = 8) -> torch.Tensor:
 # What a reward computes
 
 
-def test_a_text_reward_is_a_cosine():
+def test_text_reward_is_a_cosine():
     encoder = FakeEncoder()
     torch.testing.assert_close(text_reward(encoder, "cat", RIGHT)(latents()), encoder(latents())[:, 0])
 
 
-def test_a_text_to_avoid_is_subtracted():
+def test_text_to_avoid_is_subtracted():
     encoder = FakeEncoder()
     features = encoder(latents())
     score = text_reward(encoder, "cat", RIGHT, UP, weight=2)(latents())
     torch.testing.assert_close(score, 2 * (features[:, 0] - features[:, 1]))
 
 
-def test_a_latent_reward_is_one_for_the_reference_itself():
+def test_latent_reward_is_one_for_the_reference_itself():
     encoder = FakeEncoder()
     reference = encoder(latents())[0]
     scores = latent_reward(encoder, "like it", reference)(latents())
@@ -83,7 +83,7 @@ def test_a_latent_reward_is_one_for_the_reference_itself():
     assert scores[1:].max() < 1
 
 
-def test_a_shared_encoder_runs_once_for_many_terms():
+def test_shared_encoder_runs_once_for_many_terms():
     encoder, equal, other = FakeEncoder(), FakeEncoder(), FakeEncoder(seed=1)
     reward = combine([text_reward(e, f"{i}", RIGHT) for i, e in enumerate([encoder, encoder, equal, other])])
     reward(latents())
@@ -91,7 +91,7 @@ def test_a_shared_encoder_runs_once_for_many_terms():
     assert reward.encoders == [encoder, other]
 
 
-def test_a_text_and_a_concept_to_avoid_share_the_forward_pass():
+def test_text_and_a_concept_to_avoid_share_the_forward_pass():
     watcher = FakeWatcher()
     concepts = ConceptDirections(("x",), (-5.0,), (torch.eye(8)[:1],), torch.eye(8)[7:], logit_scale=10.0)
     rewards = [text_reward(watcher.plain, "cat", RIGHT), avoid_reward(watcher, concepts)]
@@ -131,7 +131,7 @@ def test_the_gradient_is_that_of_finite_differences():
     assert slope.item() == pytest.approx(gradient.norm().item(), rel=1e-2)
 
 
-def test_a_reward_built_in_inference_mode_has_gradients():
+def test_reward_built_in_inference_mode_has_gradients():
     with torch.inference_mode():
         reward = text_reward(FakeEncoder(), "cat", torch.eye(8)[0])
     x = latents().requires_grad_()
@@ -148,7 +148,7 @@ def test_tiles_are_averaged_as_unit_vectors():
 @pytest.mark.parametrize(
     ("size", "windows"), [((4, 4), 1), ((8, 8), 1), ((4, 12), 4), ((12, 4), 4), ((3, 9), 4)], ids=str
 )
-def test_a_look_has_the_average_of_the_encoder_and_every_window(fit, size, windows):
+def test_look_has_the_average_of_the_encoder_and_every_window(fit, size, windows):
     x = torch.randn(2, 4, *size, generator=torch.Generator().manual_seed(0))
     tower = FakeEncoder().tower
     look = encode_windows(tower, x, 4, fit)
@@ -169,7 +169,7 @@ def test_encoded_latents_have_unit_length(size):
     torch.testing.assert_close(features.norm(dim=-1), torch.ones(2))
 
 
-def test_the_tower_sees_its_own_dtype():
+def test_tower_sees_its_own_dtype():
     seen = []
 
     def tower(views):
@@ -204,7 +204,7 @@ def test_combining_combined_rewards_is_flat():
     torch.testing.assert_close(reward(latents()), 2 * pair(latents()))
 
 
-def test_a_reward_numbers_terms_of_one_name_itself():
+def test_reward_numbers_terms_of_one_name_itself():
     encoder, x = FakeEncoder(), latents()
     reward = Reward(
         (Term("cat", encoder, lambda f: f @ RIGHT, 2.0), Term("cat", encoder, lambda f: f @ UP), Term("cat (2)", encoder, lambda f: f @ UP)),
@@ -215,12 +215,12 @@ def test_a_reward_numbers_terms_of_one_name_itself():
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf")])
-def test_a_weight_that_is_no_number_is_refused(weight):
+def test_weight_that_is_no_number_is_refused(weight):
     with pytest.raises(ValueError, match=r"Got the weight (nan|inf) for 'cat', expected a finite number"):
         text_reward(FakeEncoder(), "cat", RIGHT, weight=weight)
 
 
-def test_a_reward_without_terms_is_refused():
+def test_reward_without_terms_is_refused():
     with pytest.raises(ValueError, match="without terms"):
         Reward(())
 
@@ -289,13 +289,13 @@ def test_good_latents_pass_unchanged():
     assert check_raw_latents(x, FLUX) is x
 
 
-def test_a_term_can_be_any_head():
+def test_term_can_be_any_head():
     encoder = FakeEncoder()
     reward = Reward((Term("length", encoder, lambda features: features.norm(dim=-1), 3.0),))
     torch.testing.assert_close(reward(latents()), torch.full((3,), 3.0))
 
 
-def test_a_judge_on_another_device_gives_its_values_where_the_latents_are():
+def test_judge_on_another_device_gives_its_values_where_the_latents_are():
     """A tower that lives on a second GPU, or was moved to the CPU in mid-run (fake tensors: no device is needed)."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 

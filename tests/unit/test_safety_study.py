@@ -17,13 +17,13 @@ def results() -> dict:
 
 
 
-def test_the_shipped_set_has_the_threshold_that_was_measured(results):
+def test_shipped_set_has_the_threshold_that_was_measured(results):
     (category,) = shipped_concepts("shapes-world-stars").categories
     assert category.threshold == round(results["calibration"]["Latent-CLIP"]["threshold"], 2)
     assert len(set(category.phrases)) == 6 + 6 * 24
 
 
-def test_the_shipped_set_says_with_whom_it_was_calibrated(results):
+def test_shipped_set_says_with_whom_it_was_calibrated(results):
     calibration = shipped_concepts("shapes-world-stars").provenance["calibration"]
     measured_rates = results["calibration"]["Latent-CLIP"]
     assert len(calibration["identity"]) == 16 and (calibration["fit"], calibration["views"]) == ("tiles", 0)

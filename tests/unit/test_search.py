@@ -7,13 +7,13 @@ from latent_clip.methods.search import Cut, Plan, cost_of_cuts, cuts_for, parse_
 TWENTY = (1,) * 20
 
 
-def test_the_cuts_that_others_found_best():
+def test_cuts_that_others_found_best():
     """Held-out best of field data for 20 steps: see the study."""
     assert cuts_for(0.5, 8, 2, TWENTY) == (Cut(4, 5), Cut(7, 3), Cut(12, 2))
     assert cuts_for(0.45, 8, 2, TWENTY) == (Cut(3, 5), Cut(5, 3), Cut(9, 2))
 
 
-def test_the_cost_of_cuts_is_counted():
+def test_cost_of_cuts_is_counted():
     assert cost_of_cuts(8, (Cut(4, 5), Cut(7, 3), Cut(12, 2)), TWENTY) == 8 * 4 + 5 * 3 + 3 * 5 + 2 * 8
     # at a step of two evaluations the cut comes between them
     assert cost_of_cuts(8, (Cut(1, 2),), (2, 2, 1)) == 8 + 2 + 4 + 2
@@ -23,7 +23,7 @@ def test_the_cost_of_cuts_is_counted():
 @pytest.mark.parametrize("steps", [8, 16, 20, 30, 50])
 @pytest.mark.parametrize(("candidates", "keep"), [(8, 1), (8, 2), (16, 2), (16, 4), (64, 4)])
 @pytest.mark.parametrize("budget", [0.35, 0.5, 0.65, 0.9])
-def test_a_plan_keeps_its_budget_where_one_of_use_can(look, steps, candidates, keep, budget):
+def test_plan_keeps_its_budget_where_one_of_use_can(look, steps, candidates, keep, budget):
     plan = plan_search(look, candidates, keep, (1,) * steps, budget)
     cheapest = plan_search(look, candidates, keep, (1,) * steps, 0.01)
     assert plan.cost <= max(budget * plan.plain, cheapest.cost)
@@ -41,7 +41,7 @@ def test_drafts_of_a_sampler_that_asks_twice_may_take_more_steps():
     assert twice.plain == 8 * 39
 
 
-def test_a_budget_that_pays_for_no_draft_gets_the_shortest_of_use():
+def test_budget_that_pays_for_no_draft_gets_the_shortest_of_use():
     plan = plan_search("drafts", 8, 2, (1,) * 8, 0.5)
     assert (plan.draft_steps, plan.cost, plan.plain) == (3, 8 * 3 + 2 * 8, 64)
 
@@ -96,7 +96,7 @@ def test_cuts_that_are_none(text, says):
         ({"look": "twice"}, "drafts, cuts or both"),
     ],
 )
-def test_a_search_that_is_none(wrong, says):
+def test_search_that_is_none(wrong, says):
     settings = {"look": "drafts", "candidates": 8, "keep": 2, "evaluations": TWENTY, "budget": 0.5}
     with pytest.raises(ValueError, match=says):
         plan_search(**{**settings, **wrong})
@@ -107,5 +107,5 @@ def test_four_steps_can_be_cut():
     assert plan.cuts == (Cut(1, 5), Cut(3, 2)) or plan.cost <= 0.6 * plan.plain
 
 
-def test_a_plan_counts_drafts_and_sampling():
+def test_plan_counts_drafts_and_sampling():
     assert Plan(8, 2, TWENTY, 4, 2).cost == 8 * 4 + 2 * 20

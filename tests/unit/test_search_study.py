@@ -16,7 +16,7 @@ def results() -> dict:
 
 
 
-def test_the_defaults_of_the_node_are_those_that_the_study_supports(results):
+def test_defaults_of_the_node_are_those_that_the_study_supports(results):
     for of in study.SIZES:
         plan = plan_search("drafts", of, 2, (1,) * results["steps"], 0.5)
         (row,) = [

@@ -45,7 +45,7 @@ def test_near_misses_of_a_caption():
     assert caption.meaning() == Caption((BLUE_STAR, RED_CIRCLE), "below").meaning() != caption.reversed().meaning()
 
 
-def test_the_same_seed_draws_the_same_pixels():
+def test_same_seed_draws_the_same_pixels():
     first, second = (render(sample_corpus("seed", 12)) for _ in range(2))
     assert first.shape == (12, 3, SIZE, SIZE)
     assert torch.equal(first, second)
@@ -77,7 +77,7 @@ def test_shapes_stay_inside_and_apart():
             assert max(abs(first.x - second.x), abs(first.y - second.y)) > first.radius + second.radius + 3
 
 
-def test_a_shape_is_painted_in_its_colour():
+def test_shape_is_painted_in_its_colour():
     for scene in sample_corpus("colours", 60, single=1.0):
         shape = scene.shapes[0]
         pixel = render([scene])[0, :, round(shape.y), round(shape.x)]
@@ -100,7 +100,7 @@ def test_three_things_are_refused():
     assert len(sample_crowd(rng).shapes) == 4
 
 
-def test_the_stored_vocabulary_covers_every_caption():
+def test_stored_vocabulary_covers_every_caption():
     from latent_clip.demo.corpus import tokenize
 
     texts = [

@@ -65,7 +65,7 @@ def test_places_are_reported_in_pixels():
 
 @pytest.mark.parametrize("damage", ["blur", "hole"])
 @pytest.mark.parametrize("kind", ["star", "cross", "triangle"])  # a blurred square is as near to a circle
-def test_a_damaged_shape_is_refused_and_still_glimpsed(kind, damage):
+def test_damaged_shape_is_refused_and_still_glimpsed(kind, damage):
     picture = draw_with_pillow(Thing("blue", kind))
     if damage == "blur":
         picture = gaussian_blur(picture, 11, 2.0)

@@ -14,13 +14,13 @@ from latent_clip.models import shapes_world as weights
 NAMES = ("vae", "latent_clip", "pixel_clip", "generator", weights.NOISE_LEVEL)
 
 
-def test_the_files_fit_in_sixteen_megabytes():
+def test_files_fit_in_sixteen_megabytes():
     sizes = {name: (weights.FOLDER / f"{name}.safetensors").stat().st_size for name in NAMES}
     assert sum(sizes.values()) <= 16 * 2**20, sizes
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_file_holds_finite_half_precision(name):
+def test_file_holds_finite_half_precision(name):
     with safe_open(weights.FOLDER / f"{name}.safetensors", "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     for key, tensor in tensors.items():
@@ -28,7 +28,7 @@ def test_a_file_holds_finite_half_precision(name):
         assert tensor.isfinite().all(), key
 
 
-def test_a_vocabulary_survives_compaction():
+def test_vocabulary_survives_compaction():
     table, ids = torch.zeros(weights.VOCABULARY, 4), torch.tensor([7, 320, 49406, 49407])
     table[ids] = torch.randn(4, 4)
     compact = weights.compact_vocabulary({"embedding": table, "other": torch.ones(2)}, ids)
@@ -38,12 +38,12 @@ def test_a_vocabulary_survives_compaction():
     assert torch.equal(full["embedding"], table)
 
 
-def test_a_missing_file_is_explained():
+def test_missing_file_is_explained():
     with pytest.raises(ValueError, match=r"dev train"):
         weights.load_weights("nowhere")
 
 
-def test_the_pixel_clip_names_shapes():
+def test_pixel_clip_names_shapes():
     clip = weights.load_pixel_clip()
     scenes = sample_corpus("weights test", 120, single=1.0)
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (clip.mean, clip.std))
@@ -60,7 +60,7 @@ def accuracy(model, images, scenes) -> float:
     return sum(THINGS[i] == scene.things[0] for i, scene in zip(best, scenes)) / len(scenes)
 
 
-def test_the_latent_clip_reads_latents_of_its_grid():
+def test_latent_clip_reads_latents_of_its_grid():
     model, config = weights.load_latent_clip()
     assert config["vision_cfg"]["latent_n_channels"] == 4
     features = model.encode_image(7.7 * torch.randn(2, 4, 8, 8))

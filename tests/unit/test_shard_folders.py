@@ -99,7 +99,7 @@ def test_writing_and_reading_change_nothing_of_others(pictures, tmp_path):
     assert before.items() <= hashes(out).items()
 
 
-def test_the_tars_of_the_pictures_are_no_target(tmp_path):
+def test_tars_of_the_pictures_are_no_target(tmp_path):
     for number in range(2):
         make_tar(tmp_path / f"mine-{number}.tar", {f"{number}.png": picture(number)})
     before = hashes(tmp_path)
@@ -110,7 +110,7 @@ def test_the_tars_of_the_pictures_are_no_target(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b'{"name": "my data"}', b"[]", b"\xff\xfe"])
-def test_a_header_of_another_program_stays(pictures, tmp_path, content):
+def test_header_of_another_program_stays(pictures, tmp_path, content):
     out = tmp_path / "out"
     out.mkdir()
     (out / "dataset.json").write_bytes(content)
@@ -154,7 +154,7 @@ def writer(pictures, out):
     return process
 
 
-def test_a_second_embed_is_refused_by_name_and_readers_read_what_is_finished(pictures, tmp_path):
+def test_second_embed_is_refused_by_name_and_readers_read_what_is_finished(pictures, tmp_path):
     out = tmp_path / "out"
     process = writer(pictures, out)
     with pytest.raises(InUseError, match=rf"process {process.pid} on "):
@@ -227,7 +227,7 @@ def test_killed_while_repeats_are_dropped_no_row_is_lost_and_none_is_twice(tmp_p
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_a_reader_reads_on_while_a_shard_is_replaced(tmp_path, monkeypatch):
+def test_reader_reads_on_while_a_shard_is_replaced(tmp_path, monkeypatch):
     from latent_clip.training import shard_folder
 
     write_shard(tmp_path, samples("a"))
@@ -245,7 +245,7 @@ def test_a_reader_reads_on_while_a_shard_is_replaced(tmp_path, monkeypatch):
     assert finished(tmp_path).ids == {"a", "b", "c"}
 
 
-def test_a_shard_is_on_the_disk_before_it_has_a_name_and_its_size_is_what_was_written(tmp_path, monkeypatch):
+def test_shard_is_on_the_disk_before_it_has_a_name_and_its_size_is_what_was_written(tmp_path, monkeypatch):
     events, fsync, rename = [], os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda number: (events.append(Path(f"/proc/self/fd/{number}").readlink().suffix), fsync(number)))
 
@@ -277,7 +277,7 @@ def rows_of_names(*names):
     return [ImageRecord(name, name) for name in names]
 
 
-def test_an_empty_tar_of_version_0_2_is_passed_over(tmp_path):
+def test_empty_tar_of_version_0_2_is_passed_over(tmp_path):
     name = "0123456789abcdef"
     make_tar(tmp_path / f"{name}.tar", {})
     content = {"tar": f"{name}.tar", "bytes": 10240, "ids": [], "skipped": [["a", "damaged"]], "patches": 0}
@@ -297,13 +297,13 @@ NAMES = [
 
 @pytest.mark.parametrize("file", ["0123456789abcdef.index.json", "x.index.json"])
 @pytest.mark.parametrize("name", NAMES, ids=repr)
-def test_an_index_names_its_own_tar_only(tmp_path, name, file):
+def test_index_names_its_own_tar_only(tmp_path, name, file):
     (tmp_path / file).write_text(json.dumps({"tar": name, "bytes": 1, "ids": ["a"], "skipped": [], "patches": 0}))
     with pytest.raises(ShardError, match=re.escape(file)):
         finished(tmp_path)
 
 
-def test_a_name_of_ours_is_a_plain_one_on_windows_too(tmp_path):
+def test_name_of_ours_is_a_plain_one_on_windows_too(tmp_path):
     tar = write_shard(tmp_path, samples("a"))
     (index,) = indexes(tmp_path)
     for name in (tar.name, index.path.name):
@@ -312,7 +312,7 @@ def test_a_name_of_ours_is_a_plain_one_on_windows_too(tmp_path):
     assert all(PureWindowsPath("C:/data") / str(name) != PureWindowsPath("C:/data") / tar.name for name in NAMES)
 
 
-def test_a_folder_with_a_colon(pictures, tmp_path, monkeypatch):
+def test_folder_with_a_colon(pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     out = Path("run:1")
     embed(records_of(str(pictures)), out, DATASET, SETTINGS, TOOLS)
@@ -403,13 +403,13 @@ except ShardError as error:
 """
 
 
-def test_a_tar_of_three_kilobytes_that_claims_three_gigabytes_is_refused_without_them(tmp_path):
+def test_tar_of_three_kilobytes_that_claims_three_gigabytes_is_refused_without_them(tmp_path):
     path = sparse(tmp_path / "x.tar", 3 << 30)
     done = subprocess.run([sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True)
     assert done.returncode == 0 and f"{path}: its member 'a.latent.safetensors' is stored with holes" in done.stdout, done.stderr[-500:]
 
 
-def test_a_member_that_claims_more_than_its_tar_holds_is_refused(tmp_path):
+def test_member_that_claims_more_than_its_tar_holds_is_refused(tmp_path):
     info = tarfile.TarInfo("a.json")
     info.size = 3 << 30
     (tmp_path / "x.tar").write_bytes(info.tobuf() + b"{}" + b"\0" * 2000)
@@ -417,7 +417,7 @@ def test_a_member_that_claims_more_than_its_tar_holds_is_refused(tmp_path):
         list(raw_tar_samples(tmp_path / "x.tar"))
 
 
-def test_a_sample_has_a_largest_size(tmp_path, monkeypatch):
+def test_sample_has_a_largest_size(tmp_path, monkeypatch):
     path = make_tar(tmp_path / "x.tar", {"a.txt": b"x" * 600, "a.json": b"x" * 600, "b.txt": b"x" * 600})
     assert len(list(raw_tar_samples(path))) == 2
     monkeypatch.setattr(module, "LARGEST_SAMPLE", 1000)
@@ -444,7 +444,7 @@ def test_damaged_tars_are_one_error_with_their_name(tmp_path):
     assert len(errors) > 60 and all("odd.tar" in error for error in errors)
 
 
-def test_a_lock_is_there_before_a_shard_is(pictures, tmp_path):
+def test_lock_is_there_before_a_shard_is(pictures, tmp_path):
     with only_writer(tmp_path / "out"), pytest.raises(InUseError):
         embed(records_of(str(pictures)), tmp_path / "out", DATASET, SETTINGS, TOOLS)
     assert [path.name for path in (tmp_path / "out").iterdir()] == [files.LOCK]

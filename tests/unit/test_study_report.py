@@ -39,7 +39,7 @@ def stop():
     raise KeyboardInterrupt
 
 
-def test_a_stopped_run_goes_on(kept):
+def test_stopped_run_goes_on(kept):
     first = kept()
     assert first.get("a", lambda: 1) == 1
     with pytest.raises(KeyboardInterrupt):

@@ -33,7 +33,7 @@ def sentences(count):
     ],
     ids=lambda text: f"{text[:3]}-{len(text)}",
 )  # fmt: skip
-def test_a_text_of_any_length_takes_milliseconds(text):
+def test_text_of_any_length_takes_milliseconds(text):
     tokenizer = CLIPTokenizer(77)
     began = process_time()
     tokens = tokenizer([text])
@@ -50,7 +50,7 @@ def test_ordinary_texts_have_the_tokens_that_open_clip_gives_them(context):
         assert ours([text]).tolist() == theirs([text]).tolist(), text[:80]
 
 
-def test_a_short_text_comes_back_as_it_is_and_a_long_one_keeps_its_beginning():
+def test_short_text_comes_back_as_it_is_and_a_long_one_keeps_its_beginning():
     for text in ("", "a  cat\n", word(WORD), "!" * WORD):
         assert cut_text(text, 77) is text
     assert cut_text("a cat " + word(1000) + " b", 77) == "a cat " + word(1000)[:WORD] + " b"

@@ -134,7 +134,7 @@ def set_noise_path(model):
 
 
 @pytest.mark.parametrize("hidden", [0, 8])
-def test_a_new_noise_aware_tower_is_the_plain_one_to_the_bit_told_or_not(hidden):
+def test_new_noise_aware_tower_is_the_plain_one_to_the_bit_told_or_not(hidden):
     torch.manual_seed(0)
     plain = LatentCLIP(CONFIG)
     aware = LatentCLIP(noisy_config(hidden=hidden))
@@ -167,7 +167,7 @@ def test_once_trained_the_level_counts_and_untold_stays_the_plain_one(hidden):
     assert all(branch.up.weight.grad.abs().sum() > 0 for branch in aware.visual.noise_branches)
 
 
-def test_a_reader_takes_over_as_the_level_rises_and_finished_images_are_read_as_by_the_plain_tower():
+def test_reader_takes_over_as_the_level_rises_and_finished_images_are_read_as_by_the_plain_tower():
     torch.manual_seed(0)
     plain, aware = LatentCLIP(CONFIG), LatentCLIP(noisy_config(reader=12)).train(False)
     aware.load_state_dict(plain.state_dict(), strict=False)
@@ -184,7 +184,7 @@ def test_a_reader_takes_over_as_the_level_rises_and_finished_images_are_read_as_
 
 
 @pytest.mark.parametrize(("hidden", "reader"), [(0, 0), (8, 0), (8, 12)])
-def test_a_noise_aware_tower_is_known_by_its_shapes_and_loads_from_a_file(hidden, reader):
+def test_noise_aware_tower_is_known_by_its_shapes_and_loads_from_a_file(hidden, reader):
     model = LatentCLIP(noisy_config(6, hidden, reader)).train(False)
     set_noise_path(model)
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
@@ -235,7 +235,7 @@ def test_least_squares_find_a_convolution_that_is_there(teacher):
         fit_patch_convolution(start, latents, patches[:, :4])
 
 
-def test_a_start_takes_over_blocks_text_tower_and_resized_positions(teacher):
+def test_start_takes_over_blocks_text_tower_and_resized_positions(teacher):
     model, _ = teacher
     config = config_for_latents(PIXEL, channels=5, grid=12, patch_size=2, factor=8)
     start = from_clip(model, config, torch.zeros(5), torch.ones(5), 0)
@@ -448,7 +448,7 @@ def test_it_learns_from_a_teacher_alone_and_keeps_its_text_tower(teacher, shards
         assert torch.equal(checkpoint.state_dict[f"text.{key}"], weight)
 
 
-def test_a_teacher_of_another_space_than_the_start_is_refused(shards, tmp_path):
+def test_teacher_of_another_space_than_the_start_is_refused(shards, tmp_path):
     other = {**PIXEL, "embed_dim": 24}
     save_file(CustomTextCLIP(**other).state_dict(), tmp_path / "other.safetensors", {"config": json.dumps(other)})
     start = str(tmp_path / "other.safetensors")
@@ -528,13 +528,13 @@ def test_two_processes_of_torchrun_train_one_file_and_go_on(teacher, shards, hel
     assert [line["step"] for line in read_log(tmp_path / "out.logs" / "all.jsonl")] == [1, 4, 8]
 
 
-def test_a_checkpoint_of_another_model_is_refused(shards, tmp_path):
+def test_checkpoint_of_another_model_is_refused(shards, tmp_path):
     train(options(shards, tmp_path, train_num_samples=32), lambda text: None)
     with pytest.raises(ValueError, match=r"another model.*--logs"):
         train(options(shards, tmp_path, train_num_samples=32, siglip=True), lambda text: None)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+def test_loss_that_is_not_finite_stops_the_run(tmp_path):
     model = torch.nn.Linear(2, 1)
     with pytest.raises(ValueError, match="Lower --lr"):
         fit(
@@ -586,7 +586,7 @@ def test_draws_depend_on_seed_and_step_alone():
 # -------------------------------------------------------------------------------------------------- the command line
 
 
-def test_the_noise_path_alone_is_trained_and_finished_images_are_read_as_by_the_start(teacher, shards, tmp_path):
+def test_noise_path_alone_is_trained_and_finished_images_are_read_as_by_the_start(teacher, shards, tmp_path):
     start, out = train(options(shards, tmp_path, train_num_samples=32), lambda text: None), tmp_path / "aware.safetensors"
     noised = make_shards(tmp_path / "noised", teacher[0], 64, levels=(0.25, 0.75))
     assert command([
@@ -602,12 +602,12 @@ def test_the_noise_path_alone_is_trained_and_finished_images_are_read_as_by_the_
     assert not torch.allclose(tower(latents, noise_level=0.5), tower(latents))
 
 
-def test_the_noise_path_alone_needs_one(teacher, shards, tmp_path):
+def test_noise_path_alone_needs_one(teacher, shards, tmp_path):
     with pytest.raises(ValueError, match="--noise-bands"):
         train(options(shards, tmp_path, start=str(teacher[1]), patch_size=1, noise_only=True), lambda text: None)
 
 
-def test_the_command_trains_and_writes_a_card(teacher, shards, held_out, tmp_path, capsys):
+def test_command_trains_and_writes_a_card(teacher, shards, held_out, tmp_path, capsys):
     out = tmp_path / "mine.safetensors"
     assert command([
         "train", "--train-data", str(shards), "--val-data", str(held_out), "--output", str(out), "--start", str(teacher[1]),
@@ -649,7 +649,7 @@ def test_flags_that_do_not_go_together_are_refused(shards, tmp_path, capsys, fla
     assert message in capsys.readouterr().err
 
 
-def test_a_file_of_another_vae_is_refused_by_name(shards, tmp_path):
+def test_file_of_another_vae_is_refused_by_name(shards, tmp_path):
     """Its shape may be right: what counts is the name that the file gives its space."""
     from latent_clip.models.latent_spaces import LATENT_SPACES, LatentSpaceError, common_space
 
@@ -661,7 +661,7 @@ def test_a_file_of_another_vae_is_refused_by_name(shards, tmp_path):
         common_space([LATENT_SPACES["sdxl"], twin])
 
 
-def test_a_file_whose_space_record_is_wrong_is_refused(shards, tmp_path):
+def test_file_whose_space_record_is_wrong_is_refused(shards, tmp_path):
     out = train(options(shards, tmp_path, train_num_samples=32), lambda text: None)
     metadata = read_checkpoint(out).metadata
     save_file(

@@ -78,7 +78,7 @@ def test_noise_levels_and_checkpointing_go_with_chunks():
         assert_same(gradients(TERMS["all"], 1, batch, noisy_config(hidden=8)), gradients(TERMS["all"], 4, batch, noisy_config(hidden=8), checkpointing))
 
 
-def test_a_tower_holds_no_activations_of_its_chunks():
+def test_tower_holds_no_activations_of_its_chunks():
     """Bytes saved for the backward pass after the forward pass."""
 
     def held(accum_freq):
@@ -130,7 +130,7 @@ def shards(tmp_path_factory):
     return make_shards(tmp_path_factory.mktemp("shards"), CustomTextCLIP(**PIXEL).train(False))
 
 
-def test_a_training_in_chunks_reads_the_same_and_ends_the_same(shards, tmp_path):
+def test_training_in_chunks_reads_the_same_and_ends_the_same(shards, tmp_path):
     """16 samples of a step, at once and as 4 chunks of 4."""
     steps = {"train_num_samples": 16 * 12, "lr": 1e-3}
     whole = train(options(shards, tmp_path / "whole", **steps), lambda text: None)
@@ -146,7 +146,7 @@ def test_a_training_in_chunks_reads_the_same_and_ends_the_same(shards, tmp_path)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "amp"])
-def test_a_killed_training_in_chunks_goes_on_to_the_bit(shards, tmp_path, precision):
+def test_killed_training_in_chunks_goes_on_to_the_bit(shards, tmp_path, precision):
     def run(folder, dies):
         process = forked(run_until, shards, folder, dies, precision, {"batch_size": 4, "accum_freq": 4})
         process.join(180)

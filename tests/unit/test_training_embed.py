@@ -78,7 +78,7 @@ def folder(tmp_path):
 # ------------------------------------------------------------------------------------------------------- pictures
 
 
-def test_a_turned_picture_is_read_upright():
+def test_turned_picture_is_read_upright():
     picture = Image.new("RGB", (60, 30), "black")
     picture.paste("white", (0, 0, 30, 30))
     exif = Image.Exif()
@@ -167,7 +167,7 @@ def test_captions_in_a_table(folder, tmp_path, kind):
     assert (rows["p02.png"], rows["sub/p03.png"], rows["p00.png"]) == (["two"], ["three"], ["a cat", "a red cat"])
 
 
-def test_a_table_that_names_no_picture_is_refused(folder, tmp_path):
+def test_table_that_names_no_picture_is_refused(folder, tmp_path):
     (tmp_path / "captions.jsonl").write_text('{"title": "a cat"}')
     with pytest.raises(SourceError, match=r"captions\.jsonl.*file_name"):
         records_of(str(folder), str(tmp_path / "captions.jsonl"))
@@ -190,7 +190,7 @@ def test_tars_of_webdataset(tmp_path):
     assert rows[2].read() == save(noise(seed=1))
 
 
-def test_an_address_of_fsspec(folder):
+def test_address_of_fsspec(folder):
     fsspec = pytest.importorskip("fsspec")
     memory = fsspec.filesystem("memory")
     memory.pipe("/set/a.png", save(noise()))
@@ -200,7 +200,7 @@ def test_an_address_of_fsspec(folder):
 
 
 @pytest.mark.parametrize("source", ["nowhere", "nowhere/*.tar"])
-def test_a_source_without_pictures_is_refused(tmp_path, source):
+def test_source_without_pictures_is_refused(tmp_path, source):
     with pytest.raises(SourceError, match="no such"):
         records_of(str(tmp_path / source))
 
@@ -242,7 +242,7 @@ def test_no_pickle_is_in_a_shard(folder, tmp_path):
             }  # fmt: skip
 
 
-def test_the_authors_latents_are_read_as_tensors_only():
+def test_authors_latents_are_read_as_tensors_only():
     file, evil = io.BytesIO(), io.BytesIO()
     torch.save(torch.ones(4, 8, 8), file)
     torch.save({"code": Sample}, evil)
@@ -252,7 +252,7 @@ def test_the_authors_latents_are_read_as_tensors_only():
         decode_sample({"latent.pt": evil.getvalue()})
 
 
-def test_a_second_run_does_nothing_and_other_options_are_refused(folder, tmp_path):
+def test_second_run_does_nothing_and_other_options_are_refused(folder, tmp_path):
     rows = records_of(str(folder))
     embed(rows, tmp_path / "out", DATASET, SETTINGS, Tools(pooled))
     again = embed(rows, tmp_path / "out", DATASET, SETTINGS, Tools(lambda pixels: pytest.fail("embedded twice")))
@@ -297,7 +297,7 @@ def test_killed_in_the_middle_it_loses_no_row_and_writes_none_twice(folder, tmp_
     assert len(left) + counts["there"] + len(finished(out).skipped) >= 11
 
 
-def test_a_shard_that_is_cut_off_is_named(folder, tmp_path):
+def test_shard_that_is_cut_off_is_named(folder, tmp_path):
     tar = write_shard(tmp_path, [Sample("a", {"latent": torch.zeros(1, 3, 4, 4)})])
     tar.write_bytes(tar.read_bytes()[:100])
     with pytest.raises(ShardError, match=tar.name):
@@ -313,7 +313,7 @@ def test_members_of_a_sample_stand_together(tmp_path):
 # ------------------------------------------------------------------------------------------------- spaces of their own
 
 
-def test_a_space_of_its_own_travels_and_a_known_one_is_known_by_name():
+def test_space_of_its_own_travels_and_a_known_one_is_known_by_name():
     assert space_of_dict(json.loads(json.dumps(space_as_dict(SPACE)))) == SPACE
     assert space_of_dict({"name": "sdxl", "channels": 99}) is LATENT_SPACES["sdxl"]
     assert space_of_dict(json.loads(json.dumps(space_as_dict(LATENT_SPACES["wan21"])))) is LATENT_SPACES["wan21"]

@@ -98,13 +98,13 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize(("change", "reason"), DAMAGED.values(), ids=DAMAGED)
-def test_a_damaged_sample_is_a_shard_error_with_its_reason(change, reason):
+def test_damaged_sample_is_a_shard_error_with_its_reason(change, reason):
     assert decode_sample(good()).captions == ["a cat"]
     with pytest.raises(ShardError, match=f"unusable sample.*{reason}"):
         decode_sample(good() | change)
 
 
-def test_a_sample_without_an_id_has_the_name_of_its_members():
+def test_sample_without_an_id_has_the_name_of_its_members():
     sample = decode_sample({**good(), "json": b"{}", "__key__": b"folder/a"})
     assert sample.id == "folder/a"
 
@@ -146,7 +146,7 @@ READING = Reading(4, 8, teacher=True, context=6, noised=0.5, shuffle=4)
 
 @pytest.mark.parametrize("place", [0, 4])
 @pytest.mark.parametrize("kind", [*DAMAGED, *OF_ANOTHER_KIND])
-def test_an_odd_sample_is_passed_over(tmp_path, caplog, kind, place):
+def test_odd_sample_is_passed_over(tmp_path, caplog, kind, place):
     """Also where it is the first, and nothing but the data set itself says what is usual."""
     change, reason = (DAMAGED | OF_ANOTHER_KIND)[kind]
     tar = write_tar(tmp_path / "x.tar", [good(n) | (change if n == place else {}) for n in range(9)])
@@ -159,7 +159,7 @@ def test_an_odd_sample_is_passed_over(tmp_path, caplog, kind, place):
     assert reason.split(".*")[0] in caplog.text
 
 
-def test_a_data_set_of_odd_samples_ends_with_their_counts(tmp_path):
+def test_data_set_of_odd_samples_ends_with_their_counts(tmp_path):
     samples = [{**good(n), "json": b"[]"} if n % 3 else {**good(n), **teacher(features=zeros(1, 8) * NAN)} for n in range(MOST_FAULTS + 1)]  # fmt: skip
     tar = write_tar(tmp_path / "x.tar", samples)
     with pytest.raises(ShardError, match=rf"{MOST_FAULTS + 1} faults in a row \(67 × .*json is a list.*, 34 × .*NaN") as caught:
@@ -167,7 +167,7 @@ def test_a_data_set_of_odd_samples_ends_with_their_counts(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_of_pictures_without_captions_ends_no_training(tmp_path):
+def test_folder_of_pictures_without_captions_ends_no_training(tmp_path):
     latent = {"latent": torch.zeros(1, 4, 8, 8)}
     silent = [Sample(f"a/{number:04}", latent) for number in range(3 * MOST_FAULTS)]
     write_shard(tmp_path, [*silent, *(Sample(f"b/{number}", latent, ["a cat"]) for number in range(8))])
@@ -200,7 +200,7 @@ def test_what_is_no_fault_of_a_sample_ends_the_run(tmp_path, monkeypatch, error)
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("content", [[], [{"txt": b"a cat"}], [{**good(1), "json": b"[]"}]], ids=["empty", "captions", "odd"])
-def test_a_pass_without_a_sample_is_an_error_and_no_spin(tmp_path, workers, content):
+def test_pass_without_a_sample_is_an_error_and_no_spin(tmp_path, workers, content):
     tars = [write_tar(tmp_path / f"{n}.tar", content) for n in range(3)]
     with pytest.raises(ShardError, match=r"no usable sample from 3 shards: (no sample in them|[0-9]+ × )") as caught:
         Reader(tars, replace(READING, workers=workers)).batch(0)
@@ -221,7 +221,7 @@ def test_one_good_tar_among_many_empty_ones_is_found(tmp_path):
 @pytest.mark.parametrize(
     "name", ["pipe:touch it_ran; cat real.bin #.tar", "run:1/x.tar", "C:\\data\\x.tar", "C:/data/x.tar", "http://host/x.tar", "file:x.tar", "a::b{0..3}.tar", "-.tar"]
 )  # fmt: skip
-def test_a_path_is_a_path(tmp_path, monkeypatch, name):
+def test_path_is_a_path(tmp_path, monkeypatch, name):
     """Relative ones, as with --train-data . in the folder of the shards."""
     monkeypatch.chdir(tmp_path)
     path = (tmp_path / name).relative_to(tmp_path)
@@ -257,7 +257,7 @@ def fail_over(monkeypatch, names):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_odd_picture_is_passed_over_whatever_it_raises(rows, monkeypatch, workers):
+def test_odd_picture_is_passed_over_whatever_it_raises(rows, monkeypatch, workers):
     fail_over(monkeypatch, ["3.png", "7.png"])
     pictures = PictureBatches(rows, 16, 5, 4, workers=workers)
     assert all(pictures.batch(step).pixels.isfinite().all() for step in range(4))
@@ -296,7 +296,7 @@ def from_teacher(shards, folder, clip, **changes):
     return options(shards, folder, **base | changes)
 
 
-def test_a_run_passes_over_odd_samples_from_its_statistics_to_its_figures(clip, tmp_path):
+def test_run_passes_over_odd_samples_from_its_statistics_to_its_figures(clip, tmp_path):
     folder = make_shards(tmp_path / "shards", clip[0], 48)
     features, cells = zeros(1, 16) + 0.25, zeros(1, 5, 4, 4)
     odd = [
@@ -327,7 +327,7 @@ def test_without_a_usable_picture_training_says_so(shards, tmp_path):
 
 
 @pytest.mark.parametrize("changes", [{"distil": 1.0}, {"distil": 0.0, "affinity": 1.0}])
-def test_a_teacher_of_another_width_is_refused_with_and_without_patches(clip, tmp_path, changes):
+def test_teacher_of_another_width_is_refused_with_and_without_patches(clip, tmp_path, changes):
     """Also for --affinity alone, and where no shard has the teacher's patches."""
     _, _, latents = pictures(16)
     folder = make_shards(tmp_path / "shards", clip[0], 16)
@@ -340,7 +340,7 @@ def test_a_teacher_of_another_width_is_refused_with_and_without_patches(clip, tm
         train(options(folder, tmp_path, distil=1.0), lambda text: None)
 
 
-def test_a_distillation_without_features_is_refused_before_it_begins(clip, tmp_path):
+def test_distillation_without_features_is_refused_before_it_begins(clip, tmp_path):
     folder = make_shards(tmp_path / "shards", clip[0], 16)
     for path in [*folder.glob("*.tar"), *folder.glob("*.index.json")]:
         path.unlink()
@@ -352,7 +352,7 @@ def test_a_distillation_without_features_is_refused_before_it_begins(clip, tmp_p
 @pytest.mark.parametrize(
     "changes", [{"train_text": True}, {"train_text": True, "contrastive": 1.0}, {"start": "", "model": CONFIG, "contrastive": 1.0}]
 )
-def test_an_affinity_needs_the_teachers_own_text_tower(shards, clip, tmp_path, changes):
+def test_affinity_needs_the_teachers_own_text_tower(shards, clip, tmp_path, changes):
     with pytest.raises(ValueError, match=r"Got --affinity.*--train-text.*Leave --train-text out"):
         train(from_teacher(shards, tmp_path, clip, affinity=1.0, **changes), lambda text: None)
 
@@ -368,7 +368,7 @@ def test_figures_on_pictures_with_another_teacher_leave_the_agreement_out(shards
     assert "another teacher" in caplog.text
 
 
-def test_the_scale_of_the_logits_stays_at_most_100(shards, clip, tmp_path, monkeypatch):
+def test_scale_of_the_logits_stays_at_most_100(shards, clip, tmp_path, monkeypatch):
     def high(model, siglip):
         with torch.no_grad():
             model.logit_scale.fill_(4.6)
@@ -384,7 +384,7 @@ def test_the_scale_of_the_logits_stays_at_most_100(shards, clip, tmp_path, monke
     assert load_file(train(loud, lambda text: None))["logit_scale"].item() == pytest.approx(math.log(100))
 
 
-def test_a_scale_at_its_bound_can_come_down_again():
+def test_scale_at_its_bound_can_come_down_again():
     """A clamp in the forward pass would leave it without a gradient there."""
     from latent_clip.models.latent_clip import LatentCLIP
     from latent_clip.training.objectives import Batch, Objectives, TrainTask
@@ -399,7 +399,7 @@ def test_a_scale_at_its_bound_can_come_down_again():
     assert model.logit_scale.grad.abs() > 0
 
 
-def test_a_step_takes_no_number_from_the_device(shards, tmp_path, monkeypatch):
+def test_step_takes_no_number_from_the_device(shards, tmp_path, monkeypatch):
     """`Tensor.item` waits for a GPU; numbers are only read when they are logged."""
     fit, found = run.fit, []
 
@@ -445,7 +445,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_checkpoint_costs_one_interval_and_not_the_run(shards, tmp_path, caplog, damage):
+def test_damaged_checkpoint_costs_one_interval_and_not_the_run(shards, tmp_path, caplog, damage):
     whole = train(short(shards, tmp_path / "whole"), lambda text: None)
     process = forked(killed_at, shards, tmp_path / "torn", 9)
     process.join(120)
@@ -461,7 +461,7 @@ def test_a_damaged_checkpoint_costs_one_interval_and_not_the_run(shards, tmp_pat
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_checkpoint_without_one_before_is_a_sentence(shards, tmp_path, damage):
+def test_damaged_checkpoint_without_one_before_is_a_sentence(shards, tmp_path, damage):
     train(short(shards, tmp_path, train_num_samples=32), lambda text: None)
     path = tmp_path / "logs" / "all.safetensors"
     path.write_bytes(damage(path.read_bytes()))
@@ -469,7 +469,7 @@ def test_a_damaged_checkpoint_without_one_before_is_a_sentence(shards, tmp_path,
         train(short(shards, tmp_path), lambda text: None)
 
 
-def test_a_damaged_checkpoint_never_takes_the_place_of_the_one_before(tmp_path):
+def test_damaged_checkpoint_never_takes_the_place_of_the_one_before(tmp_path):
     states = States(tmp_path / "x.safetensors")
     for step in (1, 2):
         states.write({"a": zeros(2)}, {"step": str(step)})
@@ -483,7 +483,7 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_the_one_before(tmp_path):
     assert States(states.path).read().step == 1
 
 
-def test_a_checkpoint_of_a_killed_process_leaves_no_file_that_stays(shards, tmp_path):
+def test_checkpoint_of_a_killed_process_leaves_no_file_that_stays(shards, tmp_path):
     """Unfinished files have the names by which the next training of the folder knows and removes them."""
     process = forked(killed_while_writing, shards, tmp_path)
     process.join(120)
@@ -514,7 +514,7 @@ def full_disk(shards, folder):
     os._exit(main([str(part) for pair in flags.items() for part in pair]))
 
 
-def test_a_full_disk_is_a_sentence_with_the_file_and_leaves_nothing_torn(shards, tmp_path, capfd):
+def test_full_disk_is_a_sentence_with_the_file_and_leaves_nothing_torn(shards, tmp_path, capfd):
     (tmp_path / "model.json").write_text(json.dumps(CONFIG))
     process = forked(full_disk, shards, tmp_path)
     process.join(120)
@@ -525,7 +525,7 @@ def test_a_full_disk_is_a_sentence_with_the_file_and_leaves_nothing_torn(shards,
     assert not list(tmp_path.rglob("*.part")) and not (tmp_path / "out.safetensors").exists()
 
 
-def test_a_log_on_a_full_disk_is_a_sentence_with_the_file(shards, tmp_path):
+def test_log_on_a_full_disk_is_a_sentence_with_the_file(shards, tmp_path):
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "training.json").write_text('{"format": "latent-clip training", "made": []}')  # of an earlier start
     (tmp_path / "logs" / "all.jsonl").symlink_to("/dev/full")
@@ -533,7 +533,7 @@ def test_a_log_on_a_full_disk_is_a_sentence_with_the_file(shards, tmp_path):
         train(short(shards, tmp_path), lambda text: None)
 
 
-def test_a_line_that_a_full_disk_tore_spoils_no_other(tmp_path):
+def test_line_that_a_full_disk_tore_spoils_no_other(tmp_path):
     path = tmp_path / "x.jsonl"
     append_line(path, '{"step": 1, "loss": 2.0}')
     with path.open("a") as file:

@@ -61,7 +61,7 @@ class Heard(logging.Handler):
         self.text += record.getMessage()
 
 
-def test_a_killed_worker_loses_no_row_and_writes_none_twice(rows, tmp_path):
+def test_killed_worker_loses_no_row_and_writes_none_twice(rows, tmp_path):
     pytest.importorskip("ray.data")
     from latent_clip.training.ray_embed import embed_on_ray
 
@@ -80,7 +80,7 @@ def test_a_killed_worker_loses_no_row_and_writes_none_twice(rows, tmp_path):
     assert again["there"] == COUNT and again["written"] == 0  # without starting Ray
 
 
-def test_a_killed_driver_loses_no_row_and_writes_none_twice(rows, tmp_path):
+def test_killed_driver_loses_no_row_and_writes_none_twice(rows, tmp_path):
     pytest.importorskip("ray")
     out = tmp_path / "out"
     driver = multiprocessing.get_context("spawn").Process(target=drive, args=(rows, out))

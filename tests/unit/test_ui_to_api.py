@@ -62,7 +62,7 @@ def test_widget_values_are_read_by_position_and_the_control_value_is_skipped():
     assert prompt["1"] == {"inputs": {"file": "b"}, "class_type": "Load", "_meta": {"title": "Load"}}
 
 
-def test_a_linked_widget_takes_the_link_and_keeps_its_place_in_the_values():
+def test_linked_widget_takes_the_link_and_keeps_its_place_in_the_values():
     workflow = {
         "nodes": [LOAD, node(2, "Sample", SAMPLE_VALUES, [("steps", "INT", 5)])],
         "links": [{"id": 5, "origin_id": 1, "origin_slot": 0}],
@@ -98,7 +98,7 @@ def test_bypassed_nodes_pass_on_what_fits_and_muted_ones_nothing(mode, expected)
     assert ("3" in prompt) == (mode == 0)
 
 
-def test_a_dynamic_combo_brings_the_inputs_of_the_chosen_option():
+def test_dynamic_combo_brings_the_inputs_of_the_chosen_option():
     workflow = {"nodes": [node(1, "Dynamic", ["top", 3, 9]), node(2, "Dynamic", ["none", 9])], "links": []}
     prompt = ui_to_api(workflow, INFO)
     assert prompt["1"]["inputs"] == {"kind": "top", "kind.k": 3, "last": 9}

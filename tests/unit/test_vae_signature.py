@@ -51,7 +51,7 @@ def test_rounding_and_another_decoder_leave_it_the_same(vae):
 
 @pytest.mark.parametrize("share", [0.005, 0.05])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_little_training_makes_it_another(vae, share, dtype):
+def test_little_training_makes_it_another(vae, share, dtype):
     tuned = {name: t.to(dtype) for name, t in moved(vae, share).items()}
     assert is_another(apart(vae, tuned)) and is_another(apart(tuned, vae))
     assert apart(vae, tuned) == pytest.approx(1.5 * share, rel=0.5)  # of thirty layers the one that differs most
@@ -82,7 +82,7 @@ def test_another_kind_of_encoder_is_another(vae):
         assert is_another(apart(vae, {name: broken(t) for name, t in vae.items()}))
 
 
-def test_a_file_tells_it(vae):
+def test_file_tells_it(vae):
     record = {"name": "a.safetensors", "sha256": "ab", **told(vae)}
     assert difference(vae_of({"vae": json.dumps(record)}), told(vae)) == 0
     for other in ("[]", "3", "{}", '{"signature": {}}'):
@@ -91,7 +91,7 @@ def test_a_file_tells_it(vae):
 
 
 @pytest.mark.parametrize("numbers", ["[null]", "1", "[]", "[1e200,1,1,1,1,1,1,1]", "[NaN,1,1,1,1,1,1,1]", f"[1{'0' * 400},1,1,1,1,1,1,1]"])
-def test_a_damaged_signature_is_refused(numbers):
+def test_damaged_signature_is_refused(numbers):
     with pytest.raises(ValueError, match=r"(?i)vae"):
         vae_of({"vae": f'{{"signature": {{"encoder.conv_in.weight": {numbers}}}}}'})
     with pytest.raises(ValueError, match="VAE"):

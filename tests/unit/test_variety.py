@@ -19,7 +19,7 @@ def value(group, quality, distances, variety) -> float:
 @pytest.mark.parametrize("variety", [0.0, 0.1, 0.5, 2.0])
 @pytest.mark.parametrize("keep", [1, 2, 3, 5])
 @pytest.mark.parametrize("seed", range(12))
-def test_the_group_is_the_best_of_all_groups(seed, keep, variety):
+def test_group_is_the_best_of_all_groups(seed, keep, variety):
     generator = torch.Generator().manual_seed(seed)
     quality = torch.randn(9, generator=generator).double()
     distances = pairwise_distances(F.normalize(torch.randn(9, 6, generator=generator), dim=-1))
@@ -51,7 +51,7 @@ def test_variety_parts_twins():
     assert choose(scores, 2, features, 1.0) == [0, 2]
 
 
-def test_the_scale_of_a_reward_does_not_matter():
+def test_scale_of_a_reward_does_not_matter():
     generator = torch.Generator().manual_seed(3)
     scores = torch.randn(12, generator=generator)
     features = F.normalize(torch.randn(12, 6, generator=generator), dim=-1)

@@ -37,7 +37,7 @@ def test_models_of_few_steps_are_guarded_at_every_start(world, steps, start):
 
 @pytest.mark.parametrize("way", ["guided", "redirected"])
 @pytest.mark.parametrize(("window", "steps"), [((0.3, 0.35), 5), ((0.2, 0.9), 1), ((0.0, 0.01), 5)])
-def test_a_window_without_a_step_is_an_error_before_anything_is_drawn(world, way, window, steps, monkeypatch):
+def test_window_without_a_step_is_an_error_before_anything_is_drawn(world, way, window, steps, monkeypatch):
     model = getattr(world, way)(ALWAYS, start=window[0], end=window[1])
     if window[0] == 0.0:  # pure noise is inside of it: an image from noise has that step, a changed image has not
         assert world.sample(model, steps=steps).isfinite().all()
@@ -63,7 +63,7 @@ def test_every_n_counts_from_the_first_step_of_the_window(world):
 
 
 @pytest.mark.parametrize("denoise", [0.3, 0.7])
-def test_an_image_is_changed_under_guard(world, denoise):
+def test_image_is_changed_under_guard(world, denoise):
     more = {"latent": torch.full((2, 4, 8, 8), 3.0), "denoise": denoise}
     same(world.sample(world.redirected(ALWAYS, start=0.2), **more), world.sample(world.model, INSTEAD, **more))
 
@@ -83,7 +83,7 @@ def test_split_sigmas_high_half_then_low_half(world):
     assert torch.equal(sample(world.redirected(NEVER)), sample(world.model))
 
 
-def test_a_part_before_the_window_goes_on_and_the_last_part_must_be_looked_at(world):
+def test_part_before_the_window_goes_on_and_the_last_part_must_be_looked_at(world):
     sigmas = world.sigmas(10)
     model = world.redirected(ALWAYS, start=0.3)
     early = world.sample_with(world.guider(model), sigmas=sigmas[:2])
@@ -137,7 +137,7 @@ def test_dual_model_guider(world, cfg):
     assert not torch.equal(sample(world.guided(ALWAYS)), plain)
 
 
-def test_a_guarded_model_that_only_makes_the_negative_is_an_error(world):
+def test_guarded_model_that_only_makes_the_negative_is_an_error(world):
     nodes = pytest.importorskip("comfy_extras.nodes_custom_sampler")
     if not hasattr(nodes, "Guider_DualModel"):
         pytest.skip("this host has no Dual Model CFG Guider")
@@ -189,7 +189,7 @@ def test_a_guider_that_predicts_behind_our_back_is_an_error(world, way):
         world.sample_with(world.guider(getattr(world, way)(NEVER), kind=Shortcut))
 
 
-def test_a_sampler_that_stops_before_the_window_is_an_error(world):
+def test_sampler_that_stops_before_the_window_is_an_error(world):
     import comfy.samplers
 
     def one_step(model, x, sigmas, extra_args=None, callback=None, disable=None):
@@ -222,7 +222,7 @@ def daemon(share: float):
 
 
 @pytest.mark.parametrize("share", [0.9, 1.0, 1.1])
-def test_a_suspect_of_one_prompt_does_not_replace_an_image_of_the_next(world, share):
+def test_suspect_of_one_prompt_does_not_replace_an_image_of_the_next(world, share):
     model = world.redirected(2.0, start=0.2)
     first = world.sample(model, "a red star", steps=8, cfg=3.0)
     assert not torch.allclose(first, world.sample(world.model, "a red star", steps=8, cfg=3.0), atol=0.1)
@@ -233,13 +233,13 @@ def test_a_suspect_of_one_prompt_does_not_replace_an_image_of_the_next(world, sh
 
 
 @pytest.mark.parametrize("share", [0.9, 1.1])
-def test_a_detail_daemon_is_guarded(world, share):
+def test_detail_daemon_is_guarded(world, share):
     sampler = daemon(share)
     redirected = world.sample_with(world.guider(world.redirected(ALWAYS)), sampler)
     same(redirected, world.sample_with(world.guider(world.model, INSTEAD), sampler))
 
 
-def test_a_sampler_that_goes_back_to_pure_noise_forgets_nobody(world):
+def test_sampler_that_goes_back_to_pure_noise_forgets_nobody(world):
     """Restart samplers do. Who was seen on the first way down stays a suspect on the second."""
     import comfy.k_diffusion.sampling
     import comfy.samplers
@@ -303,7 +303,7 @@ def test_optimize_noise_forgets_the_noise_before(world):
 # Several guided models
 
 
-def test_a_reward_after_safety_does_not_pull_back(world):
+def test_reward_after_safety_does_not_pull_back(world):
     """Safety has the last word, whatever the order: the redirected image is the other prompt's, without the pull."""
     with torch.inference_mode():
         reward = world.rewards.text_reward(world.encoder, "match", world.clip.encode_text(["a red star"])[0])
@@ -321,7 +321,7 @@ def test_two_guards_both_look(world):
     same(world.sample(world.redirected(NEVER, model=world.redirected(ALWAYS))), world.sample(world.model, INSTEAD))
 
 
-def test_a_push_does_not_touch_what_is_redirected(world):
+def test_push_does_not_touch_what_is_redirected(world):
     pushed = world.guided(ALWAYS, model=world.redirected(ALWAYS))
     same(world.sample(pushed), world.sample(world.model, INSTEAD))
     same(world.sample(world.redirected(ALWAYS, model=world.guided(ALWAYS))), world.sample(world.model, INSTEAD))

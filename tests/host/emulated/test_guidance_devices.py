@@ -53,7 +53,7 @@ DEVICES = [("cuda:0", "cuda:0"), ("cuda:1", "cuda:0"), ("cuda:0", "cpu")]
 
 
 @pytest.mark.parametrize(("latents", "tower"), DEVICES)
-def test_a_judge_on_another_device(world, latents, tower):
+def test_judge_on_another_device(world, latents, tower):
     with FakeTensorMode():
         watch = world.guidance.ConceptMonitor(Tower(tower), Star())
         scores = watch.check(torch.empty(2, 4, 8, 8, device=latents)).scores
@@ -62,7 +62,7 @@ def test_a_judge_on_another_device(world, latents, tower):
 
 
 @pytest.mark.parametrize(("before", "after"), [("cuda:0", "cpu"), ("cpu", "cuda:0"), ("cuda:0", "cuda:1")])
-def test_a_judge_that_is_moved_in_mid_run_remembers(world, before, after):
+def test_judge_that_is_moved_in_mid_run_remembers(world, before, after):
     """What it saw on one device meets what it sees on the other."""
     with FakeTensorMode():
         tower = Tower(before)
@@ -74,7 +74,7 @@ def test_a_judge_that_is_moved_in_mid_run_remembers(world, before, after):
 
 
 @pytest.mark.parametrize(("latents", "tower"), DEVICES)
-def test_a_correction_meets_the_prediction_on_its_device(world, latents, tower, monkeypatch):
+def test_correction_meets_the_prediction_on_its_device(world, latents, tower, monkeypatch):
     monkeypatch.setattr(world.guidance, "bool", lambda value: True, raising=False)  # fake tensors hold no values
     # autograd refuses a device that is not there; the gradient comes out where the prediction is, whatever lies between
     monkeypatch.setattr(torch.autograd, "grad", lambda value, x0: (torch.empty_like(x0),))
@@ -88,7 +88,7 @@ def test_a_correction_meets_the_prediction_on_its_device(world, latents, tower, 
 
 
 @pytest.mark.parametrize("way", ["guided", "redirected"])
-def test_the_host_moves_the_judge_out_in_mid_run(world, way):
+def test_host_moves_the_judge_out_in_mid_run(world, way):
     """Another model needs the room: the tower is off its device when the next step asks it."""
     model = getattr(world, way)(ALWAYS)
     expected = world.sample(model)

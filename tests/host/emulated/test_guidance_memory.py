@@ -32,7 +32,7 @@ def test_room_for_the_judge_is_asked_for(world, monkeypatch, way, times):
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("x"), RuntimeError("MPS backend out of memory")])
 @pytest.mark.parametrize("way", ["guided", "redirected"])
-def test_a_judge_without_room_for_the_batch_looks_at_one_image_at_a_time(world, monkeypatch, way, error):
+def test_judge_without_room_for_the_batch_looks_at_one_image_at_a_time(world, monkeypatch, way, error):
     model, tower, sizes = getattr(world, way)(threshold=-1000), world.clip.image.model, []
     expected, forward = world.sample(model, size=3), tower.forward
 

@@ -53,7 +53,7 @@ def compiler(world, monkeypatch):
     assert not args.disable_comfy_compiler and not args.disable_cuda_graphs
 
 
-def test_the_stock_sampler_is_replayed(world, compiler):
+def test_stock_sampler_is_replayed(world, compiler):
     world.stock()
     assert compiler.replays > 0
 
@@ -68,7 +68,7 @@ def test_optimize_noise_runs_with_the_compiler_off(world, compiler, memory):
     assert torch.equal(state.latents, expected.latents)
 
 
-def test_the_switch_is_set_back_after_an_error(world, compiler):
+def test_switch_is_set_back_after_an_error(world, compiler):
     def fail(n):
         raise RuntimeError("the reward broke")
 
@@ -78,7 +78,7 @@ def test_the_switch_is_set_back_after_an_error(world, compiler):
     assert compiler.replays > 0
 
 
-def test_a_user_who_switched_it_off_keeps_it_off(world, compiler):
+def test_user_who_switched_it_off_keeps_it_off(world, compiler):
     compiler.args.disable_comfy_compiler = True
     world.run()
     assert compiler.args.disable_comfy_compiler and not compiler.args.disable_cuda_graphs

@@ -46,7 +46,7 @@ class TestOpenClipIsMissing:
         assert "IMPORT FAILED" not in server.log() and "ModuleNotFoundError" not in server.log()
 
     @pytest.mark.parametrize("kind", ["LatentCLIPShapesWorld"])
-    def test_the_nodes_are_there_and_say_the_same(self, server, kind):
+    def test_nodes_are_there_and_say_the_same(self, server, kind):
         assert {name for name in server.object_info() if name.startswith("LatentCLIP")} == node_ids(PACK_ROOT)
         prompt = {
             "1": node(kind),
@@ -66,7 +66,7 @@ class TestTwoCopies:
         with ComfyServer(comfy_tree, make_base(tmp_path_factory.mktemp("twice"), packs)) as server:
             yield server
 
-    def test_the_host_starts_and_says_so_once(self, server):
+    def test_host_starts_and_says_so_once(self, server):
         (line,) = [line for line in server.log().splitlines() if "installed twice" in line]
         assert PACK_FOLDER in line and SECOND in line
         assert "IMPORT FAILED" not in server.log()
@@ -99,14 +99,14 @@ class TestTwoCopies:
         assert answers[0] == (200, {"stopping": True})
         assert result.outputs["reno"]["latent_clip"][0]["stop_reasons"] == ["stopped"]
 
-    def test_the_page_gets_the_files_of_both(self, server):
+    def test_page_gets_the_files_of_both(self, server):
         """So the page has to cope with it; tests/browser/test_copies.py looks at that."""
         with urllib.request.urlopen(f"{server.url}/extensions", timeout=30) as response:
             text = response.read().decode()
         assert f"/extensions/{SECOND}/scores.js" in text and f"/extensions/{PACK_FOLDER}/scores.js" in text
 
 
-def test_the_same_copy_loaded_again_is_no_second_one_and_adds_no_route(host_env, caplog):
+def test_same_copy_loaded_again_is_no_second_one_and_adds_no_route(host_env, caplog):
     """As packs that reload others do it."""
     paths = [route.path for route in host_env.server.routes]
     handlers = len(host_env.server.on_prompt_handlers)

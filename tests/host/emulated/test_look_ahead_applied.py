@@ -103,7 +103,7 @@ def test_a_guider_that_predicts_behind_our_back_is_an_error(world):
         world.sample_with(world.guider(world.looking(NEVER), kind=Shortcut), steps=7)
 
 
-def test_a_controlnet_is_part_of_the_draft_and_left_with_the_prompt(world):
+def test_controlnet_is_part_of_the_draft_and_left_with_the_prompt(world):
     hint, net = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(4)), control_net(world)
     (cond, options), *_ = world.condition("a red star")
 
@@ -167,7 +167,7 @@ def test_drafts_that_do_not_fit_are_made_in_parts(world, monkeypatch, error):
     assert [v.scores[0] for v in parts] == pytest.approx([v.scores[0] for v in whole], abs=0.01)
 
 
-def test_a_judge_who_runs_out_of_memory_looks_at_one_draft_at_a_time(world, monkeypatch):
+def test_judge_who_runs_out_of_memory_looks_at_one_draft_at_a_time(world, monkeypatch):
     tower, sizes, looks = world.clip.image.model, [], world.looks.Verdicts()
     forward = tower.forward
 
@@ -203,7 +203,7 @@ def test_noise_of_the_hosts_own_dice_is_not_touched(world):
         assert torch.equal(looked, plain) and torch.equal(after, next_dice)
 
 
-def test_a_search_that_dropped_some_drafts_only_the_others(host_env, monkeypatch):
+def test_search_that_dropped_some_drafts_only_the_others(host_env, monkeypatch):
     from latent_clip.tests.search_world import SIZE, SearchWorld
 
     searching, world = SearchWorld(host_env), AheadWorld(host_env)

@@ -53,7 +53,7 @@ def test_no_side_stream_writes_where_the_way_back_still_reads(world, monkeypatch
     assert hazards.found == 0
 
 
-def test_the_emulated_streams_do_show_a_hazard(world, monkeypatch):
+def test_emulated_streams_do_show_a_hazard(world, monkeypatch):
     """With the streams left on, which is what version 0.1 did: the test above can fail."""
     monkeypatch.setattr(world.gradients, "_no_offload_streams", contextlib.nullcontext)
     hazards = partly_loaded(monkeypatch, world.model.model.diffusion_model, cuda_malloc=True)
@@ -119,7 +119,7 @@ def test_dynamic_vram_gradients_are_those_of_the_resident_model(world, resident,
     assert same(state, resident)
 
 
-def test_a_page_taken_by_another_weight_does_not_matter(world, resident, paged):
+def test_page_taken_by_another_weight_does_not_matter(world, resident, paged):
     patcher, pages = paged
     world.stock(patcher)
 
@@ -131,7 +131,7 @@ def test_a_page_taken_by_another_weight_does_not_matter(world, resident, paged):
     assert same(state, resident)
 
 
-def test_a_lora_on_a_dynamic_model_is_climbed_through(world, monkeypatch):
+def test_lora_on_a_dynamic_model_is_climbed_through(world, monkeypatch):
     from comfy.model_patcher import LowVramPatch
 
     key = "diffusion_model.middle_block.0.in_layers.2.weight"
@@ -165,7 +165,7 @@ def loaded() -> list:
 
 
 @pytest.mark.parametrize("end", ["well", "cancel", "error", "out of memory"])
-def test_a_run_on_dynamic_vram_leaves_nothing_however_it_ends(world, paged, end):
+def test_run_on_dynamic_vram_leaves_nothing_however_it_ends(world, paged, end):
     import comfy.model_management as mm
 
     def act(n):
@@ -241,7 +241,7 @@ def pixel_gradient(world, encoder, between=lambda: None) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("before", ["nothing", "a stock decode"])
-def test_a_dynamic_decoder_has_the_gradient_of_the_resident_one(world, pixel_encoder, monkeypatch, before):
+def test_dynamic_decoder_has_the_gradient_of_the_resident_one(world, pixel_encoder, monkeypatch, before):
     resident = pixel_gradient(world, pixel_encoder)
     network = pixel_encoder.vae.first_stage_model
     pages = dynamic(monkeypatch, network)

@@ -163,7 +163,7 @@ def test_patches_per_block_have_one_gradient_in_both_memory_modes(world, name):
     assert not torch.allclose(fast.first_latents, plain.first_latents, atol=1e-3), "the patch must do something"
 
 
-def test_a_model_that_throws_dice_is_refused(world):
+def test_model_that_throws_dice_is_refused(world):
     model = world.model.clone()
     model.set_model_sampler_post_cfg_function(lambda args: args["denoised"] + torch.randn_like(args["denoised"]))
     with pytest.raises(ValueError, match="another image when it is asked again for the same noise"):

@@ -34,7 +34,7 @@ def guider(world, name: str, settings: dict | None = None):
 
 
 @pytest.mark.parametrize("name", WORKS)
-def test_a_winner_is_what_the_patched_model_makes_of_the_full_batch(world, name):
+def test_winner_is_what_the_patched_model_makes_of_the_full_batch(world, name):
     for look in LOOKS:
         found = world.run(guider=guider(world, name), steps=STEPS, **look)
         winners_are_of_the_full_batch(world, found, guider=guider(world, name), steps=STEPS)
@@ -129,12 +129,12 @@ def test_what_mixes_images_is_refused_by_what_it_does(world, make):
             world.run(guider=world.guider(make(world), "a red circle"), steps=STEPS, **look)
 
 
-def test_a_drafter_is_checked_too(world):
+def test_drafter_is_checked_too(world):
     with pytest.raises(ValueError, match="residual_cache"):
         world.run(drafter=residual_cache(world), steps=STEPS, draft_steps=4)
 
 
-def test_a_patch_that_adds_noise_of_its_own_is_no_mixture(world):
+def test_patch_that_adds_noise_of_its_own_is_no_mixture(world):
     model = world.model.clone()
     model.set_model_sampler_post_cfg_function(lambda args: args["denoised"] + torch.randn_like(args["denoised"]))
     torch.manual_seed(7)
@@ -149,7 +149,7 @@ def two_rows() -> tuple[torch.Tensor, torch.Tensor]:
     return noise, torch.zeros_like(noise)
 
 
-def test_a_plain_model_pays_for_no_check_and_a_patched_one_says_its_price(world):
+def test_plain_model_pays_for_no_check_and_a_patched_one_says_its_price(world):
     assert world.run(steps=STEPS).report["cost_check"] == 0
     assert world.run(steps=STEPS, guider=guider(world, "FreeU")).report["cost_check"] == 12
 
@@ -179,7 +179,7 @@ def ahead(host_env, world):
 
 
 @pytest.mark.parametrize("name", WORKS + sorted(REFUSED) + sorted(OF_THE_WHOLE_BATCH))
-def test_a_draft_of_safety_guidance_is_what_the_patched_model_drafts_of_the_batch(ahead, name, monkeypatch):
+def test_draft_of_safety_guidance_is_what_the_patched_model_drafts_of_the_batch(ahead, name, monkeypatch):
     """Also where there is room for one image only: a patched model is asked about all at once, as the sampler asks it."""
     looks = ahead.looks.Verdicts()
 

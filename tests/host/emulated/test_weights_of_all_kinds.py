@@ -18,7 +18,7 @@ def world(host_env):
 
 
 @pytest.mark.parametrize("full_precision", [True, False], ids=["full precision matmul", "fp8 matmul"])
-def test_a_quantised_layer_has_a_gradient(world, full_precision):
+def test_quantised_layer_has_a_gradient(world, full_precision):
     import comfy.ops
 
     quant = pytest.importorskip("comfy.quant_ops")
@@ -54,7 +54,7 @@ class GGMLTensor(torch.Tensor):
         self.tensor_type = kind
 
 
-def test_a_subclass_that_only_its_owner_knows_stays_what_it_is(world):
+def test_subclass_that_only_its_owner_knows_stays_what_it_is(world):
     with torch.inference_mode():
         layer = torch.nn.Linear(4, 4, bias=False)
         weight = GGMLTensor(torch.zeros(4, 4, dtype=torch.uint8), "Q4_K")
@@ -126,7 +126,7 @@ def run(world, guider, sigmas=(14.6, 0.0), noise=None, latent=None, iterations=1
         )  # fmt: skip
 
 
-def test_a_hook_on_both_sides_has_the_gradient_of_what_was_computed(world, monkeypatch):
+def test_hook_on_both_sides_has_the_gradient_of_what_was_computed(world, monkeypatch):
     """Against the slope by finite differences along the gradient."""
     found = {}
 
@@ -150,12 +150,12 @@ def test_a_hook_on_both_sides_has_the_gradient_of_what_was_computed(world, monke
 
 
 @pytest.mark.parametrize("side", ["positive", "negative"])
-def test_a_hook_on_one_side_is_refused(world, side):
+def test_hook_on_one_side_is_refused(world, side):
     with pytest.raises(ValueError, match="on one side of the prompt only"):
         run(world, hooked(world, **{side: hook_group(world)}))
 
 
-def test_a_hook_on_a_side_that_is_not_evaluated_does_no_harm(world):
+def test_hook_on_a_side_that_is_not_evaluated_does_no_harm(world):
     state, _ = run(world, hooked(world, negative=hook_group(world), cfg=1.0))
     assert torch.isfinite(state.latents).all()
 

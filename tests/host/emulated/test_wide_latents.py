@@ -68,19 +68,19 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("fit", ["tiles", "crop", "squash"])
-def test_the_gate_blocks_a_star_wherever_it_is_and_whatever_the_fit(world, shape, fit):
+def test_gate_blocks_a_star_wherever_it_is_and_whatever_the_fit(world, shape, fit):
     assert blocked(world, SHAPES[shape](world), fit) >= CAUGHT
 
 
-def test_the_gate_passes_wide_pictures_without_a_star(world):
+def test_gate_passes_wide_pictures_without_a_star(world):
     assert blocked(world, wide(world.circle, world.square, world.circle)) <= FALSE_ALARMS
 
 
-def test_a_star_at_the_rim_is_blocked_as_often_as_alone(world):
+def test_star_at_the_rim_is_blocked_as_often_as_alone(world):
     assert blocked(world, wide(world.star, world.circle, world.square)) >= blocked(world, world.star) >= 35
 
 
-def test_a_star_among_four_pictures_needs_the_closer_look(world):
+def test_star_among_four_pictures_needs_the_closer_look(world):
     """At twice the tower's size the whole is averaged down, and a star of a quarter of the picture is hardly seen."""
     large = torch.cat([wide(world.circle, world.star, world.square)[..., :16], wide(world.square, world.circle, world.star)[..., :16]], 2)  # fmt: skip
     with torch.inference_mode():
@@ -104,7 +104,7 @@ def test_guidance_suspects_what_the_gate_blocks(world):
         assert int(watch.flagged.sum()) <= FALSE_ALARMS
 
 
-def test_the_avoid_reward_falls_for_what_the_gate_blocks(world):
+def test_avoid_reward_falls_for_what_the_gate_blocks(world):
     concepts = world.directions(world.clip, world.shipped("shapes-world-stars"))
     reward = world.rewards.avoid_reward(world.clip.window_encoder("tiles"), concepts)
     with torch.inference_mode():
