@@ -24,7 +24,7 @@ MOST = 64_000_000  # bytes of one message of the websocket
 
 
 class Mistake(Exception):
-    """What went wrong and what to do; the last line that is printed."""
+    """Failure in one line: the cause and the remedy; the last line that is printed."""
 
 
 def read_workflow(path: Path) -> dict:
@@ -50,7 +50,7 @@ def read_workflow(path: Path) -> dict:
 
 
 def is_node(node: object) -> bool:
-    """Whether this is a node in API format."""
+    """Check that this is a node in API format."""
     return isinstance(node, dict) and isinstance(node.get("class_type"), str) and isinstance(node.get("inputs"), dict)
 
 

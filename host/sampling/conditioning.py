@@ -8,7 +8,7 @@ import comfy.conds
 from torch import Tensor
 
 NOT_FOR_ALL = ("control", "area", "mask", "gligen", "hooks", "timestep_start", "timestep_end")
-"""What a prepared prompt has that holds for a part of the image or of the sampling, or needs its items in order."""
+"""Entries of a prepared prompt that hold for a part of the image or of the sampling, or need its items in order."""
 
 
 def map_conds(value, function: Callable[[Tensor], Tensor]):

@@ -352,7 +352,7 @@ def tensors_in(value) -> list[torch.Tensor]:
 
 
 def holds(value, secret: torch.Tensor) -> bool:
-    """Whether any tensor, as it is or in other shapes, correlates with one of the secret pictures."""
+    """Check that any tensor, as it is or in other shapes, correlates with one of the secret pictures."""
     secrets = [item.flatten().double() - item.double().mean() for item in secret]
     for tensor in tensors_in(value):
         if tensor.is_complex() or not tensor.numel():

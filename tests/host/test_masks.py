@@ -21,7 +21,7 @@ def rand(*shape) -> torch.Tensor:
 
 
 def read(mask, shape) -> torch.Tensor:
-    """What the host's samplers make of a mask."""
+    """Mask as the host's samplers read it."""
     from comfy.sampler_helpers import prepare_mask
 
     return prepare_mask(mask, shape, "cpu")

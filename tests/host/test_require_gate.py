@@ -173,7 +173,7 @@ def likeness(one: Image.Image, other: Image.Image) -> float:
 
 @pytest.fixture(scope="module")
 def stars(comfy) -> list[Image.Image]:
-    """What the gate is there to block."""
+    """Pictures that the gate must block."""
     ungated = {key: made for key, made in base(d=decode(["ks", 0])).items() if key != "g"}
     return pictures(comfy, comfy.run(ungated).outputs)
 

@@ -1,4 +1,4 @@
-"""What Safety Guidance saw of an image holds for every later sampling that starts from it, and for no other image."""
+"""Verdicts of Safety Guidance hold for every later sampling that starts from the image, and for no other image."""
 
 import importlib
 
@@ -180,7 +180,7 @@ def all_innocent(found) -> bool:
 
 @pytest.mark.parametrize("prompt", ["a red circle", "a green circle", "a red square and a blue circle"])
 def test_other_images_are_not_taken_for_it(world, prompt):
-    """Of the same noise too: 6 seeds of stars are known, and images of other prompts start a second sampling."""
+    """Other images, of the same noise too: 6 seeds of stars are known, and images of other prompts start a second sampling."""
     for seed in range(6):
         sample(world, world.looking(NEVER, "report", ALWAYS), seed=seed)
     for seed in (0, 3):
