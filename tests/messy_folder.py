@@ -264,7 +264,7 @@ def sparse_tar(size: int = GNU_SPARSE) -> bytes:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """What stands in every file."""
+    """Content of every file, by name."""
     return {
         os.fsencode(path.relative_to(folder)).hex(): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()
     }

@@ -32,7 +32,7 @@ LATER_ARGUMENTS = {  # method → keywords that 3.10 does not take
 
 
 def later_than_310(source: str) -> list[str]:
-    """What a file uses that Python 3.10 has not, or does otherwise."""
+    """Uses in a file of what Python 3.10 lacks or does otherwise."""
     found = []
     for node in ast.walk(ast.parse(source)):
         line = getattr(node, "lineno", 0)

@@ -205,7 +205,7 @@ def read_all(folder: Path) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory) -> dict[str, dict]:
-    """Of every bomb, from a process that this one's threads and memory have no part in."""
+    """Outcome of every bomb, from a process that shares no threads and memory with this one."""
     folder = tmp_path_factory.mktemp("bombs")
     code = (
         "import json, sys; from pathlib import Path; from latent_clip.tests.unit.test_reader_bombs import read_all; "

@@ -66,7 +66,7 @@ def outcome(use: Callable[[Path], object], path: Path, case: object = "") -> str
 
 
 def copied(source: Path, folder: Path, name: str) -> Path:
-    """Where a changed copy goes, with the config that lies beside the file."""
+    """Path for a changed copy, with the config that lies beside the file."""
     path = folder / f"{name}{source.suffix}"
     if source.with_suffix(".json").exists():
         shutil.copy(source.with_suffix(".json"), path.with_suffix(".json"))

@@ -103,7 +103,7 @@ def test_callers_own_mistakes_are_no_refusals(arguments, says):
 
 
 def loaded(file="a.safetensors", **more) -> dict:
-    """Of SDXL's layout: the checkpoint's VAE, a Latent-CLIP from a file."""
+    """SDXL's layout: the checkpoint's VAE, a Latent-CLIP from a file."""
     return base(
         v=node("CheckpointLoaderSimple", ckpt_name="x.safetensors"), al=node("LatentCLIPLoader", file=file, dtype="auto"),
         g=gate(["ks", 0], ("al", 0)), d=decode(["g", 0], ("v", 2)), **more,
@@ -179,6 +179,6 @@ def test_two_thousand_nodes_in_a_row_are_no_recursion():
 
 
 def test_prompts_travel_through_json_unchanged():
-    """What the table holds is what a client can send, but for the malformed ones."""
+    """Graphs of the table are what a client can send, but for the malformed ones."""
     for prompt in HONEST.values():
         assert json.loads(json.dumps(prompt)) == prompt
